@@ -1,0 +1,1 @@
+//! What operators type, and `gilmok demo`: a whole mesh as child processes of this one executable.

@@ -1,0 +1,116 @@
+//! The mesh document: what operators said, checked as a whole.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::grammar::{Faults, Value};
+use crate::name::ServiceName;
+use crate::node::Node;
+use crate::problem::Problems;
+use crate::route::{self, Route};
+use crate::service::ServicePolicy;
+
+/// Most services of a mesh.
+pub const SERVICES_MAX: usize = 10_000;
+
+/// What a sound document says.
+#[derive(Clone, Debug, Default)]
+pub struct Document {
+    pub services: BTreeMap<ServiceName, ServicePolicy>,
+    pub routes: Vec<Route>,
+}
+
+impl Document {
+    /// Reads a document from TOML.
+    ///
+    /// # Errors
+    /// Every fault, with path and line.
+    pub fn parse_toml(text: &str) -> Result<Self, Problems> {
+        Self::read(&Node::parse_toml(text)?)
+    }
+
+    /// Reads a document from JSON.
+    ///
+    /// # Errors
+    /// Every fault, with its path.
+    pub fn parse_json(json: &serde_json::Value) -> Result<Self, Problems> {
+        Self::read(&Node::from(json))
+    }
+
+    /// Reads a document from its tree.
+    ///
+    /// # Errors
+    /// Every fault, with its path and, where the tree has them, lines.
+    pub fn read(node: &Node) -> Result<Self, Problems> {
+        let faults = Faults::new();
+        let document = Self::read_root(&Value::root(node, &faults));
+        faults.into_result(document)
+    }
+
+    fn read_root(root: &Value<'_>) -> Self {
+        let Some(mut table) = root.table() else { return Self::default() };
+        let services = table.optional("services");
+        let routes = table.optional("routes");
+        table.finish();
+        let document = Self {
+            services: services.as_ref().map(read_services).unwrap_or_default(),
+            routes: routes.as_ref().map(route::read_all).unwrap_or_default(),
+        };
+        document.check_routes(routes.as_ref());
+        document
+    }
+
+    fn check_routes(&self, routes: Option<&Value<'_>>) {
+        let Some(items) = routes.and_then(Value::items) else { return };
+        for item in items {
+            let Some(mut table) = item.table() else { continue };
+            let Some(service) = table.optional("service") else { continue };
+            let known = service.is_text().then(|| service.text()).flatten();
+            if let Some(name) = known
+                && !self.services.contains_key(name)
+                && ServiceName::parse(name).is_ok()
+            {
+                service.fault(format!("there is no service `{name}`"), format!("add [services.{name}]"));
+            }
+        }
+    }
+}
+
+/// Every host that a service answers to without a route.
+pub(crate) fn own_hosts(name: &ServiceName) -> [String; 3] {
+    [name.to_string(), format!("{name}.mesh"), format!("{name}.service.consul")]
+}
+
+fn read_services(value: &Value<'_>) -> BTreeMap<ServiceName, ServicePolicy> {
+    let entries = value.entries().unwrap_or_default();
+    if entries.len() > SERVICES_MAX {
+        value.fault(format!("{} services", entries.len()), format!("at most {SERVICES_MAX}"));
+        return BTreeMap::new();
+    }
+    let mut services = BTreeMap::new();
+    let mut hosts: HashMap<String, ServiceName> = HashMap::new();
+    let names: Vec<_> = entries
+        .into_iter()
+        .filter_map(|(key, table)| match ServiceName::parse(key) {
+            Ok(name) => Some((name, table)),
+            Err(hint) => {
+                table.fault("not a service's name", hint);
+                None
+            }
+        })
+        .collect();
+    for (name, _) in &names {
+        hosts.extend(own_hosts(name).map(|host| (host, name.clone())));
+    }
+    for (name, table) in names {
+        let Some(policy) = ServicePolicy::read(&table) else { continue };
+        for host in &policy.hosts {
+            if let Some(other) = hosts.insert(host.clone(), name.clone())
+                && other != name
+            {
+                table.fault(format!("the host `{host}` is `{other}`'s already"), "one service to a host");
+            }
+        }
+        services.insert(name, policy);
+    }
+    services
+}

@@ -1,0 +1,39 @@
+//! The language of the mesh: what it can be told, whether that is sound, what it means for one request.
+//!
+//! Pure by rule: no IO, no clock, no task, no dice. Time, liveness and randomness are arguments.
+//! In reading order: what is wrong with a document ([`problem`]), how text becomes a tree ([`node`]) and
+//! the tree is read ([`grammar`]), the words ([`name`], [`address`], [`unit`]), the policies of a service
+//! ([`service`], [`retry`], [`health`]), the [`route`]s, the whole [`document`], what it means together
+//! with who is alive ([`snapshot`]), the brain ([`decide`]), and what the two planes tell each other ([`wire`]).
+
+pub mod problem;
+
+pub mod node;
+
+pub mod grammar;
+
+pub mod unit;
+
+pub mod name;
+
+pub mod address;
+
+pub mod endpoint;
+
+pub mod hash;
+
+pub mod health;
+
+pub mod service;
+
+pub mod host;
+
+pub mod route;
+
+pub mod document;
+
+pub mod snapshot;
+
+pub mod decide;
+
+pub mod wire;

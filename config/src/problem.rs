@@ -1,0 +1,68 @@
+//! A fault of a document: where it is, what is wrong, what would be right.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// One fault. Documents are refused as a whole, with every fault at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// Where in the document, e.g. `services.ads.retry.attempts`; empty for the document as a whole.
+    pub path: String,
+    /// The line in the file, counted from 1; absent for documents that came as JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
+    /// What is wrong: lower case, no full stop.
+    pub what: String,
+    /// What would be right, when that can be said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(line) = self.line {
+            write!(f, "line {line}: ")?;
+        }
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.what)?;
+        match &self.hint {
+            Some(hint) => write!(f, " ({hint})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Every fault of one document, in the order of the document's lines.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Problems(pub Vec<Problem>);
+
+impl Problems {
+    /// One fault that concerns the document as a whole.
+    #[must_use]
+    pub fn whole(what: impl Into<String>) -> Self {
+        Self(vec![Problem { path: String::new(), line: None, what: what.into(), hint: None }])
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, problem) in self.0.iter().enumerate() {
+            if i > 0 {
+                f.write_str("\n")?;
+            }
+            problem.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}

@@ -1,0 +1,233 @@
+//! Routes: which requests go to which service when the host alone does not say it.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use regex::Regex;
+
+use crate::grammar::{Table, Value};
+use crate::name::ServiceName;
+use crate::service::read_host;
+
+/// Most routes of a mesh.
+pub const ROUTES_MAX: usize = 10_000;
+/// Largest compiled size of a `path_regex`, in bytes; the engine runs in linear time.
+const REGEX_BYTES_MAX: usize = 1 << 20;
+
+/// One `[[routes]]` table.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Canonical hosts; empty matches every host.
+    pub hosts: Vec<String>,
+    pub path: PathMatch,
+    /// Empty matches every method.
+    pub methods: Vec<Method>,
+    /// All of them must be there with this value.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub service: ServiceName,
+    /// Taken off the path before it is sent on; whole segments.
+    pub strip_prefix: Option<String>,
+    /// Instead of the service's own.
+    pub request_timeout: Option<Duration>,
+}
+
+/// How a route looks at the path. The path is compared as it was sent: no decoding, case matters.
+#[derive(Clone, Debug)]
+pub enum PathMatch {
+    Any,
+    Exact(String),
+    /// Whole segments: `/api` matches `/api` and `/api/x`, not `/apix`. Kept without a trailing `/`.
+    Prefix(String),
+    /// The whole path.
+    Regex(Regex),
+}
+
+impl Route {
+    /// Whether the request is this route's. The host was compared already.
+    #[must_use]
+    pub fn matches(&self, method: &Method, path: &str, headers: &HeaderMap) -> bool {
+        self.path.matches(path)
+            && (self.methods.is_empty() || self.methods.contains(method))
+            && self
+                .headers
+                .iter()
+                .all(|(name, value)| headers.get_all(name).iter().any(|found| found == value))
+    }
+
+    /// Whether every request that `later` could match is taken by this route already.
+    fn covers(&self, later: &Self) -> bool {
+        let hosts = self.hosts.is_empty()
+            || (!later.hosts.is_empty() && later.hosts.iter().all(|host| self.hosts.contains(host)));
+        let methods = self.methods.is_empty()
+            || (!later.methods.is_empty()
+                && later.methods.iter().all(|method| self.methods.contains(method)));
+        let headers = self.headers.iter().all(|header| later.headers.contains(header));
+        hosts && methods && headers && self.path.covers(&later.path)
+    }
+
+    fn read(value: &Value<'_>) -> Option<Self> {
+        let mut table = value.table()?;
+        let hosts = table.optional("hosts").and_then(|v| v.list(read_host)).unwrap_or_default();
+        let path = read_path(&mut table);
+        let methods = table.optional("methods").and_then(|v| v.list(read_method)).unwrap_or_default();
+        let headers = table.optional("headers").and_then(|v| read_headers(&v)).unwrap_or_default();
+        let service = table.required("service").and_then(|v| v.named(ServiceName::parse));
+        let strip_prefix = table.optional("strip_prefix").and_then(|v| read_prefix(&v));
+        let request_timeout = table
+            .optional("request_timeout")
+            .and_then(|v| v.duration(Duration::from_millis(1), Duration::from_hours(24)));
+        if let (Some(strip), Some(path)) = (&strip_prefix, &path)
+            && !path.is_within(strip)
+        {
+            value.fault(
+                format!("strip_prefix = \"{strip}\" is no part of what this route matches"),
+                "the path must begin with the prefix that is stripped",
+            );
+        }
+        table.finish();
+        Some(Self { hosts, path: path?, methods, headers, service: service?, strip_prefix, request_timeout })
+    }
+}
+
+impl PathMatch {
+    fn matches(&self, path: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Exact(exact) => path == exact,
+            Self::Prefix(prefix) => has_prefix(path, prefix),
+            Self::Regex(regex) => regex.is_match(path),
+        }
+    }
+
+    fn covers(&self, later: &Self) -> bool {
+        match (self, later) {
+            (Self::Any, _) => true,
+            (Self::Exact(mine), Self::Exact(theirs)) => mine == theirs,
+            (Self::Prefix(mine), Self::Prefix(theirs) | Self::Exact(theirs)) => has_prefix(theirs, mine),
+            (Self::Regex(mine), Self::Regex(theirs)) => mine.as_str() == theirs.as_str(),
+            (Self::Regex(mine), Self::Exact(theirs)) => mine.is_match(theirs),
+            (Self::Exact(_) | Self::Prefix(_) | Self::Regex(_), _) => false,
+        }
+    }
+
+    /// Whether every path that matches begins with `prefix`. Of a regex that is not known: it may.
+    fn is_within(&self, prefix: &str) -> bool {
+        match self {
+            Self::Any => false,
+            Self::Exact(path) | Self::Prefix(path) => has_prefix(path, prefix),
+            Self::Regex(_) => true,
+        }
+    }
+}
+
+/// Whether `path` begins with the whole segments of `prefix` (which has no trailing `/`).
+#[must_use]
+pub fn has_prefix(path: &str, prefix: &str) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Reads the routes and refuses those that no request can reach.
+pub(crate) fn read_all(value: &Value<'_>) -> Vec<Route> {
+    let Some(items) = value.items() else { return Vec::new() };
+    if items.len() > ROUTES_MAX {
+        value.fault(format!("{} routes", items.len()), format!("at most {ROUTES_MAX}"));
+        return Vec::new();
+    }
+    let mut routes: Vec<Route> = Vec::with_capacity(items.len());
+    // Only routes that share a host, or have none, can cover each other.
+    let mut by_host: std::collections::HashMap<String, Vec<usize>> = std::collections::HashMap::new();
+    for item in &items {
+        let Some(route) = Route::read(item) else { continue };
+        let mut candidates: Vec<usize> = by_host.get("").cloned().unwrap_or_default();
+        candidates.extend(route.hosts.first().and_then(|host| by_host.get(host)).into_iter().flatten());
+        if let Some(earlier) = candidates.into_iter().find(|earlier| routes[*earlier].covers(&route)) {
+            item.fault(
+                format!("no request reaches this route: routes[{earlier}] takes them all"),
+                "put the narrower route first",
+            );
+        }
+        if route.hosts.is_empty() {
+            by_host.entry(String::new()).or_default().push(routes.len());
+        }
+        for host in &route.hosts {
+            by_host.entry(host.clone()).or_default().push(routes.len());
+        }
+        routes.push(route);
+    }
+    routes
+}
+
+fn read_path(table: &mut Table<'_>) -> Option<PathMatch> {
+    let prefix = table.optional("path_prefix");
+    let exact = table.optional("path");
+    let regex = table.optional("path_regex");
+    match (prefix, exact, regex) {
+        (None, None, None) => Some(PathMatch::Any),
+        (Some(prefix), None, None) => {
+            let prefix = read_prefix(&prefix)?;
+            Some(if prefix.is_empty() { PathMatch::Any } else { PathMatch::Prefix(prefix) })
+        }
+        (None, Some(exact), None) => read_absolute(&exact).map(|path| PathMatch::Exact(path.to_owned())),
+        (None, None, Some(regex)) => {
+            let text = regex.text()?;
+            let whole = format!("^(?:{text})$");
+            match regex::RegexBuilder::new(&whole).size_limit(REGEX_BYTES_MAX).build() {
+                Ok(compiled) => Some(PathMatch::Regex(compiled)),
+                Err(error) => {
+                    let what = error.to_string().lines().last().unwrap_or_default().to_owned();
+                    regex.fault(format!("not a regular expression: {what}"), "");
+                    None
+                }
+            }
+        }
+        _ => {
+            table.value().fault("more than one of `path_prefix`, `path` and `path_regex`", "one of them");
+            None
+        }
+    }
+}
+
+fn read_absolute<'d>(value: &Value<'d>) -> Option<&'d str> {
+    let text = value.text()?;
+    if text.starts_with('/')
+        && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'?' && byte != b'#')
+    {
+        return Some(text);
+    }
+    value.fault("not a path", "a path begins with `/` and has no spaces, `?` or `#`");
+    None
+}
+
+fn read_prefix(value: &Value<'_>) -> Option<String> {
+    Some(read_absolute(value)?.trim_end_matches('/').to_owned())
+}
+
+fn read_method(value: &Value<'_>) -> Option<Method> {
+    let text = value.text()?;
+    match Method::from_bytes(text.as_bytes()) {
+        Ok(method) if text.bytes().all(|byte| !byte.is_ascii_lowercase()) => Some(method),
+        _ => {
+            value.fault("not a method", "in capitals: \"GET\", \"POST\"");
+            None
+        }
+    }
+}
+
+fn read_headers(value: &Value<'_>) -> Option<Vec<(HeaderName, HeaderValue)>> {
+    let mut headers = Vec::new();
+    for (name, expected) in value.entries()? {
+        let parsed = HeaderName::from_bytes(name.as_bytes());
+        if parsed.is_err() {
+            expected.fault("not a header name", "");
+        }
+        let text = expected.text();
+        let wanted = text.and_then(|text| HeaderValue::from_str(text).ok());
+        if text.is_some() && wanted.is_none() {
+            expected.fault("not a header value", "visible ASCII characters");
+        }
+        if let (Ok(name), Some(wanted)) = (parsed, wanted) {
+            headers.push((name, wanted));
+        }
+    }
+    Some(headers)
+}

@@ -1,0 +1,180 @@
+//! What a document says of one service, with the defaults filled in.
+
+use std::time::Duration;
+
+use crate::endpoint::Endpoint;
+use crate::grammar::Value;
+use crate::health::HealthCheckPolicy;
+use crate::host;
+
+/// Most endpoints of one service.
+pub const ENDPOINTS_MAX: usize = 10_000;
+/// Most additional hosts of one service.
+pub const HOSTS_MAX: usize = 100;
+
+/// One `[services.NAME]` table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePolicy {
+    /// Hosts it answers to beside its own names; canonical.
+    pub hosts: Vec<String>,
+    pub protocol: Protocol,
+    pub load_balancer: LoadBalancer,
+    /// How long an endpoint's share grows from a tenth to its whole weight after it (re)appeared.
+    pub slow_start: Duration,
+    pub connect_timeout: Duration,
+    /// From the end of the request to the head of the answer, retries included.
+    pub request_timeout: Duration,
+    /// Uploads, bodies, streams, tunnels: how long nothing may move.
+    pub idle_timeout: Duration,
+    /// Requests in flight, over all workers of a proxy; more are refused at once.
+    pub max_concurrent: u32,
+    pub health_check: Option<HealthCheckPolicy>,
+    /// Used while membership knows no endpoint of this service.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// What is spoken to the endpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// HTTP/2 with prior knowledge; what gRPC needs.
+    H2,
+    #[default]
+    Http1,
+}
+
+/// How an endpoint is chosen among equals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum LoadBalancer {
+    /// The better of two chosen at random, by requests in flight (power of two choices).
+    #[default]
+    LeastRequest,
+    /// The better of two chosen at random, by expected latency times requests in flight.
+    PeakEwma,
+    Random,
+    RoundRobin,
+}
+
+const PROTOCOLS: [(&str, Protocol); 2] = [("http1", Protocol::Http1), ("h2", Protocol::H2)];
+const LOAD_BALANCERS: [(&str, LoadBalancer); 4] = [
+    ("least_request", LoadBalancer::LeastRequest),
+    ("peak_ewma", LoadBalancer::PeakEwma),
+    ("round_robin", LoadBalancer::RoundRobin),
+    ("random", LoadBalancer::Random),
+];
+
+impl Protocol {
+    /// The word that a document uses.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::H2 => "h2",
+            Self::Http1 => "http1",
+        }
+    }
+}
+
+impl LoadBalancer {
+    /// The word that a document uses.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::LeastRequest => "least_request",
+            Self::PeakEwma => "peak_ewma",
+            Self::Random => "random",
+            Self::RoundRobin => "round_robin",
+        }
+    }
+}
+
+impl Default for ServicePolicy {
+    fn default() -> Self {
+        Self {
+            hosts: Vec::new(),
+            protocol: Protocol::default(),
+            load_balancer: LoadBalancer::default(),
+            slow_start: Duration::ZERO,
+            connect_timeout: Duration::from_secs(1),
+            request_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_mins(5),
+            max_concurrent: 1024,
+            health_check: None,
+            endpoints: Vec::new(),
+        }
+    }
+}
+
+impl ServicePolicy {
+    pub(crate) fn read(value: &Value<'_>) -> Option<Self> {
+        let mut table = value.table()?;
+        let default = Self::default();
+        let hosts = table.optional("hosts").and_then(|v| v.list(read_host)).unwrap_or_default();
+        if hosts.len() > HOSTS_MAX {
+            value.fault(format!("{} hosts", hosts.len()), format!("at most {HOSTS_MAX}"));
+        }
+        let protocol = table.optional("protocol").and_then(|v| read_protocol(&v)).unwrap_or_default();
+        let load_balancer = table.optional("load_balancer").and_then(|v| v.choice(&LOAD_BALANCERS));
+        let mut duration = |key, default, least| {
+            let most = Duration::from_hours(24);
+            table.optional(key).and_then(|v| v.duration(least, most)).unwrap_or(default)
+        };
+        let some = Duration::from_millis(1);
+        let policy = Self {
+            hosts,
+            protocol,
+            load_balancer: load_balancer.unwrap_or_default(),
+            slow_start: duration("slow_start", default.slow_start, Duration::ZERO),
+            connect_timeout: duration("connect_timeout", default.connect_timeout, some),
+            request_timeout: duration("request_timeout", default.request_timeout, some),
+            idle_timeout: duration("idle_timeout", default.idle_timeout, some),
+            max_concurrent: table
+                .optional("max_concurrent")
+                .and_then(|v| v.integer(1, 10_000_000))
+                .unwrap_or(default.max_concurrent),
+            health_check: table.optional("health_check").and_then(|v| HealthCheckPolicy::read(&v)),
+            endpoints: table.optional("endpoints").and_then(|v| read_endpoints(&v)).unwrap_or_default(),
+        };
+        table.finish();
+        Some(policy)
+    }
+}
+
+pub(crate) fn read_host(value: &Value<'_>) -> Option<String> {
+    let text = value.text()?;
+    let host = host::canonical(text);
+    if host.is_none() {
+        value.fault("not a host name", "letters, digits, '-', '_' and '.', e.g. \"shop.example.com\"");
+    }
+    host.map(|host| host.into_owned())
+}
+
+fn read_protocol(value: &Value<'_>) -> Option<Protocol> {
+    if matches!(value.is_text().then(|| value.text()), Some(Some("tcp"))) {
+        value.fault(
+            "\"tcp\" is not routed: Gilmok decides per HTTP request",
+            "let plain TCP services be called at their own address; \"http1\" or \"h2\" here",
+        );
+        return None;
+    }
+    value.choice(&PROTOCOLS)
+}
+
+fn read_endpoints(value: &Value<'_>) -> Option<Vec<Endpoint>> {
+    let items = value.items()?;
+    if items.len() > ENDPOINTS_MAX {
+        value.fault(format!("{} endpoints", items.len()), format!("at most {ENDPOINTS_MAX}"));
+        return None;
+    }
+    let mut endpoints: Vec<Endpoint> = Vec::with_capacity(items.len());
+    let mut seen = std::collections::HashSet::new();
+    for item in &items {
+        let Some(endpoint) = Endpoint::read(item) else { continue };
+        if !seen.insert((endpoint.address.clone(), endpoint.version.clone(), endpoint.shard.clone())) {
+            item.fault(
+                format!("{} is listed twice for the same version and shard", endpoint.address),
+                "give it a weight instead",
+            );
+        }
+        endpoints.push(endpoint);
+    }
+    Some(endpoints)
+}

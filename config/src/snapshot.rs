@@ -1,0 +1,113 @@
+//! What is meant: a sound document joined with who is alive, indexed for deciding, immutable.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::document::{Document, own_hosts};
+use crate::endpoint::Endpoint;
+use crate::name::ServiceName;
+use crate::route::Route;
+use crate::service::ServicePolicy;
+
+/// Who is alive, by service. A service that is not in it is unknown to membership, which is not the same as empty.
+pub type Membership = BTreeMap<ServiceName, Arc<[Endpoint]>>;
+
+/// A document joined with its endpoints. One request acts on one snapshot.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// In the order of their names; decisions name them by their place in this list.
+    services: Vec<Service>,
+    routes: Vec<Route>,
+    by_host: HashMap<Box<str>, Host>,
+    /// The routes that match every host, for hosts that `by_host` does not have.
+    elsewhere: Vec<usize>,
+}
+
+/// A service of a snapshot.
+#[derive(Clone, Debug)]
+pub struct Service {
+    pub name: ServiceName,
+    pub policy: Arc<ServicePolicy>,
+    pub endpoints: Arc<[Endpoint]>,
+}
+
+/// What a host leads to.
+#[derive(Debug, Default)]
+struct Host {
+    /// Routes in the document's order, those for every host among them.
+    routes: Vec<usize>,
+    /// The service that answers to this name by itself.
+    service: Option<usize>,
+    /// Whether a route names this host, which is what edge listeners ask.
+    routed: bool,
+}
+
+impl Snapshot {
+    /// Joins a document with who is alive. Membership's endpoints win where it has any;
+    /// otherwise those that the document lists serve.
+    #[must_use]
+    pub fn join(document: &Document, membership: &Membership) -> Self {
+        let services: Vec<Service> = document
+            .services
+            .iter()
+            .map(|(name, policy)| {
+                let alive = membership.get(name).filter(|endpoints| !endpoints.is_empty());
+                let endpoints = alive.cloned().unwrap_or_else(|| policy.endpoints.as_slice().into());
+                Service { name: name.clone(), policy: Arc::new(policy.clone()), endpoints }
+            })
+            .collect();
+        let mut snapshot = Self { services, routes: document.routes.clone(), ..Self::default() };
+        snapshot.index_hosts();
+        snapshot
+    }
+
+    fn index_hosts(&mut self) {
+        for (index, service) in self.services.iter().enumerate() {
+            for host in own_hosts(&service.name).into_iter().chain(service.policy.hosts.iter().cloned()) {
+                self.by_host.entry(host.into()).or_default().service = Some(index);
+            }
+        }
+        for host in self.routes.iter().flat_map(|route| &route.hosts) {
+            self.by_host.entry(host.as_str().into()).or_default().routed = true;
+        }
+        for (index, route) in self.routes.iter().enumerate() {
+            if route.hosts.is_empty() {
+                self.elsewhere.push(index);
+                for host in self.by_host.values_mut() {
+                    host.routes.push(index);
+                }
+            }
+            for name in &route.hosts {
+                if let Some(host) = self.by_host.get_mut(name.as_str())
+                    && host.routes.last() != Some(&index)
+                {
+                    host.routes.push(index);
+                }
+            }
+        }
+    }
+
+    #[must_use]
+    pub fn services(&self) -> &[Service] {
+        &self.services
+    }
+
+    #[must_use]
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
+    /// The place of a service by its name.
+    #[must_use]
+    pub fn service_index(&self, name: &str) -> Option<usize> {
+        self.services.binary_search_by(|service| service.name.as_str().cmp(name)).ok()
+    }
+
+    /// The routes that may match for a canonical host, in order, and the service that answers to it by itself.
+    pub(crate) fn at_host(&self, host: &str) -> (&[usize], Option<usize>, bool) {
+        match self.by_host.get(host) {
+            Some(host) => (&host.routes, host.service, host.routed),
+            None => (&self.elsewhere, None, false),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Durations ("250ms"), sizes ("1MiB") and how they are written.
+
+use std::time::Duration;
+
+/// What a duration may come to, in microseconds: 100,000 days.
+const MICROS_MAX: f64 = 100_000.0 * 86_400e6;
+
+/// Reads a duration: one or more numbers with a unit, e.g. `250ms`, `1.5s`, `1h30m`. Units: us, ms, s, m, h, d.
+///
+/// # Errors
+/// What would be right.
+pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
+    const HINT: &str = "a duration has a unit: \"250ms\", \"5s\", \"1h30m\"";
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    if rest.is_empty() {
+        return Err(HINT);
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or(HINT)?;
+        let (number, tail) = rest.split_at(digits);
+        let letters = tail.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(tail.len());
+        let (unit, after) = tail.split_at(letters);
+        let micros = match unit {
+            "us" => 1.0,
+            "ms" => 1e3,
+            "s" => 1e6,
+            "m" => 60e6,
+            "h" => 3_600e6,
+            "d" => 86_400e6,
+            _ => return Err(HINT),
+        };
+        let amount: f64 = number.parse().map_err(|_| HINT)?;
+        // Whole microseconds, so that what is written is read back as the same duration.
+        let part = (amount * micros).round();
+        if !(0.0..=MICROS_MAX).contains(&part) {
+            return Err(HINT);
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "checked against the range above"
+        )]
+        let part = Duration::from_micros(part as u64);
+        total = total.checked_add(part).ok_or(HINT)?;
+        rest = after;
+    }
+    Ok(total)
+}
+
+/// Writes a duration the way it is read.
+#[must_use]
+pub fn format_duration(duration: Duration) -> String {
+    let us = duration.as_micros();
+    match us {
+        0 => "0s".to_owned(),
+        _ if us.is_multiple_of(3_600_000_000) => format!("{}h", us / 3_600_000_000),
+        _ if us.is_multiple_of(60_000_000) => format!("{}m", us / 60_000_000),
+        _ if us.is_multiple_of(1_000_000) => format!("{}s", us / 1_000_000),
+        _ if us.is_multiple_of(1_000) => format!("{}ms", us / 1_000),
+        _ => format!("{us}us"),
+    }
+}
+
+/// Reads a size in bytes: `512`, `64KiB`, `1MiB`, `2GiB`.
+///
+/// # Errors
+/// What would be right.
+pub fn parse_size(text: &str) -> Result<u64, &'static str> {
+    const HINT: &str = "a size is a number of bytes or has a unit: \"512B\", \"64KiB\", \"1MiB\", \"1GiB\"";
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(HINT),
+    };
+    number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or(HINT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn durations_are_read_with_their_units() {
+        for (text, ms) in [("250ms", 250), ("0s", 0), ("1.5s", 1_500), ("5m", 300_000), ("1h30m", 5_400_000)]
+        {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for text in ["", "5", "s", "5 s", "-1s", "1e3s", "5parsec", "1s5", "..s", "99999999999999999999h"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        for (text, bytes) in [("0", 0), ("512B", 512), ("64KiB", 65_536), ("1MiB", 1 << 20)] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "KiB", "1KB", "-1", "1.5MiB", "99999999999999999999GiB"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_written_duration_is_read_back(us in 0_u64..8_000_000_000_000_000) {
+            let duration = Duration::from_micros(us);
+            prop_assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
+        }
+    }
+}

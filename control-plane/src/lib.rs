@@ -1,0 +1,1 @@
+//! The control plane: knows what is wanted and who is alive, and says what is true.

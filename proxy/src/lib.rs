@@ -1,0 +1,1 @@
+//! The data plane: takes requests, decides with `gilmok-config`, acts.
