@@ -1,0 +1,19 @@
+//! Milliseconds since the process began: small enough for an atomic, moved by tokio's clock (and so by paused tests).
+
+use std::sync::OnceLock;
+
+use tokio::time::Instant;
+
+/// When this process first asked for the time.
+static BEGIN: OnceLock<Instant> = OnceLock::new();
+
+/// Milliseconds since the process began. Never 0, so that 0 can stand for "never".
+pub(crate) fn now_ms() -> u64 {
+    ms_of(Instant::now())
+}
+
+/// The same for a moment that is known already.
+pub(crate) fn ms_of(moment: Instant) -> u64 {
+    let begin = *BEGIN.get_or_init(|| moment);
+    u64::try_from(moment.saturating_duration_since(begin).as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+}

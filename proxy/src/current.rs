@@ -1,0 +1,202 @@
+//! What is in force: one snapshot and the live state that belongs to it, put in place as one.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use gilmok_config::address::Address;
+use gilmok_config::endpoint::Endpoint;
+use gilmok_config::name::{Name, ServiceName};
+use gilmok_config::service::ServicePolicy;
+use gilmok_config::snapshot::Snapshot;
+use gilmok_config::wire::Applied;
+use tokio::sync::watch;
+
+use crate::clock;
+use crate::upstream::endpoint::EndpointState;
+use crate::upstream::service::{Surroundings, Upstream};
+
+/// What is in force. One request acts on one of these, from its head to its answer.
+#[derive(Debug, Default)]
+pub(crate) struct Current {
+    pub(crate) snapshot: Arc<Snapshot>,
+    /// By place in [`Snapshot::services`].
+    pub(crate) upstreams: Vec<Arc<Upstream>>,
+    /// The apps beside this proxy, by place in the settings.
+    pub(crate) apps: Vec<Arc<Upstream>>,
+    /// Which revision it is; absent in file mode.
+    pub(crate) applied: Option<Applied>,
+    /// Counts up with every change, so that workers can say what they have taken. 0: nothing was put in force yet.
+    pub(crate) generation: u64,
+}
+
+/// An app beside this proxy.
+#[derive(Clone, Debug)]
+pub(crate) struct LocalApp {
+    pub(crate) service: ServiceName,
+    pub(crate) endpoint: Endpoint,
+}
+
+/// The addresses that names stood for when they were last resolved.
+pub(crate) type Resolved = HashMap<(Arc<str>, u16), Arc<[SocketAddr]>>;
+
+/// Holds what is in force and replaces it.
+#[derive(Debug)]
+pub(crate) struct InForce {
+    /// A swap, so that requests take what is in force without waiting for anyone.
+    current: ArcSwap<Current>,
+    /// Serialises those who replace it (a source, the resolver); held for the length of a build, never across an await.
+    building: Mutex<Resolved>,
+    /// Tells workers, health checks and acks that there is something new.
+    generation: watch::Sender<u64>,
+    /// The generation that each worker has taken.
+    taken: Box<[AtomicU64]>,
+    taken_news: watch::Sender<()>,
+    apps: Vec<LocalApp>,
+    zone: Name,
+    next_endpoint_id: AtomicU64,
+}
+
+impl InForce {
+    pub(crate) fn new(workers: usize, zone: Name, apps: Vec<LocalApp>) -> Self {
+        Self {
+            current: ArcSwap::default(),
+            building: Mutex::default(),
+            generation: watch::Sender::new(0),
+            taken: (0..workers).map(|_| AtomicU64::new(0)).collect(),
+            taken_news: watch::Sender::new(()),
+            apps,
+            zone,
+            next_endpoint_id: AtomicU64::new(1),
+        }
+    }
+
+    /// What is in force now. Workers use [`InForce::cell`] with a cache instead.
+    pub(crate) fn load(&self) -> Arc<Current> {
+        self.current.load_full()
+    }
+
+    pub(crate) fn cell(&self) -> &ArcSwap<Current> {
+        &self.current
+    }
+
+    pub(crate) fn workers(&self) -> usize {
+        self.taken.len()
+    }
+
+    /// Counts up with every change; 0 until something is in force.
+    pub(crate) fn generations(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    /// Puts a snapshot in force and answers its generation. What is unchanged keeps its connections and counters.
+    pub(crate) fn put(&self, snapshot: Snapshot, applied: Option<Applied>) -> u64 {
+        let resolved = self.lock();
+        self.build(Arc::new(snapshot), applied, &resolved)
+    }
+
+    /// Notes what names stand for now; rebuilds what is in force if that differs.
+    pub(crate) fn put_resolved(&self, news: Resolved) {
+        let mut resolved = self.lock();
+        if *resolved == news {
+            return;
+        }
+        *resolved = news;
+        let before = self.load();
+        if before.generation > 0 {
+            self.build(Arc::clone(&before.snapshot), before.applied.clone(), &resolved);
+        }
+    }
+
+    /// Every name that endpoints in force are known by.
+    pub(crate) fn names(&self) -> Vec<(Arc<str>, u16)> {
+        let current = self.load();
+        let endpoints = current.snapshot.services().iter().flat_map(|service| service.endpoints.iter());
+        let mut names: Vec<_> = endpoints
+            .chain(self.apps.iter().map(|app| &app.endpoint))
+            .filter_map(|endpoint| match &endpoint.address {
+                Address::Name { host, port } => Some((Arc::clone(host), *port)),
+                Address::Socket(_) | Address::Unix(_) => None,
+            })
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// A worker says which generation it runs.
+    pub(crate) fn take(&self, worker: usize, generation: u64) {
+        self.taken[worker].store(generation, Relaxed);
+        self.taken_news.send_replace(());
+    }
+
+    /// Waits until every worker runs `generation` or a later one.
+    pub(crate) async fn taken_by_all(&self, generation: u64) {
+        let mut news = self.taken_news.subscribe();
+        while self.taken.iter().any(|taken| taken.load(Relaxed) < generation) {
+            if news.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Resolved> {
+        // A panic while building leaves the map whole: it is only ever replaced.
+        self.building.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn build(&self, snapshot: Arc<Snapshot>, applied: Option<Applied>, resolved: &Resolved) -> u64 {
+        let before = self.load();
+        let around = Surroundings {
+            resolved,
+            zone: &self.zone,
+            workers: self.workers(),
+            now_ms: clock::now_ms(),
+            next_id: &self.next_endpoint_id,
+        };
+        let upstreams = snapshot.services().iter().map(|service| {
+            let kept = before.snapshot.service_index(service.name.as_str()).map(|at| &*before.upstreams[at]);
+            Arc::new(Upstream::build(&service.name, &service.policy, &service.endpoints, kept, &around))
+        });
+        let upstreams: Vec<_> = upstreams.collect();
+        let apps = self.apps.iter().enumerate().map(|(place, app)| {
+            let told = snapshot.service_index(app.service.as_str()).map(|at| &snapshot.services()[at].policy);
+            // The app is checked by the proxy's settings and stands alone: its service's balancing is for callers.
+            let policy = Arc::new(ServicePolicy {
+                health_check: None,
+                endpoints: Vec::new(),
+                ..told.map_or_else(ServicePolicy::default, |policy| ServicePolicy::clone(policy))
+            });
+            let kept = before.apps.get(place).map(|kept| &**kept);
+            let endpoints = std::slice::from_ref(&app.endpoint);
+            Arc::new(Upstream::build(&app.service, &policy, endpoints, kept, &around))
+        });
+        let apps: Vec<_> = apps.collect();
+        let generation = before.generation + 1;
+        let current = Current { snapshot, upstreams, apps, applied, generation };
+        mark_gone(&before, &current);
+        self.current.store(Arc::new(current));
+        self.generation.send_replace(generation);
+        generation
+    }
+}
+
+/// Marks the endpoints that no longer are, so that workers close their connections.
+fn mark_gone(before: &Current, after: &Current) {
+    let states = |current: &Current| -> Vec<Arc<EndpointState>> {
+        current
+            .upstreams
+            .iter()
+            .chain(&current.apps)
+            .flat_map(|upstream| upstream.endpoints.clone())
+            .collect()
+    };
+    let kept: std::collections::HashSet<u64> = states(after).iter().map(|state| state.id).collect();
+    for state in states(before) {
+        if !kept.contains(&state.id) {
+            state.mark_gone();
+        }
+    }
+}

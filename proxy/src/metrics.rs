@@ -1,0 +1,312 @@
+//! Counters of requests: one block for each worker and target, written without sharing, summed when read.
+
+use std::fmt::Write as _;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use gilmok_config::decide::Listener;
+use gilmok_config::name::Name;
+
+/// What became of a request, as the metric label `code` tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Code {
+    /// The upstream answered with this hundred.
+    Hundred(u8),
+    /// The proxy answered: no service, no endpoint, a limit, a failure on the way.
+    Refused,
+}
+
+/// What became of one try at an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// A head came back, whatever its status.
+    Answered,
+    /// The caller left first.
+    Cancelled,
+    /// No connection within the connect timeout, or no way there.
+    Connect,
+    /// The endpoint refused the connection.
+    Refused,
+    /// The connection ended before a head came back.
+    Reset,
+    /// A pooled connection turned out to be closed; says nothing about the endpoint.
+    StaleConnection,
+    /// No head in time.
+    Timeout,
+}
+
+const OUTCOMES: [(Outcome, &str); 7] = [
+    (Outcome::Answered, "answered"),
+    (Outcome::Cancelled, "cancelled"),
+    (Outcome::Connect, "connect"),
+    (Outcome::Refused, "refused"),
+    (Outcome::Reset, "reset"),
+    (Outcome::StaleConnection, "stale_connection"),
+    (Outcome::Timeout, "timeout"),
+];
+const CODES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "refused"];
+const LISTENERS: [Listener; 3] = [Listener::Edge, Listener::Inbound, Listener::Outbound];
+
+/// What all workers know of the requests to one target. It lives as long as its target, so its series end with it.
+#[derive(Debug)]
+pub(crate) struct TargetSeries {
+    pub(crate) version: Name,
+    pub(crate) shard: Name,
+    /// A block is made at a worker's first request, so that idle targets cost next to nothing.
+    workers: Box<[OnceLock<Box<Block>>]>,
+}
+
+/// One worker's counters. Atomics, because another thread reads them; no two threads write them.
+#[derive(Debug, Default)]
+struct Block {
+    listeners: [PerListener; LISTENERS.len()],
+    outcomes: [AtomicU64; OUTCOMES.len()],
+    retries: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct PerListener {
+    codes: [AtomicU64; CODES.len()],
+    durations: Histogram,
+}
+
+impl TargetSeries {
+    pub(crate) fn new(version: Name, shard: Name, workers: usize) -> Self {
+        Self { version, shard, workers: (0..workers).map(|_| OnceLock::new()).collect() }
+    }
+
+    fn block(&self, worker: usize) -> &Block {
+        self.workers[worker].get_or_init(Box::default)
+    }
+
+    /// Counts a request that has ended.
+    pub(crate) fn request(&self, worker: usize, listener: Listener, code: Code, took: Duration) {
+        let per_listener = &self.block(worker).listeners[place(listener)];
+        let code = match code {
+            Code::Hundred(hundred) => usize::from(hundred.clamp(1, 5)) - 1,
+            Code::Refused => CODES.len() - 1,
+        };
+        add(&per_listener.codes[code], 1);
+        per_listener.durations.note(took);
+    }
+
+    /// Counts one try at an endpoint of this target.
+    pub(crate) fn attempt(&self, worker: usize, outcome: Outcome) {
+        if let Some(at) = OUTCOMES.iter().position(|(known, _)| *known == outcome) {
+            add(&self.block(worker).outcomes[at], 1);
+        }
+    }
+
+    /// Counts a try that follows a failed one.
+    pub(crate) fn retry(&self, worker: usize) {
+        add(&self.block(worker).retries, 1);
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = &Block> {
+        self.workers.iter().filter_map(OnceLock::get).map(Box::as_ref)
+    }
+}
+
+fn place(listener: Listener) -> usize {
+    match listener {
+        Listener::Edge => 0,
+        Listener::Inbound => 1,
+        Listener::Outbound => 2,
+    }
+}
+
+/// A plain load and store: only one thread writes, so no locked instruction is needed.
+fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
+}
+
+/// A histogram of durations in octaves of microseconds, from 64 µs to 67 s; bounded and mergeable.
+#[derive(Debug, Default)]
+struct Histogram {
+    buckets: [AtomicU64; OCTAVES + 1],
+    sum_us: AtomicU64,
+}
+
+/// Bounds of the histogram: 2^6 µs, 2^7 µs, … 2^26 µs, and what is longer.
+const OCTAVES: usize = 21;
+const OCTAVE_FIRST: u32 = 6;
+
+impl Histogram {
+    fn note(&self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        add(&self.buckets[bucket(us)], 1);
+        add(&self.sum_us, us);
+    }
+}
+
+/// The first bucket whose bound is not below `us`.
+fn bucket(us: u64) -> usize {
+    let bits = u64::BITS - us.saturating_sub(1).leading_zeros();
+    (bits.saturating_sub(OCTAVE_FIRST) as usize).min(OCTAVES)
+}
+
+/// Renders the series of the services' targets as Prometheus text.
+#[derive(Debug, Default)]
+pub(crate) struct Rendering {
+    requests: String,
+    durations: String,
+    attempts: String,
+    retries: String,
+}
+
+impl Rendering {
+    /// Adds one service with its targets. Durations are summed over the shards of a version.
+    pub(crate) fn add<'s>(&mut self, service: &str, targets: impl Iterator<Item = &'s TargetSeries> + Clone) {
+        let mut versions: Vec<&Name> = Vec::new();
+        let mut outcomes = [0_u64; OUTCOMES.len()];
+        let mut retries = 0;
+        for target in targets.clone() {
+            self.add_requests(service, target);
+            for block in target.blocks() {
+                retries += block.retries.load(Relaxed);
+                for (sum, counter) in outcomes.iter_mut().zip(&block.outcomes) {
+                    *sum += counter.load(Relaxed);
+                }
+            }
+            if !versions.contains(&&target.version) {
+                versions.push(&target.version);
+            }
+        }
+        for version in versions {
+            self.add_durations(service, version, targets.clone().filter(|target| target.version == *version));
+        }
+        for (count, (_, outcome)) in outcomes.iter().zip(OUTCOMES).filter(|(count, _)| **count > 0) {
+            line(
+                &mut self.attempts,
+                format_args!(
+                    "gilmok_upstream_attempts_total{{service=\"{service}\",outcome=\"{outcome}\"}} {count}"
+                ),
+            );
+        }
+        if retries > 0 {
+            line(&mut self.retries, format_args!("gilmok_retries_total{{service=\"{service}\"}} {retries}"));
+        }
+    }
+
+    fn add_requests(&mut self, service: &str, target: &TargetSeries) {
+        let TargetSeries { version, shard, .. } = target;
+        for listener in LISTENERS {
+            for (at, code) in CODES.iter().enumerate() {
+                let count: u64 = target
+                    .blocks()
+                    .map(|block| block.listeners[place(listener)].codes[at].load(Relaxed))
+                    .sum();
+                if count > 0 {
+                    let listener = listener.as_str();
+                    line(
+                        &mut self.requests,
+                        format_args!(
+                            "gilmok_requests_total{{listener=\"{listener}\",service=\"{service}\",version=\"{version}\",shard=\"{shard}\",code=\"{code}\"}} {count}"
+                        ),
+                    );
+                }
+            }
+        }
+    }
+
+    fn add_durations<'s>(
+        &mut self,
+        service: &str,
+        version: &Name,
+        targets: impl Iterator<Item = &'s TargetSeries> + Clone,
+    ) {
+        for listener in LISTENERS {
+            let mut buckets = [0_u64; OCTAVES + 1];
+            let mut sum_us = 0_u64;
+            for block in targets.clone().flat_map(TargetSeries::blocks) {
+                let durations = &block.listeners[place(listener)].durations;
+                sum_us = sum_us.wrapping_add(durations.sum_us.load(Relaxed));
+                for (sum, counter) in buckets.iter_mut().zip(&durations.buckets) {
+                    *sum += counter.load(Relaxed);
+                }
+            }
+            let count: u64 = buckets.iter().sum();
+            if count == 0 {
+                continue;
+            }
+            let labels =
+                format!("listener=\"{}\",service=\"{service}\",version=\"{version}\"", listener.as_str());
+            let out = &mut self.durations;
+            let mut below = 0;
+            for (octave, in_bucket) in (OCTAVE_FIRST..).zip(&buckets[..OCTAVES]) {
+                below += in_bucket;
+                let le = Duration::from_micros(1 << octave).as_secs_f64();
+                line(
+                    out,
+                    format_args!("gilmok_request_duration_seconds_bucket{{{labels},le=\"{le}\"}} {below}"),
+                );
+            }
+            line(out, format_args!("gilmok_request_duration_seconds_bucket{{{labels},le=\"+Inf\"}} {count}"));
+            let sum = Duration::from_micros(sum_us).as_secs_f64();
+            line(out, format_args!("gilmok_request_duration_seconds_sum{{{labels}}} {sum}"));
+            line(out, format_args!("gilmok_request_duration_seconds_count{{{labels}}} {count}"));
+        }
+    }
+
+    /// The whole text.
+    pub(crate) fn finish(self) -> String {
+        let families = [
+            ("gilmok_requests_total", "counter", "Requests by what became of them.", self.requests),
+            (
+                "gilmok_request_duration_seconds",
+                "histogram",
+                "From a request's head to the end of its answer.",
+                self.durations,
+            ),
+            (
+                "gilmok_upstream_attempts_total",
+                "counter",
+                "Tries at endpoints by what became of them.",
+                self.attempts,
+            ),
+            ("gilmok_retries_total", "counter", "Tries that followed a failed one.", self.retries),
+        ];
+        let mut text = String::new();
+        for (name, kind, help, lines) in families {
+            if !lines.is_empty() {
+                line(&mut text, format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
+                text.push_str(&lines);
+            }
+        }
+        text
+    }
+}
+
+fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
+    out.write_fmt(text).and_then(|()| out.write_char('\n')).expect("invariant: a String takes every text");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_falls_into_the_first_bucket_that_holds_it() {
+        for (us, expected) in
+            [(0, 0), (64, 0), (65, 1), (128, 1), (129, 2), (1 << 26, 20), ((1 << 26) + 1, 21)]
+        {
+            assert_eq!(bucket(us), expected, "{us} µs");
+        }
+    }
+
+    #[test]
+    fn workers_are_summed_and_silent_series_left_out() {
+        let target = TargetSeries::new(Name::parse("v1").unwrap(), Name::default(), 2);
+        target.request(0, Listener::Outbound, Code::Hundred(2), Duration::from_micros(100));
+        target.request(1, Listener::Outbound, Code::Hundred(2), Duration::from_micros(90));
+        target.attempt(1, Outcome::Reset);
+        let mut rendering = Rendering::default();
+        rendering.add("ads", std::iter::once(&target));
+        let text = rendering.finish();
+        assert!(text.contains("gilmok_requests_total{listener=\"outbound\",service=\"ads\",version=\"v1\",shard=\"\",code=\"2xx\"} 2\n"), "{text}");
+        assert!(text.contains("le=\"0.000128\"} 2\n"), "{text}");
+        assert!(text.contains("outcome=\"reset\"} 1\n"), "{text}");
+        assert!(!text.contains("5xx") && !text.contains("inbound"), "{text}");
+    }
+}

@@ -1,0 +1,108 @@
+//! One endpoint as it lives now: in flight, healthy, expected latency. Shared by all workers, kept over reloads.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use gilmok_config::endpoint::Endpoint;
+
+use crate::metrics::TargetSeries;
+
+/// Where a connection goes, names resolved.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Peer {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// What active checks say of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Health {
+    /// Not checked, or not yet.
+    Unknown = 0,
+    Healthy = 1,
+    Unhealthy = 2,
+}
+
+/// The live state of one endpoint.
+///
+/// Its atomics are shared by the workers and read relaxed: each is a number of its own, none guards other memory.
+/// Aligned to two cache lines, so that busy neighbours do not slow each other.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(crate) struct EndpointState {
+    /// Unique in this process; worker-local pools are keyed by it.
+    pub(crate) id: u64,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) peer: Peer,
+    pub(crate) series: Arc<TargetSeries>,
+    /// Requests in flight, over all workers.
+    pub(crate) in_flight: AtomicU32,
+    /// Exponentially weighted answer time in nanoseconds; see `balance.rs`.
+    pub(crate) ewma_ns: AtomicU64,
+    /// When `ewma_ns` was written, in milliseconds of [`crate::clock`].
+    pub(crate) ewma_at_ms: AtomicU64,
+    /// When it (re)appeared, in milliseconds of [`crate::clock`]: where slow start begins.
+    pub(crate) since_ms: AtomicU64,
+    /// Until when connects are not tried while there are others, in milliseconds of [`crate::clock`].
+    pub(crate) shunned_until_ms: AtomicU64,
+    health: AtomicU8,
+    /// No snapshot has it any more: workers close its connections.
+    gone: AtomicBool,
+}
+
+impl EndpointState {
+    pub(crate) fn new(
+        id: u64,
+        endpoint: Endpoint,
+        peer: Peer,
+        series: Arc<TargetSeries>,
+        now_ms: u64,
+    ) -> Self {
+        Self {
+            id,
+            endpoint,
+            peer,
+            series,
+            in_flight: AtomicU32::new(0),
+            ewma_ns: AtomicU64::new(0),
+            ewma_at_ms: AtomicU64::new(now_ms),
+            since_ms: AtomicU64::new(now_ms),
+            shunned_until_ms: AtomicU64::new(0),
+            health: AtomicU8::new(Health::Unknown as u8),
+            gone: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        match self.health.load(Relaxed) {
+            1 => Health::Healthy,
+            2 => Health::Unhealthy,
+            _ => Health::Unknown,
+        }
+    }
+
+    /// Notes what active checks say. The owner calls [`super::service::Upstream::refresh`] when it changed.
+    pub(crate) fn note_health(&self, health: Health) {
+        self.health.store(health as u8, Relaxed);
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Relaxed)
+    }
+
+    pub(crate) fn mark_gone(&self) {
+        self.gone.store(true, Relaxed);
+    }
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}

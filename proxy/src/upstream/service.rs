@@ -1,0 +1,186 @@
+//! One service as it lives now: its endpoints, who of them is eligible, and how much is in flight.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use arc_swap::ArcSwap;
+use gilmok_config::endpoint::Endpoint;
+use gilmok_config::name::{Name, ServiceName};
+use gilmok_config::service::ServicePolicy;
+use http::HeaderValue;
+
+use super::balance::Eligible;
+use super::endpoint::{EndpointState, Peer};
+use crate::metrics::TargetSeries;
+
+/// The live state of one service in one snapshot. What is unchanged is taken over from the one before.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    pub(crate) name: ServiceName,
+    pub(crate) policy: Arc<ServicePolicy>,
+    /// Every endpoint with every address its name stands for.
+    pub(crate) endpoints: Vec<Arc<EndpointState>>,
+    /// Requests that reach no endpoint are counted here: version and shard are empty.
+    pub(crate) unplaced: Arc<TargetSeries>,
+    pub(crate) targets: Vec<Arc<TargetSeries>>,
+    /// `request_timeout` as `Gilmok-Timeout` tells it, made once.
+    pub(crate) timeout_header: HeaderValue,
+    pub(crate) shared: Arc<Shared>,
+    /// Who may be chosen. Replaced when health changes; a swap, because picking must not wait.
+    eligible: ArcSwap<Eligible>,
+    zone: Name,
+}
+
+/// What a service keeps over snapshots.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Shared {
+    /// Requests in flight over all workers, for `max_concurrent`.
+    pub(crate) in_flight: AtomicU32,
+    /// Retries in flight over all workers, for the retry budget.
+    pub(crate) retries_in_flight: AtomicU32,
+    /// Where round robin stands.
+    pub(crate) turn: AtomicU32,
+    /// When it was last called, in milliseconds of [`crate::clock`]; 0 is never.
+    pub(crate) called_at_ms: AtomicU64,
+    /// Whether checks fail on every endpoint and none has ever passed, so that all are used.
+    pub(crate) fail_open: AtomicBool,
+    /// Whether a check has ever passed on any endpoint.
+    pub(crate) check_passed: AtomicBool,
+}
+
+/// What the building of an [`Upstream`] needs to know beside the service.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Surroundings<'a> {
+    /// The addresses that a name stood for when it was last resolved.
+    pub(crate) resolved: &'a HashMap<(Arc<str>, u16), Arc<[std::net::SocketAddr]>>,
+    pub(crate) zone: &'a Name,
+    pub(crate) workers: usize,
+    pub(crate) now_ms: u64,
+    pub(crate) next_id: &'a AtomicU64,
+}
+
+impl Upstream {
+    /// Builds the state of a service, taking over from `before` what is unchanged.
+    pub(crate) fn build(
+        name: &ServiceName,
+        policy: &Arc<ServicePolicy>,
+        endpoints: &[Endpoint],
+        before: Option<&Self>,
+        around: &Surroundings<'_>,
+    ) -> Self {
+        // A change of protocol makes other connections of the same addresses.
+        let same_protocol = before.filter(|before| before.policy.protocol == policy.protocol);
+        let kept: HashMap<_, _> = same_protocol
+            .iter()
+            .flat_map(|before| &before.endpoints)
+            .map(|state| ((&state.peer, &state.endpoint.version, &state.endpoint.shard), state))
+            .collect();
+        let mut targets: Vec<Arc<TargetSeries>> = Vec::new();
+        let mut states = Vec::with_capacity(endpoints.len());
+        for endpoint in endpoints {
+            let series = target_of(&mut targets, before, endpoint, around.workers);
+            for peer in peers_of(endpoint, around) {
+                let state = match kept.get(&(&peer, &endpoint.version, &endpoint.shard)) {
+                    Some(state) if state.endpoint == *endpoint => Arc::clone(state),
+                    kept => {
+                        Arc::new(EndpointState::following(kept.copied(), endpoint, peer, &series, around))
+                    }
+                };
+                states.push(state);
+            }
+        }
+        let shared = before.map(|before| Arc::clone(&before.shared)).unwrap_or_default();
+        let eligible = ArcSwap::from_pointee(Eligible::of(
+            &states,
+            &around.zone.clone(),
+            shared.fail_open.load(Relaxed),
+        ));
+        let unplaced = match before {
+            Some(before) => Arc::clone(&before.unplaced),
+            None => Arc::new(TargetSeries::new(Name::default(), Name::default(), around.workers)),
+        };
+        let timeout_ms = u64::try_from(policy.request_timeout.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            name: name.clone(),
+            policy: Arc::clone(policy),
+            endpoints: states,
+            unplaced,
+            targets,
+            timeout_header: HeaderValue::from(timeout_ms),
+            shared,
+            eligible,
+            zone: around.zone.clone(),
+        }
+    }
+
+    /// Who may be chosen now.
+    pub(crate) fn eligible(&self) -> arc_swap::Guard<Arc<Eligible>> {
+        self.eligible.load()
+    }
+
+    /// Works out anew who may be chosen. Called when the health of an endpoint changed.
+    pub(crate) fn refresh(&self) {
+        let fail_open = self.shared.fail_open.load(Relaxed);
+        self.eligible.store(Arc::new(Eligible::of(&self.endpoints, &self.zone, fail_open)));
+    }
+}
+
+impl EndpointState {
+    /// A new state for an endpoint that was there with another weight, zone, role or priority (or was not there).
+    fn following(
+        before: Option<&Arc<Self>>,
+        endpoint: &Endpoint,
+        peer: Peer,
+        series: &Arc<TargetSeries>,
+        around: &Surroundings<'_>,
+    ) -> Self {
+        // The same id keeps the workers' pools; in flight begins at 0 and what is under way ends on the old state.
+        let id = before.map_or_else(|| around.next_id.fetch_add(1, Relaxed), |before| before.id);
+        let state = Self::new(id, endpoint.clone(), peer, Arc::clone(series), around.now_ms);
+        if let Some(before) = before {
+            state.note_health(before.health());
+            for (new, old) in [
+                (&state.ewma_ns, &before.ewma_ns),
+                (&state.ewma_at_ms, &before.ewma_at_ms),
+                (&state.since_ms, &before.since_ms),
+            ] {
+                new.store(old.load(Relaxed), Relaxed);
+            }
+        }
+        state
+    }
+}
+
+fn target_of(
+    targets: &mut Vec<Arc<TargetSeries>>,
+    before: Option<&Upstream>,
+    endpoint: &Endpoint,
+    workers: usize,
+) -> Arc<TargetSeries> {
+    let same =
+        |target: &&Arc<TargetSeries>| target.version == endpoint.version && target.shard == endpoint.shard;
+    if let Some(target) = targets.iter().find(same) {
+        return Arc::clone(target);
+    }
+    let kept = before.and_then(|before| before.targets.iter().find(same));
+    let target = kept.cloned().unwrap_or_else(|| {
+        Arc::new(TargetSeries::new(endpoint.version.clone(), endpoint.shard.clone(), workers))
+    });
+    targets.push(Arc::clone(&target));
+    target
+}
+
+fn peers_of(endpoint: &Endpoint, around: &Surroundings<'_>) -> Vec<Peer> {
+    use gilmok_config::address::Address;
+    match &endpoint.address {
+        Address::Socket(socket) => vec![Peer::Tcp(*socket)],
+        Address::Unix(path) => vec![Peer::Unix(path.clone())],
+        Address::Name { host, port } => around
+            .resolved
+            .get(&(Arc::clone(host), *port))
+            .map(|addresses| addresses.iter().copied().map(Peer::Tcp).collect())
+            .unwrap_or_default(),
+    }
+}
