@@ -1,1 +1,3 @@
 //! The control plane: knows what is wanted and who is alive, and says what is true.
+
+pub mod http_client;
