@@ -106,6 +106,16 @@ impl<'d> Value<'d> {
     }
 
     #[must_use]
+    pub fn is_list(&self) -> bool {
+        matches!(self.node.kind, Kind::List(_))
+    }
+
+    #[must_use]
+    pub fn is_table(&self) -> bool {
+        matches!(self.node.kind, Kind::Table(_))
+    }
+
+    #[must_use]
     pub fn text(&self) -> Option<&'d str> {
         match &self.node.kind {
             Kind::Text(text) => Some(text),

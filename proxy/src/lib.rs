@@ -1,5 +1,7 @@
 //! The data plane: takes requests, decides with `gilmok-config`, acts.
 
+pub mod settings;
+
 mod clock;
 
 mod current;
