@@ -9,3 +9,10 @@ mod current;
 mod metrics;
 
 mod upstream;
+
+mod access_log;
+
+mod drain;
+
+#[cfg(test)]
+mod testing;

@@ -1,6 +1,7 @@
 //! What operators write, and what they are told when it is wrong.
 
 use super::*;
+use crate::testing::Folder;
 
 fn load(args: &[&str], variables: &[(&str, &str)]) -> Result<(Task, Settings), SettingsError> {
     let args = std::iter::once("gilmok-proxy").chain(args.iter().copied()).map(OsString::from);
@@ -21,7 +22,7 @@ const PLANE: &str = "[source]\ncontrol_plane = [\"http://127.0.0.1:7070\"]\n";
 
 #[test]
 fn a_mesh_file_alone_is_enough() {
-    let dir = tempdir("alone");
+    let dir = Folder::new("alone");
     let mesh = dir.join("mesh.toml");
     std::fs::write(&mesh, "[services.ads]\n").unwrap();
     let (task, settings) = load(&["--mesh", mesh.to_str().unwrap()], &[]).unwrap();
@@ -148,7 +149,7 @@ fn what_is_registered_can_be_called() {
 
 #[test]
 fn flags_win_over_the_environment_and_both_over_the_file() {
-    let dir = tempdir("override");
+    let dir = Folder::new("override");
     let file = dir.join("proxy.toml");
     std::fs::write(&file, format!("node = \"file\"\nzone = \"file\"\n[workers]\ncount = 1\n{PLANE}"))
         .unwrap();
@@ -176,7 +177,7 @@ fn a_flag_that_opens_a_listener_closes_none() {
 
 #[test]
 fn a_check_tells_the_faults_of_both_files() {
-    let dir = tempdir("both");
+    let dir = Folder::new("both");
     std::fs::write(dir.join("mesh.toml"), "[services.ads]\nprotocol = \"tcp\"\n").unwrap();
     std::fs::write(dir.join("proxy.toml"), "nodes = 1\n[source]\nmesh_file = \"mesh.toml\"\n").unwrap();
     let config = dir.join("proxy.toml");
@@ -201,13 +202,4 @@ fn flags_are_named_after_their_settings() {
     for setting in &overlay::OVERRIDABLE {
         assert_eq!(setting.flag, setting.path.replace(['.', '_'], "-"));
     }
-}
-
-/// A folder of this test alone, under the target folder.
-fn tempdir(name: &str) -> PathBuf {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../target/tmp")
-        .join(format!("settings-{name}-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
-    dir
 }
