@@ -32,6 +32,13 @@ pub(crate) struct Current {
     pub(crate) generation: u64,
 }
 
+impl Current {
+    /// The live state of every endpoint, the apps' included.
+    pub(crate) fn endpoints(&self) -> impl Iterator<Item = &Arc<EndpointState>> {
+        self.upstreams.iter().chain(&self.apps).flat_map(|upstream| &upstream.endpoints)
+    }
+}
+
 /// An app beside this proxy.
 #[derive(Clone, Debug)]
 pub(crate) struct LocalApp {
@@ -176,27 +183,8 @@ impl InForce {
         let apps: Vec<_> = apps.collect();
         let generation = before.generation + 1;
         let current = Current { snapshot, upstreams, apps, applied, generation };
-        mark_gone(&before, &current);
         self.current.store(Arc::new(current));
         self.generation.send_replace(generation);
         generation
-    }
-}
-
-/// Marks the endpoints that no longer are, so that workers close their connections.
-fn mark_gone(before: &Current, after: &Current) {
-    let states = |current: &Current| -> Vec<Arc<EndpointState>> {
-        current
-            .upstreams
-            .iter()
-            .chain(&current.apps)
-            .flat_map(|upstream| upstream.endpoints.clone())
-            .collect()
-    };
-    let kept: std::collections::HashSet<u64> = states(after).iter().map(|state| state.id).collect();
-    for state in states(before) {
-        if !kept.contains(&state.id) {
-            state.mark_gone();
-        }
     }
 }

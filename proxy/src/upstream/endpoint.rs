@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use gilmok_config::endpoint::Endpoint;
 
@@ -49,8 +49,6 @@ pub(crate) struct EndpointState {
     /// Until when connects are not tried while there are others, in milliseconds of [`crate::clock`].
     pub(crate) shunned_until_ms: AtomicU64,
     health: AtomicU8,
-    /// No snapshot has it any more: workers close its connections.
-    gone: AtomicBool,
 }
 
 impl EndpointState {
@@ -72,7 +70,6 @@ impl EndpointState {
             since_ms: AtomicU64::new(now_ms),
             shunned_until_ms: AtomicU64::new(0),
             health: AtomicU8::new(Health::Unknown as u8),
-            gone: AtomicBool::new(false),
         }
     }
 
@@ -87,14 +84,6 @@ impl EndpointState {
     /// Notes what active checks say. The owner calls [`super::service::Upstream::refresh`] when it changed.
     pub(crate) fn note_health(&self, health: Health) {
         self.health.store(health as u8, Relaxed);
-    }
-
-    pub(crate) fn is_gone(&self) -> bool {
-        self.gone.load(Relaxed)
-    }
-
-    pub(crate) fn mark_gone(&self) {
-        self.gone.store(true, Relaxed);
     }
 }
 

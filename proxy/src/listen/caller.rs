@@ -1,0 +1,225 @@
+//! Who is at the other end of a downstream connection, and what the connection is doing.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use gilmok_config::decide::Listener;
+use http::HeaderValue;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use crate::clock;
+use crate::worker::{Shared, Worker};
+
+/// How long a connection may be idle between requests. Longer than upstream pools of common callers keep theirs.
+const KEEP_ALIVE_MS: u64 = 10 * 60 * 1000;
+/// How long a caller may take nothing of an answer that is ready for it.
+const STALL_MS: u64 = 60 * 1000;
+
+/// The other end of one downstream connection.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    pub(crate) listener: Listener,
+    /// Which app an inbound connection is for.
+    pub(crate) app: Option<usize>,
+    pub(crate) peer: SocketAddr,
+    /// Whether it may set the mesh's own headers.
+    pub(crate) trusted: bool,
+    /// Its address as `X-Forwarded-For` tells it, made once per connection.
+    pub(crate) forwarded_for: HeaderValue,
+    pub(crate) activity: Arc<Activity>,
+    _permit: OwnedSemaphorePermit,
+    _counted: Option<CountedIp>,
+}
+
+/// What a connection is doing; written by its socket and its requests, read by its timer.
+///
+/// Atomics only because hyper asks of an upgradable socket that it can change threads; nobody shares them.
+#[derive(Debug, Default)]
+pub(crate) struct Activity {
+    /// Requests in flight: at most one in HTTP/1, one for each stream in HTTP/2.
+    requests: AtomicU32,
+    /// When the first byte of a head came that is not complete yet; 0 is none. Milliseconds of [`clock`].
+    head_since_ms: AtomicU64,
+    idle_since_ms: AtomicU64,
+    /// Since when the caller takes nothing; 0 is not.
+    blocked_since_ms: AtomicU64,
+}
+
+/// Why a connection is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expired {
+    /// A head did not become complete in time.
+    Head,
+    /// No request for a long time.
+    Idle,
+    /// The caller takes nothing of its answer.
+    Stalled,
+}
+
+impl Caller {
+    /// Admits a connection; `None` when its address has too many already.
+    pub(crate) fn admit(
+        worker: &Worker,
+        listener: Listener,
+        app: Option<usize>,
+        peer: SocketAddr,
+        permit: OwnedSemaphorePermit,
+    ) -> Option<Self> {
+        let ip = peer.ip().to_canonical();
+        let counted = match worker.shared.limits.connections_per_ip {
+            Some(most) if !ip.is_loopback() => Some(CountedIp::new(&worker.shared, ip, most)?),
+            Some(_) | None => None,
+        };
+        // Outsiders are outsiders, wherever they call from.
+        let trusted =
+            listener != Listener::Edge && worker.shared.trusted.iter().any(|network| network.contains(ip));
+        let forwarded_for =
+            HeaderValue::try_from(ip.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
+        let activity = Arc::new(Activity::default());
+        activity.idle_since_ms.store(clock::now_ms(), Relaxed);
+        Some(Self { listener, app, peer, trusted, forwarded_for, activity, _permit: permit, _counted: counted })
+    }
+}
+
+impl Activity {
+    /// Bytes came from the caller. Between requests they are the beginning of a head.
+    pub(crate) fn received(&self) {
+        if self.requests.load(Relaxed) == 0 && self.head_since_ms.load(Relaxed) == 0 {
+            self.head_since_ms.store(clock::now_ms(), Relaxed);
+        }
+    }
+
+    /// A head is complete: its request begins.
+    pub(crate) fn request_began(&self) {
+        self.requests.fetch_add(1, Relaxed);
+        self.head_since_ms.store(0, Relaxed);
+    }
+
+    /// An answer has ended, at this moment.
+    pub(crate) fn request_ended(&self, at: Instant) {
+        if self.requests.fetch_sub(1, Relaxed) == 1 {
+            self.idle_since_ms.store(clock::ms_of(at), Relaxed);
+        }
+    }
+
+    /// Whether the caller takes what it is sent.
+    pub(crate) fn writing(&self, blocked: bool) {
+        let since = self.blocked_since_ms.load(Relaxed);
+        if blocked && since == 0 {
+            self.blocked_since_ms.store(clock::now_ms(), Relaxed);
+        } else if !blocked && since != 0 {
+            self.blocked_since_ms.store(0, Relaxed);
+        }
+    }
+
+    /// What is overdue now, or how long nothing can be.
+    pub(crate) fn check(&self, now_ms: u64, head_timeout: Duration) -> Result<Duration, Expired> {
+        let head_ms = u64::try_from(head_timeout.as_millis()).unwrap_or(u64::MAX);
+        let left = |since: u64, most: u64| (since + most).saturating_sub(now_ms);
+        let blocked = self.blocked_since_ms.load(Relaxed);
+        let head = self.head_since_ms.load(Relaxed);
+        let busy = self.requests.load(Relaxed) > 0;
+        let mut next = head_ms;
+        if blocked != 0 {
+            match left(blocked, STALL_MS) {
+                0 => return Err(Expired::Stalled),
+                ms => next = next.min(ms),
+            }
+        }
+        if !busy && head != 0 {
+            match left(head, head_ms) {
+                0 => return Err(Expired::Head),
+                ms => next = next.min(ms),
+            }
+        } else if !busy {
+            match left(self.idle_since_ms.load(Relaxed), KEEP_ALIVE_MS) {
+                0 => return Err(Expired::Idle),
+                ms => next = next.min(ms),
+            }
+        }
+        Ok(Duration::from_millis(next))
+    }
+}
+
+/// Open connections by address, for `connections_per_ip`.
+pub(crate) type PerIp = Mutex<HashMap<IpAddr, u32>>;
+
+/// One connection counted for its address until it is dropped.
+#[derive(Debug)]
+struct CountedIp {
+    shared: Arc<Shared>,
+    ip: IpAddr,
+}
+
+impl CountedIp {
+    fn new(shared: &Arc<Shared>, ip: IpAddr, most: u32) -> Option<Self> {
+        // A mutex: taken twice per connection of an outsider, for a look-up each.
+        let mut counts = shared.per_ip.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let count = counts.entry(ip).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(Self { shared: Arc::clone(shared), ip })
+    }
+}
+
+impl Drop for CountedIp {
+    fn drop(&mut self) {
+        let mut counts = self.shared.per_ip.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.ip) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.ip);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: Duration = Duration::from_secs(10);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_drips_expires_but_an_idle_connection_does_not() {
+        let activity = Activity::default();
+        activity.idle_since_ms.store(clock::now_ms(), Relaxed);
+        tokio::time::advance(Duration::from_mins(1)).await;
+        assert_eq!(activity.check(clock::now_ms(), HEAD), Ok(HEAD));
+        activity.received();
+        tokio::time::advance(Duration::from_secs(9)).await;
+        activity.received();
+        assert_eq!(activity.check(clock::now_ms(), HEAD), Ok(Duration::from_secs(1)));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(activity.check(clock::now_ms(), HEAD), Err(Expired::Head));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_in_flight_is_not_idle() {
+        let activity = Activity::default();
+        activity.request_began();
+        tokio::time::advance(Duration::from_hours(1)).await;
+        assert_eq!(activity.check(clock::now_ms(), HEAD), Ok(HEAD));
+        activity.request_ended(Instant::now());
+        tokio::time::advance(Duration::from_millis(KEEP_ALIVE_MS)).await;
+        assert_eq!(activity.check(clock::now_ms(), HEAD), Err(Expired::Idle));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_takes_nothing_expires() {
+        let activity = Activity::default();
+        activity.request_began();
+        activity.writing(true);
+        tokio::time::advance(Duration::from_millis(STALL_MS)).await;
+        assert_eq!(activity.check(clock::now_ms(), HEAD), Err(Expired::Stalled));
+        activity.writing(false);
+        assert!(activity.check(clock::now_ms(), HEAD).is_ok());
+    }
+}

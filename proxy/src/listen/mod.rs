@@ -1,0 +1,72 @@
+//! Taking connections: accept, find out what is spoken, serve until the connection or the drain ends.
+
+pub(crate) mod caller;
+
+mod socket;
+
+mod serve;
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use gilmok_config::decide::Listener;
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::worker::Worker;
+use caller::Caller;
+
+/// How long accepting pauses when the process has no descriptor or memory left for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// One listening socket as a worker gets it. Workers accept on clones of one socket, so there is one
+/// queue and a free worker takes the next connection; a second process on the port fails at bind.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    pub(crate) listener: Listener,
+    /// Which app an inbound listener is for, by place in the settings.
+    pub(crate) app: Option<usize>,
+    /// Non-blocking.
+    pub(crate) socket: std::net::TcpListener,
+}
+
+/// Begins to accept. The task ends with the worker's runtime.
+///
+/// # Errors
+/// When the socket cannot be registered with the runtime.
+pub(crate) fn start(worker: &Rc<Worker>, gate: Gate) -> io::Result<()> {
+    let socket = TcpListener::from_std(gate.socket)?;
+    tokio::task::spawn_local(accept(Rc::clone(worker), gate.listener, gate.app, socket));
+    Ok(())
+}
+
+async fn accept(worker: Rc<Worker>, listener: Listener, app: Option<usize>, socket: TcpListener) {
+    loop {
+        // At the limit new callers wait in the kernel's queue instead of costing memory here.
+        let Ok(permit) = Arc::clone(&worker.shared.connections).acquire_owned().await else { return };
+        match socket.accept().await {
+            Ok((stream, peer)) => {
+                let Some(caller) = Caller::admit(&worker, listener, app, peer, permit) else { continue };
+                // Ends with its connection.
+                tokio::task::spawn_local(connection(Rc::clone(&worker), Rc::new(caller), stream));
+            }
+            // The caller was gone before we took it.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                tracing::warn!("cannot accept on the {} listener: {error}; trying again", listener.as_str());
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(worker: Rc<Worker>, caller: Rc<Caller>, stream: TcpStream) {
+    // Without it streamed frames wait up to 40 ms for an acknowledgement.
+    drop(stream.set_nodelay(true));
+    let open = &worker.shared.open[caller.listener as usize];
+    open.fetch_add(1, Relaxed);
+    serve::serve(&worker, &caller, stream).await;
+    open.fetch_sub(1, Relaxed);
+}

@@ -1,0 +1,361 @@
+//! Trying an endpoint, and once more another one where nothing of the request was sent.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use gilmok_config::service::{LoadBalancer, Protocol};
+use http::header::{CONNECTION, HeaderValue, TE, UPGRADE};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::body::{Progress, Upload, UploadFault};
+use super::fault::Fault;
+use super::headers::{GILMOK_SHARD, GILMOK_TIMEOUT, GILMOK_VERSION, PROXY_STATUS};
+use super::record::Record;
+use crate::clock;
+use crate::metrics::Outcome;
+use crate::upstream::balance::{Choice, note_latency};
+use crate::upstream::connect::ConnectError;
+use crate::upstream::endpoint::EndpointState;
+use crate::upstream::pool::{Lease, Pool};
+use crate::upstream::service::{Shared, Upstream};
+
+/// Tries beyond the first one. More, and for other reasons, are a policy of their own.
+const RETRIES: u32 = 1;
+/// Retries in flight, in percent of the requests in flight, and how many there may always be.
+const BUDGET_PERCENT: u32 = 20;
+const BUDGET_MIN: u32 = 3;
+/// A retry that finds the budget used up waits this long, with jitter, and asks again, so many times.
+const BUDGET_WAIT: Duration = Duration::from_millis(5);
+const BUDGET_WAITS_MAX: u32 = 20;
+/// How long an endpoint that could not be connected to is left out while there are others.
+const SHUN_MS: u64 = 1_000;
+/// Connections tried at one endpoint for one request: pooled ones may turn out to be closed.
+const CONNECTIONS_MAX: usize = 3;
+
+/// An endpoint's answer and the connection it comes on.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    pub(crate) response: Response<Incoming>,
+    pub(crate) lease: Lease,
+}
+
+/// How long a caller waits: from the end of its request to the head of the answer, retries included.
+#[derive(Debug)]
+pub(crate) struct Deadline {
+    begin: Instant,
+    limit: Duration,
+    upload: Option<Rc<Progress>>,
+}
+
+/// The time is up.
+#[derive(Debug)]
+struct Expired;
+
+/// A try that failed.
+#[derive(Debug)]
+struct Failed {
+    fault: Fault,
+    outcome: Outcome,
+    /// The request, if nothing of it reached the application.
+    unsent: Option<Request<Upload>>,
+}
+
+impl Deadline {
+    pub(crate) fn new(begin: Instant, limit: Duration, upload: Option<Rc<Progress>>) -> Self {
+        Self { begin, limit, upload }
+    }
+
+    /// Whether the caller has sent its whole request.
+    pub(crate) fn upload_ended(&self) -> bool {
+        self.upload.as_ref().is_none_or(|upload| upload.ended().is_some())
+    }
+
+    fn upload_fault(&self) -> Option<UploadFault> {
+        self.upload.as_ref().and_then(|upload| upload.fault())
+    }
+
+    /// When the time is up if the upload ends now.
+    fn at(&self) -> Instant {
+        match &self.upload {
+            None => self.begin + self.limit,
+            Some(upload) => upload.ended().unwrap_or_else(Instant::now) + self.limit,
+        }
+    }
+
+    /// Runs a step of the request until the time is up. While the upload is on its way it is not.
+    async fn run<T>(&self, step: impl Future<Output = T>) -> Result<T, Expired> {
+        let mut step = std::pin::pin!(step);
+        loop {
+            let at = self.at();
+            match timeout_at(at, &mut step).await {
+                Ok(done) => return Ok(done),
+                Err(_) if self.at() <= Instant::now() => return Err(Expired),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+/// Sends a request to an endpoint of a service; once more to another if nothing of it was sent.
+pub(crate) async fn attempt(
+    record: &mut Record,
+    upstream: &Arc<Upstream>,
+    mut request: Request<Upload>,
+    deadline: &Deadline,
+) -> Result<Answered, Fault> {
+    fit_protocol(&mut request, upstream);
+    let mut except = None;
+    let mut retries = 0;
+    let mut permit = None;
+    loop {
+        let (endpoint, others) = pick(upstream, except).ok_or(Fault::NoEndpoint)?;
+        let failed = match try_endpoint(record, upstream, &endpoint, request, deadline, others).await {
+            Ok(answered) => return Ok(answered),
+            Err(failed) => failed,
+        };
+        let Some(unsent) = failed.unsent.filter(|_| retries < RETRIES) else { return Err(failed.fault) };
+        if permit.is_none() {
+            permit = RetryPermit::wait(&upstream.shared, deadline).await;
+        }
+        if permit.is_none() {
+            return Err(failed.fault);
+        }
+        endpoint.series.retry(record.worker.index);
+        retries += 1;
+        except = Some(endpoint.id);
+        request = unsent;
+    }
+}
+
+/// Takes one of the retries that may be in flight.
+#[derive(Debug)]
+struct RetryPermit<'s>(&'s Shared);
+
+impl<'s> RetryPermit<'s> {
+    async fn wait(shared: &'s Shared, deadline: &Deadline) -> Option<Self> {
+        for _ in 0..BUDGET_WAITS_MAX {
+            let most = (shared.in_flight.load(Relaxed) * BUDGET_PERCENT / 100).max(BUDGET_MIN);
+            if shared.retries_in_flight.fetch_add(1, Relaxed) < most {
+                return Some(Self(shared));
+            }
+            shared.retries_in_flight.fetch_sub(1, Relaxed);
+            let pause = BUDGET_WAIT.mul_f64(0.5 + fastrand::f64());
+            deadline.run(sleep(pause)).await.ok()?;
+        }
+        None
+    }
+}
+
+impl Drop for RetryPermit<'_> {
+    fn drop(&mut self) {
+        self.0.retries_in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Chooses an endpoint and says whether there are others.
+fn pick(upstream: &Upstream, except: Option<u64>) -> Option<(Arc<EndpointState>, bool)> {
+    let now_ms = clock::now_ms();
+    upstream.shared.called_at_ms.store(now_ms, Relaxed);
+    let choice = Choice {
+        balancer: upstream.policy.load_balancer,
+        slow_start: upstream.policy.slow_start,
+        turn: &upstream.shared.turn,
+        except,
+        now_ms,
+    };
+    let eligible = upstream.eligible();
+    let picked = eligible.pick(&choice)?;
+    Some((Arc::clone(picked), eligible.endpoints().len() > 1))
+}
+
+/// One try at one endpoint.
+async fn try_endpoint(
+    record: &mut Record,
+    upstream: &Upstream,
+    endpoint: &Arc<EndpointState>,
+    mut request: Request<Upload>,
+    deadline: &Deadline,
+    others: bool,
+) -> Result<Answered, Failed> {
+    record.try_at(Arc::clone(endpoint));
+    tell_target(&mut request, endpoint, upstream);
+    // A sidecar can say that its app saw nothing, an HTTP/2 peer that a stream was not taken up. Where
+    // that can be and there is somewhere else to go, the head is kept.
+    let may_return = endpoint.endpoint.inbound || upstream.policy.protocol == Protocol::H2;
+    let spare = (others && may_return && deadline.upload.is_none()).then(|| copy_of(&request));
+    let mut trying = Trying { endpoint, worker: record.worker.index, outcome: Outcome::Cancelled };
+    let began = Instant::now();
+    let pool = record.worker.pools.of(endpoint);
+    let result = exchange(&pool, upstream, request, deadline, &trying).await;
+    let result = result.and_then(|answered| refuse_sidecar_error(endpoint, answered));
+    match result {
+        Ok(answered) => {
+            trying.outcome = Outcome::Answered;
+            if upstream.policy.load_balancer == LoadBalancer::PeakEwma {
+                note_latency(endpoint, began.elapsed(), clock::now_ms());
+            }
+            Ok(answered)
+        }
+        Err(failed) => {
+            trying.outcome = failed.outcome;
+            if matches!(failed.outcome, Outcome::Connect | Outcome::Refused) {
+                endpoint.shunned_until_ms.store(clock::now_ms() + SHUN_MS, Relaxed);
+            }
+            let unsent = failed.unsent.or_else(|| spare.filter(|_| failed.fault.is_unsent()));
+            Err(Failed { unsent, ..failed })
+        }
+    }
+}
+
+/// Counts a try by what became of it; a try that is dropped was cancelled.
+struct Trying<'e> {
+    endpoint: &'e EndpointState,
+    worker: usize,
+    outcome: Outcome,
+}
+
+impl Drop for Trying<'_> {
+    fn drop(&mut self) {
+        self.endpoint.series.attempt(self.worker, self.outcome);
+    }
+}
+
+/// Sends the request on a connection of the pool and waits for the head of the answer.
+async fn exchange(
+    pool: &Rc<Pool>,
+    upstream: &Upstream,
+    mut request: Request<Upload>,
+    deadline: &Deadline,
+    trying: &Trying<'_>,
+) -> Result<Answered, Failed> {
+    let policy = &upstream.policy;
+    for connection in 0..CONNECTIONS_MAX {
+        let leased = deadline.run(pool.lease(policy.protocol, policy.connect_timeout, connection > 0)).await;
+        let mut lease = match leased {
+            Ok(Ok(lease)) => lease,
+            Ok(Err(error)) => return Err(not_connected(error, request)),
+            Err(Expired) => {
+                return Err(Failed { fault: Fault::Timeout, outcome: Outcome::Timeout, unsent: None });
+            }
+        };
+        let reused = lease.reused();
+        match deadline.run(lease.send(request)).await {
+            Ok(Ok(response)) => return Ok(Answered { response, lease }),
+            Ok(Err(mut error)) => match error.take_message() {
+                // The connection was closed while it was idle; that says nothing about the endpoint.
+                Some(unsent) if reused => {
+                    trying.endpoint.series.attempt(trying.worker, Outcome::StaleConnection);
+                    request = unsent;
+                }
+                Some(unsent) => {
+                    return Err(Failed { fault: Fault::Reset, outcome: Outcome::Reset, unsent: Some(unsent) });
+                }
+                None => return Err(broken(&error.into_error(), reused, deadline)),
+            },
+            Err(Expired) => {
+                return Err(Failed { fault: Fault::Timeout, outcome: Outcome::Timeout, unsent: None });
+            }
+        }
+    }
+    Err(Failed { fault: Fault::Reset, outcome: Outcome::StaleConnection, unsent: Some(request) })
+}
+
+fn not_connected(error: ConnectError, unsent: Request<Upload>) -> Failed {
+    let (fault, outcome) = match error {
+        ConnectError::Refused => (Fault::Refused, Outcome::Refused),
+        ConnectError::Timeout => (Fault::ConnectTimeout, Outcome::Connect),
+        ConnectError::Unreachable => (Fault::Unreachable, Outcome::Connect),
+    };
+    Failed { fault, outcome, unsent: Some(unsent) }
+}
+
+/// Whose fault it was that a request broke.
+fn broken(error: &hyper::Error, reused: bool, deadline: &Deadline) -> Failed {
+    let failed = |fault, outcome| Failed { fault, outcome, unsent: None };
+    match deadline.upload_fault() {
+        Some(UploadFault::CallerLeft) => {
+            failed(Fault::BadRequest("the caller stopped in the middle of its request"), Outcome::Cancelled)
+        }
+        Some(UploadFault::Stalled) => failed(Fault::UploadStalled, Outcome::Cancelled),
+        Some(UploadFault::TooLarge) => failed(Fault::BodyTooLarge, Outcome::Cancelled),
+        // HTTP/2 says that the stream was not taken up; the caller's spare copy goes elsewhere.
+        None if not_taken_up(error) => failed(Fault::Unreachable, Outcome::Refused),
+        // Between two requests the endpoint may close at any time: counted apart.
+        None if reused && error.is_incomplete_message() => failed(Fault::Reset, Outcome::StaleConnection),
+        None => failed(Fault::Reset, Outcome::Reset),
+    }
+}
+
+fn not_taken_up(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            return error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// An answer that a sidecar gave for itself is that error, not the application's.
+fn refuse_sidecar_error(endpoint: &EndpointState, answered: Answered) -> Result<Answered, Failed> {
+    if !endpoint.endpoint.inbound || !answered.response.status().is_server_error() {
+        return Ok(answered);
+    }
+    let told = answered.response.headers().get(PROXY_STATUS).and_then(|value| value.to_str().ok());
+    match told.and_then(Fault::of_sidecar) {
+        None => Ok(answered),
+        Some(fault) => {
+            let outcome = match fault {
+                Fault::Timeout => Outcome::Timeout,
+                Fault::Reset => Outcome::Reset,
+                _ if fault.is_unsent() => Outcome::Refused,
+                _ => Outcome::Answered,
+            };
+            Err(Failed { fault, outcome, unsent: None })
+        }
+    }
+}
+
+/// What HTTP/1 and HTTP/2 want otherwise.
+fn fit_protocol(request: &mut Request<Upload>, upstream: &Upstream) {
+    let headers = request.headers_mut();
+    match upstream.policy.protocol {
+        Protocol::Http1 => {
+            if headers.contains_key(TE) && !headers.contains_key(UPGRADE) {
+                headers.insert(CONNECTION, HeaderValue::from_static("te"));
+            }
+            *request.version_mut() = http::Version::HTTP_11;
+        }
+        Protocol::H2 => {
+            headers.remove(CONNECTION);
+            headers.remove(UPGRADE);
+            *request.version_mut() = http::Version::HTTP_2;
+        }
+    }
+    request.headers_mut().insert(GILMOK_TIMEOUT, upstream.timeout_header.clone());
+}
+
+/// Tells the application which version and shard it was asked as.
+fn tell_target(request: &mut Request<Upload>, endpoint: &EndpointState, _upstream: &Upstream) {
+    if let Some(version) = &endpoint.version_header {
+        request.headers_mut().insert(GILMOK_VERSION, version.clone());
+    }
+    if let Some(shard) = &endpoint.shard_header {
+        request.headers_mut().insert(GILMOK_SHARD, shard.clone());
+    }
+}
+
+/// The same request once more; only for requests without a body.
+fn copy_of(request: &Request<Upload>) -> Request<Upload> {
+    let mut copy = Request::new(Upload::Empty);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}

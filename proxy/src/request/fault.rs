@@ -1,0 +1,145 @@
+//! Every reason for which the proxy answers itself: the status, the words of RFC 9209, and gRPC's code.
+
+use http::StatusCode;
+
+/// Why a request gets the proxy's own answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The request is malformed; the words say how.
+    BadRequest(&'static str),
+    BodyTooLarge,
+    /// Longer than the connect timeout for a connection.
+    ConnectTimeout,
+    /// The request may not be made here; the words say why.
+    Denied(&'static str),
+    /// An expectation other than 100-continue.
+    Expectation,
+    NoDestination,
+    NoEndpoint,
+    /// Over `max_concurrent` of the service, or over the proxy's own limit.
+    Overflow(&'static str),
+    /// The endpoint refused the connection.
+    Refused,
+    /// The connection ended before an answer came, or what came is no HTTP.
+    Reset,
+    /// No answer in time.
+    Timeout,
+    /// No way to the endpoint.
+    Unreachable,
+    /// The caller stopped sending.
+    UploadStalled,
+    UriTooLong,
+}
+
+/// How a fault is told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    pub(crate) status: StatusCode,
+    /// The error type of RFC 9209.
+    pub(crate) error: &'static str,
+    /// gRPC's status code.
+    pub(crate) grpc: u8,
+    pub(crate) details: &'static str,
+    /// Whether `Retry-After` is sent with it.
+    pub(crate) retry_after: bool,
+}
+
+impl Fault {
+    pub(crate) fn told(self) -> Told {
+        let told = |status, error, grpc, details| Told { status, error, grpc, details, retry_after: false };
+        let later = |told: Told| Told { retry_after: true, ..told };
+        match self {
+            Self::BadRequest(what) => told(StatusCode::BAD_REQUEST, "http_request_error", 3, what),
+            Self::BodyTooLarge => {
+                told(StatusCode::PAYLOAD_TOO_LARGE, "http_request_error", 8, "the body is larger than limits.body_bytes")
+            }
+            Self::ConnectTimeout => {
+                told(StatusCode::GATEWAY_TIMEOUT, "connection_timeout", 14, "no connection within connect_timeout")
+            }
+            Self::Denied(why) => told(StatusCode::FORBIDDEN, "http_request_denied", 7, why),
+            Self::Expectation => {
+                told(StatusCode::EXPECTATION_FAILED, "http_request_error", 3, "only 100-continue can be expected")
+            }
+            Self::NoDestination => {
+                told(StatusCode::NOT_FOUND, "destination_not_found", 12, "no service and no route answers to this host and path")
+            }
+            Self::NoEndpoint => later(told(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "destination_unavailable",
+                14,
+                "no endpoint of the service is available",
+            )),
+            Self::Overflow(which) => {
+                later(told(StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", 14, which))
+            }
+            Self::Refused => {
+                told(StatusCode::BAD_GATEWAY, "connection_refused", 14, "the endpoint refused the connection")
+            }
+            Self::Reset => {
+                told(StatusCode::BAD_GATEWAY, "connection_terminated", 14, "the connection ended before an answer came")
+            }
+            Self::Timeout => {
+                told(StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", 4, "no answer within request_timeout")
+            }
+            Self::Unreachable => {
+                told(StatusCode::BAD_GATEWAY, "destination_ip_unroutable", 14, "no way to the endpoint")
+            }
+            Self::UploadStalled => {
+                told(StatusCode::REQUEST_TIMEOUT, "http_request_error", 4, "the upload stopped for idle_timeout")
+            }
+            Self::UriTooLong => {
+                told(StatusCode::URI_TOO_LONG, "http_request_error", 3, "the path is longer than limits.uri_bytes")
+            }
+        }
+    }
+
+    /// What a sidecar said of itself in `Proxy-Status: gilmok; error=…`; `None` when that is the application's answer.
+    pub(crate) fn of_sidecar(proxy_status: &str) -> Option<Self> {
+        let (_, rest) = proxy_status.strip_prefix("gilmok")?.split_once("error=")?;
+        let error = rest.split(';').next().unwrap_or_default().trim();
+        match error {
+            "connection_refused" => Some(Self::Refused),
+            "connection_terminated" => Some(Self::Reset),
+            "connection_timeout" => Some(Self::ConnectTimeout),
+            "destination_unavailable" => Some(Self::NoEndpoint),
+            "destination_ip_unroutable" => Some(Self::Unreachable),
+            "http_response_timeout" => Some(Self::Timeout),
+            _ => None,
+        }
+    }
+
+    /// Whether the application has certainly seen nothing of the request.
+    pub(crate) fn is_unsent(self) -> bool {
+        match self {
+            Self::ConnectTimeout | Self::NoEndpoint | Self::Refused | Self::Unreachable => true,
+            Self::BadRequest(_)
+            | Self::BodyTooLarge
+            | Self::Denied(_)
+            | Self::Expectation
+            | Self::NoDestination
+            | Self::Overflow(_)
+            | Self::Reset
+            | Self::Timeout
+            | Self::UploadStalled
+            | Self::UriTooLong => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sidecars_own_error_is_told_from_the_applications() {
+        for (text, expected) in [
+            ("gilmok; error=connection_refused; details=\"x\"", Some(Fault::Refused)),
+            ("gilmok; error=http_response_timeout", Some(Fault::Timeout)),
+            ("gilmok; received-status=502", None),
+            ("other; error=connection_refused", None),
+            ("", None),
+        ] {
+            assert_eq!(Fault::of_sidecar(text), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! What is taken off and put on between two hops. Strip first, then add: nothing a caller sends removes what we set.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode, Version};
+
+use super::head::{Seen, tokens};
+use crate::listen::caller::Caller;
+use gilmok_config::decide::Listener;
+
+const FEATURE_FLAGS: HeaderName = HeaderName::from_static("feature-flags");
+pub(crate) const GILMOK_TIMEOUT: HeaderName = HeaderName::from_static("gilmok-timeout");
+pub(crate) const GILMOK_VERSION: HeaderName = HeaderName::from_static("gilmok-version");
+pub(crate) const GILMOK_SHARD: HeaderName = HeaderName::from_static("gilmok-shard");
+pub(crate) const GILMOK_DECISION: HeaderName = HeaderName::from_static("gilmok-decision");
+pub(crate) const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Fields that concern one hop only, beside those that `Connection` names (RFC 9110, 7.6.1).
+const HOP_FIELDS: [HeaderName; 6] = [
+    header::TE,
+    header::UPGRADE,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+];
+
+/// Makes a caller's headers those of the next hop. `host` is what the caller named.
+pub(crate) fn prepare_request(headers: &mut HeaderMap, seen: &Seen, caller: &Caller, host: Option<HeaderValue>) {
+    let upgrade = if seen.upgrade { headers.get(header::UPGRADE).cloned() } else { None };
+    if seen.connection {
+        strip_named(headers);
+    }
+    if seen.hop_fields {
+        for name in HOP_FIELDS {
+            headers.remove(name);
+        }
+    }
+    // Framing is made anew from the body.
+    if seen.content_length {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    if seen.transfer_encoding {
+        headers.remove(header::TRANSFER_ENCODING);
+    }
+    if seen.expect {
+        headers.remove(header::EXPECT);
+    }
+    if seen.mesh_fields && !(caller.listener == Listener::Inbound && caller.trusted) {
+        strip_mesh_fields(headers);
+    }
+    if seen.cookies > 1 {
+        join_cookies(headers);
+    }
+    // From here on only we add.
+    if seen.te_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if let Some(protocol) = upgrade {
+        headers.insert(header::UPGRADE, protocol);
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+    forwarded(headers, seen, caller, host);
+    identify(headers, seen, caller);
+}
+
+/// Makes an endpoint's headers those of the answer to the caller.
+pub(crate) fn prepare_answer(headers: &mut HeaderMap, status: StatusCode, method: &Method) {
+    let (mut connection, mut hop_fields, mut framing) = (false, false, false);
+    for name in headers.keys() {
+        match name.as_str() {
+            "connection" => connection = true,
+            "te" | "upgrade" | "keep-alive" | "proxy-connection" | "proxy-authenticate" | "proxy-authorization" => {
+                hop_fields = true;
+            }
+            "content-length" | "transfer-encoding" => framing = true,
+            _ => {}
+        }
+    }
+    if connection {
+        strip_named(headers);
+    }
+    if hop_fields {
+        for name in HOP_FIELDS {
+            headers.remove(name);
+        }
+    }
+    if framing {
+        headers.remove(header::TRANSFER_ENCODING);
+        // The length of a body that is not sent is news that only the endpoint has.
+        if *method != Method::HEAD && status != StatusCode::NOT_MODIFIED {
+            headers.remove(header::CONTENT_LENGTH);
+        }
+    }
+}
+
+/// Takes off `Connection` and what it names, except what routing needs.
+fn strip_named(headers: &mut HeaderMap) {
+    let lines: Vec<HeaderValue> = headers.get_all(header::CONNECTION).iter().cloned().collect();
+    headers.remove(header::CONNECTION);
+    for name in lines.iter().flat_map(tokens) {
+        if let Ok(name) = HeaderName::from_bytes(name.as_bytes())
+            && name != header::HOST
+            && !is_mesh_field(&name)
+        {
+            headers.remove(name);
+        }
+    }
+}
+
+fn is_mesh_field(name: &HeaderName) -> bool {
+    name.as_str().starts_with("gilmok-") || *name == FEATURE_FLAGS
+}
+
+fn strip_mesh_fields(headers: &mut HeaderMap) {
+    let names: Vec<HeaderName> = headers.keys().filter(|name| is_mesh_field(name)).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+}
+
+/// One `Cookie` line, as HTTP/1 wants it (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let joined: Vec<u8> =
+        headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
+    if let Ok(line) = HeaderValue::from_bytes(&joined) {
+        headers.insert(header::COOKIE, line);
+    }
+}
+
+/// Says for whom the request is made. What an untrusted caller says of it is overwritten.
+fn forwarded(headers: &mut HeaderMap, seen: &Seen, caller: &Caller, host: Option<HeaderValue>) {
+    let believed = caller.trusted;
+    if seen.forwarded_for && believed {
+        let lines: Vec<&[u8]> = headers
+            .get_all(X_FORWARDED_FOR)
+            .iter()
+            .map(HeaderValue::as_bytes)
+            .chain([caller.forwarded_for.as_bytes()])
+            .collect();
+        if let Ok(line) = HeaderValue::from_bytes(&lines.join(&b", "[..])) {
+            headers.insert(X_FORWARDED_FOR, line);
+        }
+    } else {
+        headers.insert(X_FORWARDED_FOR, caller.forwarded_for.clone());
+    }
+    if !(seen.forwarded_proto && believed) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+    if !(seen.forwarded_host && believed)
+        && let Some(host) = host
+    {
+        headers.insert(X_FORWARDED_HOST, host);
+    }
+}
+
+/// Gives the request an id and a trace where it has none.
+fn identify(headers: &mut HeaderMap, seen: &Seen, caller: &Caller) {
+    if !(seen.request_id && caller.trusted) {
+        let mut id = [0; 32];
+        hex(fastrand::u128(..), &mut id);
+        if let Ok(id) = HeaderValue::from_bytes(&id) {
+            headers.insert(X_REQUEST_ID, id);
+        }
+    }
+    if !seen.traceparent {
+        // W3C trace context: version, trace, parent, flags; not sampled, since nobody here decides that.
+        let mut trace = *b"00-00000000000000000000000000000000-0000000000000000-00";
+        hex(fastrand::u128(1..), &mut trace[3..35]);
+        hex(u128::from(fastrand::u64(1..)), &mut trace[36..52]);
+        if let Ok(trace) = HeaderValue::from_bytes(&trace) {
+            headers.insert(TRACEPARENT, trace);
+        }
+    }
+}
+
+/// Writes the lower digits of a number, as many as there is room for.
+fn hex(mut number: u128, digits: &mut [u8]) {
+    for digit in digits.iter_mut().rev() {
+        *digit = b"0123456789abcdef"[(number & 15) as usize];
+        number >>= 4;
+    }
+}
+
+/// Whether an HTTP/1 caller can be told to close; HTTP/2 has GOAWAY for it.
+pub(crate) fn can_close(version: Version) -> bool {
+    version < Version::HTTP_2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+        lines.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn what_connection_names_goes_and_what_the_mesh_owns_stays() {
+        let mut map = headers(&[
+            ("connection", "close, X-Private, Feature-Flags, gilmok-shard, host"),
+            ("x-private", "1"),
+            ("feature-flags", "a"),
+            ("gilmok-shard", "3"),
+            ("host", "ads"),
+        ]);
+        strip_named(&mut map);
+        let mut left: Vec<_> = map.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["feature-flags", "gilmok-shard", "host"]);
+    }
+
+    #[test]
+    fn answers_lose_what_concerns_one_hop() {
+        let mut map = headers(&[
+            ("connection", "keep-alive, x-hop"),
+            ("keep-alive", "timeout=5"),
+            ("x-hop", "1"),
+            ("content-length", "5"),
+            ("trailer", "x-sum"),
+        ]);
+        prepare_answer(&mut map, StatusCode::OK, &Method::GET);
+        assert_eq!(map.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["trailer"]);
+        let mut map = headers(&[("content-length", "5")]);
+        prepare_answer(&mut map, StatusCode::OK, &Method::HEAD);
+        assert_eq!(map[header::CONTENT_LENGTH], "5");
+    }
+
+    #[test]
+    fn split_cookies_become_one_line() {
+        let mut map = headers(&[("cookie", "a=1"), ("cookie", "b=2")]);
+        join_cookies(&mut map);
+        assert_eq!(map.get_all(header::COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+    }
+
+    #[test]
+    fn numbers_are_written_in_hexadecimal() {
+        let mut digits = [0; 4];
+        hex(0xAB, &mut digits);
+        assert_eq!(&digits, b"00ab");
+    }
+}

@@ -1,0 +1,177 @@
+//! The life of one request, told in order.
+
+pub(crate) mod record;
+
+pub(crate) mod body;
+
+mod head;
+
+mod headers;
+
+mod fault;
+
+mod attempt;
+
+mod pass;
+
+mod tunnel;
+
+mod respond;
+
+use std::borrow::Cow;
+use std::rc::Rc;
+
+use gilmok_config::decide::{Facts, Listener, Refusal, decide};
+use gilmok_config::route;
+use http::header::{HOST, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{Method, Request, Response, Uri};
+use hyper::body::Incoming;
+
+use crate::drain::Phase;
+use crate::listen::caller::Caller;
+use crate::settings::UnknownHosts;
+use crate::worker::{View, Worker};
+use attempt::Deadline;
+use body::{Answer, Upload};
+use fault::Fault;
+use head::Seen;
+use record::{Place, Record};
+use respond::Outcome;
+
+/// Answers one request. Dropped when the caller leaves, which ends the call to the endpoint as well.
+pub(crate) async fn handle(
+    worker: Rc<Worker>,
+    caller: Rc<Caller>,
+    request: Request<Incoming>,
+) -> Response<Answer> {
+    // One snapshot decides the whole request.
+    let view = worker.view();
+    let mut record = Record::begin(&worker, &view, &caller, &request);
+    let terms = respond::Terms::of(&request, worker.phase.get() >= Phase::Closing);
+    let outcome = match answer(&worker, &caller, &view, &mut record, request).await {
+        Ok(outcome) => outcome,
+        Err(fault) => Outcome::Own(fault),
+    };
+    respond::respond(outcome, terms, record)
+}
+
+/// From the head to an endpoint's answer, or the reason why there is none.
+async fn answer(
+    worker: &Rc<Worker>,
+    caller: &Caller,
+    view: &View,
+    record: &mut Record,
+    mut request: Request<Incoming>,
+) -> Result<Outcome, Fault> {
+    let seen = Seen::read(&request, &worker.shared.limits)?;
+    record.speaks(&seen);
+    if request.method() == Method::CONNECT {
+        return tunnel::connect(worker, caller, request).await.map(Outcome::Tunnel);
+    }
+    let destination = match destination(caller, view, &request)? {
+        Some(destination) => destination,
+        // Whoever may call what the mesh does not know is passed on as it is.
+        None => return pass::pass(worker, caller, record, request, &seen).await,
+    };
+    record.placed(destination.place);
+    record.admit()?;
+    let upgrade = seen.upgrade.then(|| hyper::upgrade::on(&mut request));
+    let upstream = destination.place.of(view);
+    let host = named_host(&request);
+    let (mut head, body) = request.into_parts();
+    headers::prepare_request(&mut head.headers, &seen, caller, host.clone());
+    head.uri = next_target(&head.uri, destination.strip_prefix.as_deref(), host, &mut head.headers, upstream)?;
+    let (upload, progress) = Upload::new(body, upstream.policy.idle_timeout, worker.shared.limits.body_bytes);
+    let deadline = Deadline::new(record.started(), destination.timeout, progress);
+    let answer = attempt::attempt(record, upstream, Request::from_parts(head, upload), &deadline).await?;
+    Ok(Outcome::answered(answer, upgrade, &deadline, upstream.policy.idle_timeout))
+}
+
+/// Where a request goes.
+struct Destination {
+    place: Place,
+    strip_prefix: Option<String>,
+    timeout: std::time::Duration,
+}
+
+/// Decides where a request goes; `None` is a host that the mesh does not know and that is passed on.
+fn destination(caller: &Caller, view: &View, request: &Request<Incoming>) -> Result<Option<Destination>, Fault> {
+    let host = head::authority(request, caller.listener)?;
+    if let (Listener::Inbound, Some(app)) = (caller.listener, caller.app) {
+        let place = Place::App(app);
+        let timeout = place.of(view).policy.request_timeout;
+        return Ok(Some(Destination { place, strip_prefix: None, timeout }));
+    }
+    let facts = Facts {
+        listener: caller.listener,
+        host: &host.unwrap_or(Cow::Borrowed("")),
+        path: request.uri().path(),
+        method: request.method(),
+        headers: request.headers(),
+    };
+    match decide(&view.snapshot, &facts) {
+        Ok(decision) => {
+            let place = Place::Service(decision.service);
+            let route = decision.route.map(|at| &view.snapshot.routes()[at]);
+            let timeout = route
+                .and_then(|route| route.request_timeout)
+                .unwrap_or_else(|| place.of(view).policy.request_timeout);
+            let strip_prefix = route.and_then(|route| route.strip_prefix.clone());
+            Ok(Some(Destination { place, strip_prefix, timeout }))
+        }
+        Err(Refusal::NoDestination) => Ok(None),
+    }
+}
+
+/// What the caller named as the host, for `Host` and `X-Forwarded-Host` of the next hop.
+fn named_host(request: &Request<Incoming>) -> Option<HeaderValue> {
+    match request.uri().authority() {
+        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+        None => request.headers().get(HOST).cloned(),
+    }
+}
+
+/// The target of the next hop: origin form for HTTP/1, with scheme and authority for HTTP/2.
+fn next_target(
+    uri: &Uri,
+    strip_prefix: Option<&str>,
+    host: Option<HeaderValue>,
+    headers: &mut http::HeaderMap,
+    upstream: &crate::upstream::service::Upstream,
+) -> Result<Uri, Fault> {
+    const NO_PATH: Fault = Fault::BadRequest("the request's target is no path");
+    let whole = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let path = match strip_prefix {
+        Some(prefix) if route::has_prefix(whole.path(), prefix) => {
+            let rest = &whole.as_str()[prefix.len()..];
+            let slash = if rest.starts_with('/') { "" } else { "/" };
+            PathAndQuery::try_from(format!("{slash}{rest}")).map_err(|_| NO_PATH)?
+        }
+        Some(_) | None => whole,
+    };
+    let mut parts = http::uri::Parts::default();
+    parts.path_and_query = Some(path);
+    let host = host.or_else(|| HeaderValue::from_str(upstream.name.as_str()).ok());
+    match upstream.policy.protocol {
+        gilmok_config::service::Protocol::Http1 => {
+            if let Some(host) = host {
+                headers.insert(HOST, host);
+            }
+        }
+        gilmok_config::service::Protocol::H2 => {
+            headers.remove(HOST);
+            parts.scheme = Some(http::uri::Scheme::HTTP);
+            let authority = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
+            parts.authority = Some(authority.parse().map_err(|_| Fault::BadRequest("Host is no host"))?);
+        }
+    }
+    Uri::from_parts(parts).map_err(|_| NO_PATH)
+}
+
+/// Whether hosts that the mesh does not know are passed on for this caller.
+fn may_pass(worker: &Worker, caller: &Caller) -> bool {
+    worker.shared.unknown_hosts == UnknownHosts::Pass
+        && caller.listener == Listener::Outbound
+        && caller.peer.ip().to_canonical().is_loopback()
+}

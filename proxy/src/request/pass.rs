@@ -1,0 +1,55 @@
+//! Passing on what the mesh does not know, for callers on this machine, when the settings say so.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use gilmok_config::address::Address;
+use gilmok_config::endpoint::Endpoint;
+use gilmok_config::service::ServicePolicy;
+use http::Request;
+use hyper::body::Incoming;
+
+use super::attempt::{self, Deadline};
+use super::body::Upload;
+use super::fault::Fault;
+use super::head::Seen;
+use super::record::Record;
+use super::respond::Outcome;
+use super::{headers, may_pass, named_host, tunnel};
+use crate::listen::caller::Caller;
+use crate::upstream::endpoint::{EndpointState, Peer};
+use crate::upstream::service::Upstream;
+use crate::worker::Worker;
+
+/// The port of a host that names none.
+const HTTP_PORT: u16 = 80;
+
+/// Sends a request to the host it names, on a connection of its own.
+pub(super) async fn pass(
+    worker: &Rc<Worker>,
+    caller: &Caller,
+    record: &mut Record,
+    request: Request<Incoming>,
+    seen: &Seen,
+) -> Result<Outcome, Fault> {
+    if !may_pass(worker, caller) {
+        return Err(Fault::NoDestination);
+    }
+    let host = named_host(&request).ok_or(Fault::NoDestination)?;
+    let authority: http::uri::Authority =
+        host.to_str().ok().and_then(|host| host.parse().ok()).ok_or(Fault::BadRequest("Host is no host"))?;
+    let port = authority.port_u16().unwrap_or(HTTP_PORT);
+    let address = tunnel::resolve(authority.host(), port).await?;
+    let nowhere = Arc::clone(&worker.shared.nowhere);
+    let endpoint = Endpoint::at(Address::Socket(address));
+    let state = EndpointState::new(EndpointState::OUTSIDE, endpoint, Peer::Tcp(address), nowhere, 0);
+    let upstream = Arc::new(Upstream::outside(ServicePolicy::default(), Arc::new(state)));
+    let (mut head, body) = request.into_parts();
+    headers::prepare_request(&mut head.headers, seen, caller, Some(host.clone()));
+    head.uri = super::next_target(&head.uri, None, Some(host), &mut head.headers, &upstream)?;
+    let policy = &upstream.policy;
+    let (upload, progress) = Upload::new(body, policy.idle_timeout, worker.shared.limits.body_bytes);
+    let deadline = Deadline::new(record.started(), policy.request_timeout, progress);
+    let answer = attempt::attempt(record, &upstream, Request::from_parts(head, upload), &deadline).await?;
+    Ok(Outcome::answered(answer, None, &deadline, policy.idle_timeout))
+}

@@ -1,0 +1,144 @@
+//! The only place where an outcome becomes an answer to the caller.
+
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::{Method, Request, Response, StatusCode, Version};
+use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
+use std::time::Duration;
+
+use super::attempt::{Answered, Deadline};
+use super::body::Answer;
+use super::fault::Fault;
+use super::headers::{GILMOK_DECISION, PROXY_STATUS, can_close, prepare_answer};
+use super::record::Record;
+use super::tunnel::{self, Tunnel};
+
+/// What became of a request.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// The proxy answers itself.
+    Own(Fault),
+    /// An endpoint answered.
+    Relay { answered: Answered, upload_ended: bool, idle: Duration, upgrade: Option<OnUpgrade> },
+    /// A CONNECT was granted: the tunnel begins when the answer is out.
+    Tunnel(Tunnel),
+}
+
+/// What of the request the answer depends on.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    method: Method,
+    version: Version,
+    /// Whether the request has a body that may be unread when an answer of our own goes out.
+    has_body: bool,
+    draining: bool,
+}
+
+impl Terms {
+    pub(crate) fn of(request: &Request<Incoming>, draining: bool) -> Self {
+        let has_body = !request.body().is_end_stream();
+        Self { method: request.method().clone(), version: request.version(), has_body, draining }
+    }
+}
+
+impl Outcome {
+    pub(crate) fn answered(answered: Answered, upgrade: Option<OnUpgrade>, deadline: &Deadline, idle: Duration) -> Self {
+        Self::Relay { answered, upload_ended: deadline.upload_ended(), idle, upgrade }
+    }
+}
+
+/// Makes the answer, and gives it the record that ends with it.
+pub(crate) fn respond(outcome: Outcome, terms: Terms, mut record: Box<Record>) -> Response<Answer> {
+    match outcome {
+        Outcome::Own(fault) => own(fault, &terms, record),
+        Outcome::Tunnel(tunnel) => {
+            record.answered(StatusCode::OK);
+            tunnel.begin(record);
+            Response::new(Answer::Own { body: None, record: None })
+        }
+        Outcome::Relay { answered, upgrade, .. } if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            match upgrade {
+                Some(upgrade) => switch(answered, upgrade, record),
+                // Nobody asked for it.
+                None => own(Fault::Reset, &terms, record),
+            }
+        }
+        Outcome::Relay { answered, upload_ended, idle, upgrade } => {
+            // After a refused upgrade the caller may have sent bytes of the other protocol already.
+            let close = !upload_ended || upgrade.is_some() || terms.draining;
+            relay(answered, &terms, close, idle, record)
+        }
+    }
+}
+
+fn relay(answered: Answered, terms: &Terms, close: bool, idle: Duration, mut record: Box<Record>) -> Response<Answer> {
+    let (mut head, body) = answered.response.into_parts();
+    prepare_answer(&mut head.headers, head.status, &terms.method);
+    if close && can_close(terms.version) {
+        head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    head.version = Version::HTTP_11;
+    record.answered(head.status);
+    explain(&mut head.headers, &record);
+    Response::from_parts(head, Answer::relay(body, answered.lease, record, idle))
+}
+
+/// Both sides change their protocol: from here on bytes are passed on as they are.
+fn switch(answered: Answered, upgrade: OnUpgrade, mut record: Box<Record>) -> Response<Answer> {
+    let (mut head, body) = answered.response.into_parts();
+    let mut response = Response::from_parts(http::response::Response::new(()).into_parts().0, body);
+    response.extensions_mut().extend(std::mem::take(&mut head.extensions));
+    let upstream = hyper::upgrade::on(&mut response);
+    let protocol = head.headers.get(http::header::UPGRADE).cloned();
+    prepare_answer(&mut head.headers, head.status, &Method::GET);
+    head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    if let Some(protocol) = protocol {
+        head.headers.insert(http::header::UPGRADE, protocol);
+    }
+    head.version = Version::HTTP_11;
+    record.answered(head.status);
+    tunnel::join(upgrade, upstream, record);
+    Response::from_parts(head, Answer::Own { body: None, record: None })
+}
+
+/// An answer of our own: RFC 9209 says why, and no cache keeps it. gRPC callers get it in gRPC's words.
+fn own(fault: Fault, terms: &Terms, mut record: Box<Record>) -> Response<Answer> {
+    let told = fault.told();
+    let mut headers = HeaderMap::with_capacity(6);
+    let status_line = format!("gilmok; error={}; details=\"{}\"", told.error, told.details);
+    if let Ok(value) = HeaderValue::from_str(&status_line) {
+        headers.insert(PROXY_STATUS, value);
+    }
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if told.retry_after {
+        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    // What is unread would be taken for the next request.
+    if (terms.has_body || terms.draining || told.status == StatusCode::BAD_REQUEST) && can_close(terms.version) {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    explain(&mut headers, &record);
+    record.refused(&told, &status_line);
+    let (status, body) = if record.is_grpc() {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from(u16::from(told.grpc)));
+        headers.insert("grpc-message", HeaderValue::from_static(told.details));
+        (StatusCode::OK, bytes::Bytes::new())
+    } else {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        (told.status, format!("gilmok: {}\n", told.details).into())
+    };
+    let mut response = Response::new(Answer::own(body, record));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+/// Says how it was decided, to callers that ask.
+fn explain(headers: &mut HeaderMap, record: &Record) {
+    if let Some(decision) = record.decision()
+        && let Ok(value) = HeaderValue::from_str(&decision)
+    {
+        headers.insert(GILMOK_DECISION, value);
+    }
+}

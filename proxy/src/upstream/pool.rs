@@ -1,0 +1,359 @@
+//! The connections of one worker to one endpoint: a stack of idle HTTP/1 ones, a few shared HTTP/2 ones.
+//!
+//! Each worker has its own, so nothing here is locked or shared between threads.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gilmok_config::service::Protocol;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+
+use super::connect::{ConnectError, Socket, connect};
+use super::endpoint::EndpointState;
+use crate::clock;
+use crate::request::body::Upload;
+use crate::worker::LocalExecutor;
+
+/// Most idle HTTP/1 connections that a worker keeps to one endpoint; more are closed when they become idle.
+const IDLE_MAX: usize = 512;
+/// How long a connection may be idle. Below the keep-alive of common servers (Node closes after 5 s),
+/// so that it is rather closed here than met closing.
+const IDLE_MS_MAX: u64 = 4_000;
+/// How old a connection may become before it is replaced, so that load follows changes behind an address.
+const AGE_MS_MAX: u64 = 10 * 60 * 1000;
+/// Most HTTP/2 connections that a worker keeps to one endpoint.
+const H2_CONNECTIONS_MAX: usize = 8;
+/// Streams in flight on one HTTP/2 connection before another one is opened.
+const H2_STREAMS_MAX: usize = 100;
+/// Read buffer of an HTTP/1 connection to an endpoint. It grows to this only while bodies flow.
+const H1_BUFFER_BYTES_MAX: usize = 256 << 10;
+/// HTTP/2 windows: fixed, since adapting ones cost latency on a LAN.
+const H2_STREAM_WINDOW: u32 = 1 << 20;
+const H2_CONNECTION_WINDOW: u32 = 8 << 20;
+/// How an HTTP/2 peer that went silent is found out.
+const H2_KEEP_ALIVE: Duration = Duration::from_secs(15);
+const H2_KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+const H2_HEADER_LIST_BYTES_MAX: u32 = 64 << 10;
+
+/// The pools of one worker, by the id of the endpoint's state.
+#[derive(Debug, Default)]
+pub(crate) struct Pools {
+    by_id: RefCell<HashMap<u64, Rc<Pool>, BuildHasherDefault<IdHasher>>>,
+}
+
+/// One worker's connections to one endpoint.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    state: Arc<EndpointState>,
+    idle: RefCell<Vec<Idle>>,
+    h2: RefCell<Vec<Rc<H2Connection>>>,
+    /// One opens at a time: others that need a connection wait for it instead of opening as many.
+    h2_opening: tokio::sync::Mutex<()>,
+    /// The endpoint is gone: what comes back is closed.
+    closed: Cell<bool>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    sender: http1::SendRequest<Upload>,
+    born_ms: u64,
+    idle_since_ms: u64,
+}
+
+#[derive(Debug)]
+struct H2Connection {
+    sender: http2::SendRequest<Upload>,
+    streams: Cell<usize>,
+    born_ms: u64,
+}
+
+/// A connection lent to one request. Dropped, it is closed; [`Lease::give_back`] returns it.
+#[derive(Debug)]
+pub(crate) enum Lease {
+    Http1(H1Lease),
+    H2(H2Lease),
+}
+
+#[derive(Debug)]
+pub(crate) struct H1Lease {
+    pool: Rc<Pool>,
+    pub(crate) sender: http1::SendRequest<Upload>,
+    born_ms: u64,
+    /// Whether it has served a request before.
+    pub(crate) reused: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct H2Lease {
+    connection: Rc<H2Connection>,
+    pub(crate) reused: bool,
+}
+
+impl Pools {
+    /// The pool of an endpoint, made at its first request.
+    pub(crate) fn of(&self, state: &Arc<EndpointState>) -> Rc<Pool> {
+        let mut by_id = self.by_id.borrow_mut();
+        let pool = by_id.entry(state.id).or_insert_with(|| Rc::new(Pool::new(Arc::clone(state))));
+        Rc::clone(pool)
+    }
+
+    /// Closes what is idle for too long. Called each second.
+    pub(crate) fn sweep(&self) {
+        let now_ms = clock::now_ms();
+        self.by_id.borrow_mut().retain(|_, pool| {
+            pool.sweep(now_ms);
+            pool.is_used()
+        });
+    }
+
+    /// Closes every connection to endpoints that are no longer among `alive`. Called when something else is in force.
+    pub(crate) fn keep<'s>(&self, alive: impl Iterator<Item = &'s Arc<EndpointState>>) {
+        let mut by_id = self.by_id.borrow_mut();
+        if by_id.is_empty() {
+            return;
+        }
+        let alive: HashSet<u64> = alive.map(|state| state.id).collect();
+        by_id.retain(|id, pool| {
+            let keep = alive.contains(id);
+            if !keep {
+                pool.close();
+            }
+            keep
+        });
+    }
+
+    /// Idle and shared connections, for `/endpoints`.
+    #[cfg(test)]
+    pub(crate) fn connections(&self) -> usize {
+        self.by_id.borrow().values().map(|pool| pool.idle.borrow().len() + pool.h2.borrow().len()).sum()
+    }
+}
+
+impl Pool {
+    fn new(state: Arc<EndpointState>) -> Self {
+        Self {
+            state,
+            idle: RefCell::default(),
+            h2: RefCell::default(),
+            h2_opening: tokio::sync::Mutex::new(()),
+            closed: Cell::new(false),
+        }
+    }
+
+    /// An idle connection if there is one, else a new one. `fresh` asks for a new one.
+    pub(crate) async fn lease(
+        self: &Rc<Self>,
+        protocol: Protocol,
+        within: Duration,
+        fresh: bool,
+    ) -> Result<Lease, ConnectError> {
+        match protocol {
+            Protocol::Http1 => {
+                if !fresh && let Some(lease) = self.take_idle() {
+                    return Ok(Lease::Http1(lease));
+                }
+                self.open_http1(within).await.map(Lease::Http1)
+            }
+            Protocol::H2 => self.lease_h2(within, fresh).await.map(Lease::H2),
+        }
+    }
+
+    /// The connection that was used last: the likeliest to be alive, and the others may time out.
+    fn take_idle(self: &Rc<Self>) -> Option<H1Lease> {
+        let mut idle = self.idle.borrow_mut();
+        while let Some(Idle { sender, born_ms, .. }) = idle.pop() {
+            if sender.is_ready() {
+                return Some(H1Lease { pool: Rc::clone(self), sender, born_ms, reused: true });
+            }
+        }
+        None
+    }
+
+    async fn open_http1(self: &Rc<Self>, within: Duration) -> Result<H1Lease, ConnectError> {
+        let socket = connect(&self.state.peer, within).await?;
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(H1_BUFFER_BYTES_MAX)
+            .handshake(TokioIo::new(socket))
+            .await
+            .map_err(|_closed| ConnectError::Unreachable)?;
+        // Ends with its connection: when either side closes, or when the sender is dropped.
+        tokio::task::spawn_local(async move {
+            // How it ended was told to the request that was on it.
+            drop(connection.with_upgrades().await);
+        });
+        Ok(H1Lease { pool: Rc::clone(self), sender, born_ms: clock::now_ms(), reused: false })
+    }
+
+    fn put_back(&self, sender: http1::SendRequest<Upload>, born_ms: u64) {
+        let now_ms = clock::now_ms();
+        let mut idle = self.idle.borrow_mut();
+        if self.closed.get() || idle.len() >= IDLE_MAX || now_ms.saturating_sub(born_ms) > AGE_MS_MAX {
+            return;
+        }
+        idle.push(Idle { sender, born_ms, idle_since_ms: now_ms });
+    }
+
+    async fn lease_h2(self: &Rc<Self>, within: Duration, fresh: bool) -> Result<H2Lease, ConnectError> {
+        if !fresh && let Some(lease) = self.take_h2(H2_STREAMS_MAX) {
+            return Ok(lease);
+        }
+        let opening = self.h2_opening.lock().await;
+        // Whoever held it before may have opened what is needed here.
+        if !fresh && let Some(lease) = self.take_h2(H2_STREAMS_MAX) {
+            return Ok(lease);
+        }
+        if self.h2.borrow().len() >= H2_CONNECTIONS_MAX
+            && let Some(lease) = self.take_h2(usize::MAX)
+        {
+            return Ok(lease);
+        }
+        let connection = self.open_h2(within).await?;
+        drop(opening);
+        Ok(H2Lease::on(&connection, false))
+    }
+
+    /// A shared connection with fewer than `streams_max` streams, and fewer than its peer allows.
+    fn take_h2(&self, streams_max: usize) -> Option<H2Lease> {
+        let mut connections = self.h2.borrow_mut();
+        let now_ms = clock::now_ms();
+        connections.retain(|connection| {
+            !connection.sender.is_closed() && now_ms.saturating_sub(connection.born_ms) <= AGE_MS_MAX
+        });
+        connections
+            .iter()
+            .filter(|connection| {
+                let streams = connection.streams.get();
+                streams < streams_max && streams < connection.sender.current_max_send_streams().max(1)
+            })
+            .min_by_key(|connection| connection.streams.get())
+            .map(|connection| H2Lease::on(connection, true))
+    }
+
+    async fn open_h2(&self, within: Duration) -> Result<Rc<H2Connection>, ConnectError> {
+        let socket: Socket = connect(&self.state.peer, within).await?;
+        let (sender, connection) = http2::Builder::new(LocalExecutor)
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(H2_STREAM_WINDOW)
+            .initial_connection_window_size(H2_CONNECTION_WINDOW)
+            .keep_alive_interval(H2_KEEP_ALIVE)
+            .keep_alive_timeout(H2_KEEP_ALIVE_TIMEOUT)
+            .max_header_list_size(H2_HEADER_LIST_BYTES_MAX)
+            .handshake(TokioIo::new(socket))
+            .await
+            .map_err(|_closed| ConnectError::Unreachable)?;
+        // Ends when either side closes, or when every sender is dropped.
+        tokio::task::spawn_local(async move { drop(connection.await) });
+        let connection = Rc::new(H2Connection { sender, streams: Cell::new(0), born_ms: clock::now_ms() });
+        if !self.closed.get() {
+            self.h2.borrow_mut().push(Rc::clone(&connection));
+        }
+        Ok(connection)
+    }
+
+    /// Whether it has a connection, or a request holds it.
+    fn is_used(self: &Rc<Self>) -> bool {
+        Rc::strong_count(self) > 1 || !self.idle.borrow().is_empty() || !self.h2.borrow().is_empty()
+    }
+
+    /// What is idle ends now, what is lent ends when it comes back.
+    fn close(&self) {
+        self.closed.set(true);
+        self.idle.borrow_mut().clear();
+        self.h2.borrow_mut().clear();
+    }
+
+    fn sweep(&self, now_ms: u64) {
+        let fresh = |idle: &Idle| {
+            !idle.sender.is_closed()
+                && now_ms.saturating_sub(idle.idle_since_ms) <= IDLE_MS_MAX
+                && now_ms.saturating_sub(idle.born_ms) <= AGE_MS_MAX
+        };
+        let mut idle = self.idle.borrow_mut();
+        idle.retain(fresh);
+        if idle.is_empty() {
+            idle.shrink_to_fit();
+        }
+        drop(idle);
+        let alive = |connection: &Rc<H2Connection>| {
+            !connection.sender.is_closed() && now_ms.saturating_sub(connection.born_ms) <= AGE_MS_MAX
+        };
+        self.h2.borrow_mut().retain(alive);
+    }
+}
+
+impl Lease {
+    pub(crate) fn reused(&self) -> bool {
+        match self {
+            Self::Http1(lease) => lease.reused,
+            Self::H2(lease) => lease.reused,
+        }
+    }
+
+    /// Returns the connection after a whole answer was read.
+    pub(crate) fn give_back(self) {
+        match self {
+            Self::Http1(lease) => lease.give_back(),
+            // A stream ends with its lease.
+            Self::H2(lease) => drop(lease),
+        }
+    }
+}
+
+impl H1Lease {
+    fn give_back(self) {
+        let Self { pool, mut sender, born_ms, .. } = self;
+        if sender.is_ready() {
+            pool.put_back(sender, born_ms);
+        } else if !sender.is_closed() {
+            // The upload is still on its way, or the connection's task has not run since the last byte.
+            // Ends when the connection is ready or closed.
+            tokio::task::spawn_local(async move {
+                if sender.ready().await.is_ok() {
+                    pool.put_back(sender, born_ms);
+                }
+            });
+        }
+    }
+}
+
+impl H2Lease {
+    fn on(connection: &Rc<H2Connection>, reused: bool) -> Self {
+        connection.streams.set(connection.streams.get() + 1);
+        Self { connection: Rc::clone(connection), reused }
+    }
+
+    pub(crate) fn sender(&self) -> http2::SendRequest<Upload> {
+        self.connection.sender.clone()
+    }
+}
+
+impl Drop for H2Lease {
+    fn drop(&mut self) {
+        self.connection.streams.set(self.connection.streams.get() - 1);
+    }
+}
+
+/// Ids are unique and dense: one multiplication spreads them.
+#[derive(Debug, Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = (self.0 ^ id).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+}
