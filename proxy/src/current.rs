@@ -53,7 +53,7 @@ pub(crate) type Resolved = HashMap<(Arc<str>, u16), Arc<[SocketAddr]>>;
 #[derive(Debug)]
 pub(crate) struct InForce {
     /// A swap, so that requests take what is in force without waiting for anyone.
-    current: ArcSwap<Current>,
+    current: Arc<ArcSwap<Current>>,
     /// Serialises those who replace it (a source, the resolver); held for the length of a build, never across an await.
     building: Mutex<Resolved>,
     /// Tells workers, health checks and acks that there is something new.
@@ -69,7 +69,7 @@ pub(crate) struct InForce {
 impl InForce {
     pub(crate) fn new(workers: usize, zone: Name, apps: Vec<LocalApp>) -> Self {
         Self {
-            current: ArcSwap::default(),
+            current: Arc::default(),
             building: Mutex::default(),
             generation: watch::Sender::new(0),
             taken: (0..workers).map(|_| AtomicU64::new(0)).collect(),
@@ -85,7 +85,7 @@ impl InForce {
         self.current.load_full()
     }
 
-    pub(crate) fn cell(&self) -> &ArcSwap<Current> {
+    pub(crate) fn cell(&self) -> &Arc<ArcSwap<Current>> {
         &self.current
     }
 

@@ -2,17 +2,23 @@
 
 pub mod settings;
 
+mod access_log;
+
 mod clock;
 
 mod current;
 
+mod drain;
+
+mod listen;
+
 mod metrics;
+
+mod request;
 
 mod upstream;
 
-mod access_log;
-
-mod drain;
+mod worker;
 
 #[cfg(test)]
 mod testing;

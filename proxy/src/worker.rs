@@ -14,9 +14,10 @@ use tokio::sync::{Semaphore, watch};
 use crate::access_log::AccessLog;
 use crate::current::{Current, InForce};
 use crate::drain::Phase;
+use crate::listen::caller::PerIp;
 use crate::listen::{self, Gate};
 use crate::metrics::TargetSeries;
-use crate::settings::{Limits, Trusted, UnknownHosts};
+use crate::settings::{Limits, Network, UnknownHosts};
 use crate::upstream::pool::Pools;
 
 /// How often idle connections are looked through.
@@ -27,14 +28,15 @@ const SWEEP: Duration = Duration::from_secs(1);
 pub(crate) struct Shared {
     pub(crate) in_force: Arc<InForce>,
     pub(crate) limits: Limits,
-    pub(crate) trusted: Trusted,
+    /// Who may set the mesh's own headers.
+    pub(crate) trusted: Vec<Network>,
     pub(crate) unknown_hosts: UnknownHosts,
     pub(crate) access_log: Option<AccessLog>,
     pub(crate) phase: watch::Receiver<Phase>,
     /// One permit for each connection that may be open; admin and metrics listeners need none.
     pub(crate) connections: Arc<Semaphore>,
-    /// Requests in flight, against `limits.requests_in_flight`.
-    pub(crate) requests: AtomicU32,
+    /// Open connections by address, where `connections_per_ip` asks for it.
+    pub(crate) per_ip: PerIp,
     /// Open connections by listener: edge, inbound, outbound.
     pub(crate) open: [AtomicU32; 3],
     /// Counts requests that no service answers to.
@@ -49,6 +51,9 @@ pub(crate) struct Worker {
     pub(crate) pools: Pools,
     /// The phase of the drain, looked at by every answer.
     pub(crate) phase: Cell<Phase>,
+    /// Requests in flight on this worker, and how many may be: its share of `limits.requests_in_flight`.
+    pub(crate) requests: Cell<u32>,
+    pub(crate) requests_max: u32,
     cache: RefCell<Cache<Arc<ArcSwap<Current>>, Arc<Current>>>,
     view: RefCell<Rc<View>>,
 }
@@ -70,7 +75,17 @@ impl Worker {
         let cache = Cache::new(Arc::clone(shared.in_force.cell()));
         let view = RefCell::new(Rc::new(View(shared.in_force.load())));
         let phase = Cell::new(*shared.phase.borrow());
-        Self { index, shared, pools: Pools::default(), phase, cache: RefCell::new(cache), view }
+        let workers = u32::try_from(shared.in_force.workers()).unwrap_or(1);
+        Self {
+            index,
+            pools: Pools::new(&shared.limits),
+            phase,
+            requests: Cell::new(0),
+            requests_max: shared.limits.requests_in_flight.div_ceil(workers),
+            cache: RefCell::new(cache),
+            view,
+            shared,
+        }
     }
 
     /// What is in force: one load of an atomic while nothing changed.

@@ -82,7 +82,16 @@ impl Caller {
             HeaderValue::try_from(ip.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
         let activity = Arc::new(Activity::default());
         activity.idle_since_ms.store(clock::now_ms(), Relaxed);
-        Some(Self { listener, app, peer, trusted, forwarded_for, activity, _permit: permit, _counted: counted })
+        Some(Self {
+            listener,
+            app,
+            peer,
+            trusted,
+            forwarded_for,
+            activity,
+            _permit: permit,
+            _counted: counted,
+        })
     }
 }
 

@@ -44,10 +44,11 @@ pub(crate) fn start(worker: &Rc<Worker>, gate: Gate) -> io::Result<()> {
 
 async fn accept(worker: Rc<Worker>, listener: Listener, app: Option<usize>, socket: TcpListener) {
     loop {
-        // At the limit new callers wait in the kernel's queue instead of costing memory here.
-        let Ok(permit) = Arc::clone(&worker.shared.connections).acquire_owned().await else { return };
         match socket.accept().await {
             Ok((stream, peer)) => {
+                // At the limit one caller waits here and the others in the kernel's queue.
+                let permit = Arc::clone(&worker.shared.connections).acquire_owned().await;
+                let Ok(permit) = permit else { return };
                 let Some(caller) = Caller::admit(&worker, listener, app, peer, permit) else { continue };
                 // Ends with its connection.
                 tokio::task::spawn_local(connection(Rc::clone(&worker), Rc::new(caller), stream));

@@ -133,7 +133,11 @@ fn respond(
 }
 
 /// Runs a connection under its timer.
-async fn within<F: Future>(caller: &Caller, worker: &Worker, mut work: Pin<&mut F>) -> Result<F::Output, Expired> {
+async fn within<F: Future>(
+    caller: &Caller,
+    worker: &Worker,
+    mut work: Pin<&mut F>,
+) -> Result<F::Output, Expired> {
     let head_timeout = worker.shared.limits.header_timeout;
     let mut timer = pin!(sleep(head_timeout));
     std::future::poll_fn(|cx| {

@@ -98,7 +98,8 @@ impl AsyncWrite for Socket {
         if this.lingering.is_none() {
             ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
         }
-        let lingering = this.lingering.get_or_insert_with(|| Lingering { until: Box::pin(sleep(LINGER)), bytes: 0 });
+        let lingering =
+            this.lingering.get_or_insert_with(|| Lingering { until: Box::pin(sleep(LINGER)), bytes: 0 });
         let mut scrap = [0_u8; 4096];
         loop {
             let mut buf = ReadBuf::new(&mut scrap);

@@ -182,7 +182,7 @@ async fn try_endpoint(
     others: bool,
 ) -> Result<Answered, Failed> {
     record.try_at(Arc::clone(endpoint));
-    tell_target(&mut request, endpoint, upstream);
+    tell_target(&mut request, endpoint);
     // A sidecar can say that its app saw nothing, an HTTP/2 peer that a stream was not taken up. Where
     // that can be and there is somewhere else to go, the head is kept.
     let may_return = endpoint.endpoint.inbound || upstream.policy.protocol == Protocol::H2;
@@ -252,7 +252,11 @@ async fn exchange(
                     request = unsent;
                 }
                 Some(unsent) => {
-                    return Err(Failed { fault: Fault::Reset, outcome: Outcome::Reset, unsent: Some(unsent) });
+                    return Err(Failed {
+                        fault: Fault::Reset,
+                        outcome: Outcome::Reset,
+                        unsent: Some(unsent),
+                    });
                 }
                 None => return Err(broken(&error.into_error(), reused, deadline)),
             },
@@ -341,7 +345,7 @@ fn fit_protocol(request: &mut Request<Upload>, upstream: &Upstream) {
 }
 
 /// Tells the application which version and shard it was asked as.
-fn tell_target(request: &mut Request<Upload>, endpoint: &EndpointState, _upstream: &Upstream) {
+fn tell_target(request: &mut Request<Upload>, endpoint: &EndpointState) {
     if let Some(version) = &endpoint.version_header {
         request.headers_mut().insert(GILMOK_VERSION, version.clone());
     }

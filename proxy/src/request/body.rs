@@ -110,12 +110,8 @@ impl Upload {
             return (Self::Empty, None);
         }
         let progress = Rc::new(Progress::default());
-        let stream = UploadStream {
-            incoming,
-            progress: Rc::clone(&progress),
-            idle: IdleTimer::new(idle),
-            left: most,
-        };
+        let stream =
+            UploadStream { incoming, progress: Rc::clone(&progress), idle: IdleTimer::new(idle), left: most };
         (Self::Stream(Box::new(stream)), Some(progress))
     }
 }

@@ -50,19 +50,31 @@ impl Fault {
         let later = |told: Told| Told { retry_after: true, ..told };
         match self {
             Self::BadRequest(what) => told(StatusCode::BAD_REQUEST, "http_request_error", 3, what),
-            Self::BodyTooLarge => {
-                told(StatusCode::PAYLOAD_TOO_LARGE, "http_request_error", 8, "the body is larger than limits.body_bytes")
-            }
-            Self::ConnectTimeout => {
-                told(StatusCode::GATEWAY_TIMEOUT, "connection_timeout", 14, "no connection within connect_timeout")
-            }
+            Self::BodyTooLarge => told(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "http_request_error",
+                8,
+                "the body is larger than limits.body_bytes",
+            ),
+            Self::ConnectTimeout => told(
+                StatusCode::GATEWAY_TIMEOUT,
+                "connection_timeout",
+                14,
+                "no connection within connect_timeout",
+            ),
             Self::Denied(why) => told(StatusCode::FORBIDDEN, "http_request_denied", 7, why),
-            Self::Expectation => {
-                told(StatusCode::EXPECTATION_FAILED, "http_request_error", 3, "only 100-continue can be expected")
-            }
-            Self::NoDestination => {
-                told(StatusCode::NOT_FOUND, "destination_not_found", 12, "no service and no route answers to this host and path")
-            }
+            Self::Expectation => told(
+                StatusCode::EXPECTATION_FAILED,
+                "http_request_error",
+                3,
+                "only 100-continue can be expected",
+            ),
+            Self::NoDestination => told(
+                StatusCode::NOT_FOUND,
+                "destination_not_found",
+                12,
+                "no service and no route answers to this host and path",
+            ),
             Self::NoEndpoint => later(told(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "destination_unavailable",
@@ -75,21 +87,33 @@ impl Fault {
             Self::Refused => {
                 told(StatusCode::BAD_GATEWAY, "connection_refused", 14, "the endpoint refused the connection")
             }
-            Self::Reset => {
-                told(StatusCode::BAD_GATEWAY, "connection_terminated", 14, "the connection ended before an answer came")
-            }
-            Self::Timeout => {
-                told(StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", 4, "no answer within request_timeout")
-            }
+            Self::Reset => told(
+                StatusCode::BAD_GATEWAY,
+                "connection_terminated",
+                14,
+                "the connection ended before an answer came",
+            ),
+            Self::Timeout => told(
+                StatusCode::GATEWAY_TIMEOUT,
+                "http_response_timeout",
+                4,
+                "no answer within request_timeout",
+            ),
             Self::Unreachable => {
                 told(StatusCode::BAD_GATEWAY, "destination_ip_unroutable", 14, "no way to the endpoint")
             }
-            Self::UploadStalled => {
-                told(StatusCode::REQUEST_TIMEOUT, "http_request_error", 4, "the upload stopped for idle_timeout")
-            }
-            Self::UriTooLong => {
-                told(StatusCode::URI_TOO_LONG, "http_request_error", 3, "the path is longer than limits.uri_bytes")
-            }
+            Self::UploadStalled => told(
+                StatusCode::REQUEST_TIMEOUT,
+                "http_request_error",
+                4,
+                "the upload stopped for idle_timeout",
+            ),
+            Self::UriTooLong => told(
+                StatusCode::URI_TOO_LONG,
+                "http_request_error",
+                3,
+                "the path is longer than limits.uri_bytes",
+            ),
         }
     }
 

@@ -10,7 +10,7 @@ use http::{HeaderValue, Method, Request, Version};
 use hyper::body::{Body, Incoming};
 
 use super::fault::Fault;
-use crate::settings::limits::Limits;
+use crate::settings::Limits;
 
 /// What one pass over a request's headers saw.
 #[derive(Debug, Default)]
@@ -70,7 +70,9 @@ impl Seen {
                 }
                 "content-length" => seen.content_length = true,
                 // hyper refuses what does not end in chunked; anything but exactly chunked is refused here.
-                "transfer-encoding" if seen.transfer_encoding || !value.as_bytes().eq_ignore_ascii_case(b"chunked") => {
+                "transfer-encoding"
+                    if seen.transfer_encoding || !value.as_bytes().eq_ignore_ascii_case(b"chunked") =>
+                {
                     return Err(Fault::BadRequest("only one Transfer-Encoding, chunked, is understood"));
                 }
                 "transfer-encoding" => seen.transfer_encoding = true,
@@ -92,7 +94,8 @@ impl Seen {
                 _ => {}
             }
         }
-        seen.upgrade &= upgrade_field && request.version() == Version::HTTP_11 && request.body().is_end_stream();
+        seen.upgrade &=
+            upgrade_field && request.version() == Version::HTTP_11 && request.body().is_end_stream();
         seen.check(request, hosts, limits)?;
         Ok(seen)
     }
@@ -124,7 +127,10 @@ impl Seen {
 ///
 /// # Errors
 /// When it names two, or something that is no host.
-pub(crate) fn authority<'r>(request: &'r Request<Incoming>, listener: Listener) -> Result<Option<Cow<'r, str>>, Fault> {
+pub(crate) fn authority<'r>(
+    request: &'r Request<Incoming>,
+    listener: Listener,
+) -> Result<Option<Cow<'r, str>>, Fault> {
     let field = match request.headers().get(http::header::HOST) {
         Some(value) => Some(value.to_str().map_err(|_| Fault::BadRequest("Host is no host"))?),
         None => None,
@@ -154,7 +160,10 @@ pub(crate) fn authority<'r>(request: &'r Request<Incoming>, listener: Listener) 
 
 /// Whether a request is retried on another endpoint without harm when it is unknown what came of it (RFC 9110, 9.2.2).
 pub(crate) fn is_idempotent(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE)
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE
+    )
 }
 
 /// The comma-separated tokens of a field's line.
@@ -163,5 +172,8 @@ pub(crate) fn tokens(value: &HeaderValue) -> impl Iterator<Item = &str> {
 }
 
 fn is_grpc(value: &HeaderValue) -> bool {
-    value.as_bytes().strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    value
+        .as_bytes()
+        .strip_prefix(b"application/grpc")
+        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }

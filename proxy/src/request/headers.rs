@@ -32,7 +32,12 @@ const HOP_FIELDS: [HeaderName; 6] = [
 ];
 
 /// Makes a caller's headers those of the next hop. `host` is what the caller named.
-pub(crate) fn prepare_request(headers: &mut HeaderMap, seen: &Seen, caller: &Caller, host: Option<HeaderValue>) {
+pub(crate) fn prepare_request(
+    headers: &mut HeaderMap,
+    seen: &Seen,
+    caller: &Caller,
+    host: Option<HeaderValue>,
+) {
     let upgrade = if seen.upgrade { headers.get(header::UPGRADE).cloned() } else { None };
     if seen.connection {
         strip_named(headers);
@@ -76,7 +81,12 @@ pub(crate) fn prepare_answer(headers: &mut HeaderMap, status: StatusCode, method
     for name in headers.keys() {
         match name.as_str() {
             "connection" => connection = true,
-            "te" | "upgrade" | "keep-alive" | "proxy-connection" | "proxy-authenticate" | "proxy-authorization" => {
+            "te"
+            | "upgrade"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization" => {
                 hop_fields = true;
             }
             "content-length" | "transfer-encoding" => framing = true,
@@ -127,8 +137,12 @@ fn strip_mesh_fields(headers: &mut HeaderMap) {
 
 /// One `Cookie` line, as HTTP/1 wants it (RFC 9113, 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
-    let joined: Vec<u8> =
-        headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
+    let joined: Vec<u8> = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect::<Vec<_>>()
+        .join(&b"; "[..]);
     if let Ok(line) = HeaderValue::from_bytes(&joined) {
         headers.insert(header::COOKIE, line);
     }
@@ -198,7 +212,10 @@ mod tests {
     use super::*;
 
     fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
-        lines.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+        lines
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect()
     }
 
     #[test]

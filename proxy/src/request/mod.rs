@@ -81,7 +81,8 @@ async fn answer(
     let host = named_host(&request);
     let (mut head, body) = request.into_parts();
     headers::prepare_request(&mut head.headers, &seen, caller, host.clone());
-    head.uri = next_target(&head.uri, destination.strip_prefix.as_deref(), host, &mut head.headers, upstream)?;
+    head.uri =
+        next_target(&head.uri, destination.strip_prefix.as_deref(), host, &mut head.headers, upstream)?;
     let (upload, progress) = Upload::new(body, upstream.policy.idle_timeout, worker.shared.limits.body_bytes);
     let deadline = Deadline::new(record.started(), destination.timeout, progress);
     let answer = attempt::attempt(record, upstream, Request::from_parts(head, upload), &deadline).await?;
@@ -96,7 +97,11 @@ struct Destination {
 }
 
 /// Decides where a request goes; `None` is a host that the mesh does not know and that is passed on.
-fn destination(caller: &Caller, view: &View, request: &Request<Incoming>) -> Result<Option<Destination>, Fault> {
+fn destination(
+    caller: &Caller,
+    view: &View,
+    request: &Request<Incoming>,
+) -> Result<Option<Destination>, Fault> {
     let host = head::authority(request, caller.listener)?;
     if let (Listener::Inbound, Some(app)) = (caller.listener, caller.app) {
         let place = Place::App(app);

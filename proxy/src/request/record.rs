@@ -5,8 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use gilmok_config::decide::Listener;
+use http::Request;
+use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use super::fault::{Fault, Told};
+use super::head::Seen;
+use super::headers::X_REQUEST_ID;
+use crate::access_log::{AccessLog, Entry};
+use crate::listen::caller::Caller;
 use crate::metrics::{Code, TargetSeries};
 use crate::upstream::endpoint::EndpointState;
 use crate::upstream::service::Upstream;
@@ -24,8 +31,8 @@ pub(crate) enum Place {
 #[derive(Debug)]
 pub(crate) struct Record {
     pub(crate) worker: Rc<Worker>,
-    pub(crate) view: Rc<View>,
-    pub(crate) listener: Listener,
+    view: Rc<View>,
+    caller: Rc<Caller>,
     started: Instant,
     place: Option<Place>,
     /// Whether it counts in its service's requests in flight.
@@ -33,27 +40,43 @@ pub(crate) struct Record {
     /// The endpoint that was tried last; the request counts in its requests in flight.
     endpoint: Option<Arc<EndpointState>>,
     code: Code,
-    log: Option<Box<Details>>,
+    grpc: bool,
+    explain: bool,
+    /// What only the access log wants to know; kept only when there is one.
+    log: Option<Box<Entry>>,
 }
 
-/// What only the access log wants to know; kept only when there is one.
-#[derive(Debug, Default)]
-pub(crate) struct Details {
-    pub(crate) entry: crate::access_log::Entry,
+impl Place {
+    /// The live state of what is at this place.
+    pub(crate) fn of(self, view: &View) -> &Arc<Upstream> {
+        match self {
+            Self::App(at) => &view.apps[at],
+            Self::Service(at) => &view.upstreams[at],
+        }
+    }
 }
 
 impl Record {
-    pub(crate) fn begin(worker: &Rc<Worker>, view: &Rc<View>, listener: Listener) -> Box<Self> {
-        let log = worker.shared.access_log.is_some().then(Box::default);
+    pub(crate) fn begin(
+        worker: &Rc<Worker>,
+        view: &Rc<View>,
+        caller: &Rc<Caller>,
+        request: &Request<Incoming>,
+    ) -> Box<Self> {
+        caller.activity.request_began();
+        worker.requests.set(worker.requests.get() + 1);
+        let log = worker.shared.access_log.as_ref().map(|log| Box::new(first_words(log, request)));
         Box::new(Self {
             worker: Rc::clone(worker),
             view: Rc::clone(view),
-            listener,
+            caller: Rc::clone(caller),
             started: Instant::now(),
             place: None,
             admitted: false,
             endpoint: None,
             code: Code::Refused,
+            grpc: false,
+            explain: false,
             log,
         })
     }
@@ -64,15 +87,33 @@ impl Record {
 
     /// The service or app that the request is for, once that is decided.
     pub(crate) fn upstream(&self) -> Option<&Arc<Upstream>> {
-        match self.place? {
-            Place::App(at) => self.view.apps.get(at),
-            Place::Service(at) => self.view.upstreams.get(at),
-        }
+        self.place.map(|place| place.of(&self.view))
     }
 
-    /// What the access log wants to know, when there is one.
-    pub(crate) fn log(&mut self) -> Option<&mut crate::access_log::Entry> {
-        self.log.as_mut().map(|details| &mut details.entry)
+    /// What the caller speaks and asks.
+    pub(crate) fn speaks(&mut self, seen: &Seen) {
+        self.grpc = seen.grpc;
+        self.explain = seen.explain && self.caller.listener == Listener::Outbound;
+    }
+
+    /// Whether the caller must be answered in gRPC's words.
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.grpc
+    }
+
+    /// How it was decided, for callers that ask.
+    pub(crate) fn decision(&self) -> Option<String> {
+        if !self.explain {
+            return None;
+        }
+        let service = self.upstream().map_or("", |upstream| upstream.name.as_str());
+        Some(match &self.endpoint {
+            None => format!("service={service}"),
+            Some(state) => {
+                let (version, shard) = (&state.endpoint.version, &state.endpoint.shard);
+                format!("service={service} version={version} shard={shard} endpoint={}", state.peer)
+            }
+        })
     }
 
     /// Decided where it goes.
@@ -81,17 +122,23 @@ impl Record {
     }
 
     /// Takes one of the service's `max_concurrent` places, given back when the record ends.
-    pub(crate) fn admit(&mut self) -> bool {
-        let Some(upstream) = self.upstream() else { return false };
+    ///
+    /// # Errors
+    /// When all are taken, of the service or of the proxy.
+    pub(crate) fn admit(&mut self) -> Result<(), Fault> {
+        if self.worker.requests.get() > self.worker.requests_max {
+            return Err(Fault::Overflow("limits.requests_in_flight of this proxy is reached"));
+        }
+        let Some(upstream) = self.upstream() else { return Ok(()) };
         let most = upstream.policy.max_concurrent;
         let in_flight = &upstream.shared.in_flight;
         // Counted first and taken back if it was one too many: two requests never share the last place.
         if in_flight.fetch_add(1, Relaxed) >= most {
             in_flight.fetch_sub(1, Relaxed);
-            return false;
+            return Err(Fault::Overflow("max_concurrent of the service is reached"));
         }
         self.admitted = true;
-        true
+        Ok(())
     }
 
     /// Tries an endpoint: the request is in flight there until it tries another or ends.
@@ -99,37 +146,51 @@ impl Record {
         self.leave_endpoint();
         endpoint.in_flight.fetch_add(1, Relaxed);
         self.endpoint = Some(endpoint);
-    }
-
-    pub(crate) fn endpoint(&self) -> Option<&Arc<EndpointState>> {
-        self.endpoint.as_ref()
+        if let Some(entry) = &mut self.log {
+            entry.attempts += 1;
+        }
     }
 
     /// An endpoint answered with this status.
     pub(crate) fn answered(&mut self, status: http::StatusCode) {
         self.code = Code::Hundred(u8::try_from(status.as_u16() / 100).unwrap_or(5));
-        if let Some(entry) = self.log() {
+        if let Some(entry) = &mut self.log {
             entry.status = status.as_u16();
+        }
+    }
+
+    /// The proxy answers itself.
+    pub(crate) fn refused(&mut self, told: &Told, proxy_status: &str) {
+        if let Some(entry) = &mut self.log {
+            entry.status = told.status.as_u16();
+            proxy_status.clone_into(&mut entry.proxy_status);
+        }
+    }
+
+    /// Bytes of the request's body went on their way.
+    pub(crate) fn received(&mut self, bytes: u64) {
+        if let Some(entry) = &mut self.log {
+            entry.bytes_received = bytes;
         }
     }
 
     /// Bytes of the answer's body went on their way.
     pub(crate) fn sent(&mut self, bytes: u64) {
-        if let Some(entry) = self.log() {
+        if let Some(entry) = &mut self.log {
             entry.bytes_sent += bytes;
         }
     }
 
     /// The answer is on its way whole.
     pub(crate) fn whole(&mut self) {
-        if let Some(entry) = self.log() {
+        if let Some(entry) = &mut self.log {
             entry.complete = true;
         }
     }
 
     /// The answer broke off on the endpoint's side.
     pub(crate) fn broke_off(&mut self) {
-        if let Some(entry) = self.log() {
+        if let Some(entry) = &mut self.log {
             entry.complete = false;
         }
     }
@@ -158,10 +219,12 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let took = self.started.elapsed();
-        self.series().request(self.worker.index, self.listener, self.code, took);
-        if let (Some(mut details), Some(access_log)) = (self.log.take(), &self.worker.shared.access_log) {
-            self.complete_entry(&mut details.entry, took);
-            access_log.record(details.entry);
+        self.series().request(self.worker.index, self.caller.listener, self.code, took);
+        self.caller.activity.request_ended(self.started + took);
+        self.worker.requests.set(self.worker.requests.get() - 1);
+        if let (Some(mut entry), Some(access_log)) = (self.log.take(), &self.worker.shared.access_log) {
+            self.complete(&mut entry, took);
+            access_log.record(*entry);
         }
         if self.admitted
             && let Some(upstream) = self.upstream()
@@ -173,8 +236,8 @@ impl Drop for Record {
 }
 
 impl Record {
-    fn complete_entry(&self, entry: &mut crate::access_log::Entry, took: std::time::Duration) {
-        entry.listener = self.listener.as_str();
+    fn complete(&self, entry: &mut Entry, took: std::time::Duration) {
+        entry.listener = self.caller.listener.as_str();
         entry.duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         entry.service = self.upstream().map(|upstream| upstream.name.clone());
         if let Some(endpoint) = &self.endpoint {
@@ -182,5 +245,25 @@ impl Record {
             entry.shard = endpoint.endpoint.shard.clone();
             entry.endpoint = Some(endpoint.peer.clone());
         }
+    }
+}
+
+/// What is known of a request before anything is decided.
+fn first_words(log: &AccessLog, request: &Request<Incoming>) -> Entry {
+    let uri = request.uri();
+    let path = if log.query { uri.path_and_query().map_or("", |path| path.as_str()) } else { uri.path() };
+    let field = |name| {
+        let value = request.headers().get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
+        AccessLog::bounded(value.unwrap_or_default())
+    };
+    Entry {
+        at: std::time::SystemTime::now(),
+        method: request.method().clone(),
+        host: uri
+            .authority()
+            .map_or_else(|| field(http::header::HOST), |name| AccessLog::bounded(name.as_str())),
+        path: AccessLog::bounded(path),
+        request_id: field(X_REQUEST_ID),
+        ..Entry::default()
     }
 }

@@ -42,7 +42,12 @@ impl Terms {
 }
 
 impl Outcome {
-    pub(crate) fn answered(answered: Answered, upgrade: Option<OnUpgrade>, deadline: &Deadline, idle: Duration) -> Self {
+    pub(crate) fn answered(
+        answered: Answered,
+        upgrade: Option<OnUpgrade>,
+        deadline: &Deadline,
+        idle: Duration,
+    ) -> Self {
         Self::Relay { answered, upload_ended: deadline.upload_ended(), idle, upgrade }
     }
 }
@@ -56,7 +61,9 @@ pub(crate) fn respond(outcome: Outcome, terms: Terms, mut record: Box<Record>) -
             tunnel.begin(record);
             Response::new(Answer::Own { body: None, record: None })
         }
-        Outcome::Relay { answered, upgrade, .. } if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+        Outcome::Relay { answered, upgrade, .. }
+            if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS =>
+        {
             match upgrade {
                 Some(upgrade) => switch(answered, upgrade, record),
                 // Nobody asked for it.
@@ -71,7 +78,13 @@ pub(crate) fn respond(outcome: Outcome, terms: Terms, mut record: Box<Record>) -
     }
 }
 
-fn relay(answered: Answered, terms: &Terms, close: bool, idle: Duration, mut record: Box<Record>) -> Response<Answer> {
+fn relay(
+    answered: Answered,
+    terms: &Terms,
+    close: bool,
+    idle: Duration,
+    mut record: Box<Record>,
+) -> Response<Answer> {
     let (mut head, body) = answered.response.into_parts();
     prepare_answer(&mut head.headers, head.status, &terms.method);
     if close && can_close(terms.version) {
@@ -84,11 +97,9 @@ fn relay(answered: Answered, terms: &Terms, close: bool, idle: Duration, mut rec
 }
 
 /// Both sides change their protocol: from here on bytes are passed on as they are.
-fn switch(answered: Answered, upgrade: OnUpgrade, mut record: Box<Record>) -> Response<Answer> {
-    let (mut head, body) = answered.response.into_parts();
-    let mut response = Response::from_parts(http::response::Response::new(()).into_parts().0, body);
-    response.extensions_mut().extend(std::mem::take(&mut head.extensions));
-    let upstream = hyper::upgrade::on(&mut response);
+fn switch(mut answered: Answered, upgrade: OnUpgrade, mut record: Box<Record>) -> Response<Answer> {
+    let upstream = hyper::upgrade::on(&mut answered.response);
+    let (mut head, _no_body) = answered.response.into_parts();
     let protocol = head.headers.get(http::header::UPGRADE).cloned();
     prepare_answer(&mut head.headers, head.status, &Method::GET);
     head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -114,7 +125,9 @@ fn own(fault: Fault, terms: &Terms, mut record: Box<Record>) -> Response<Answer>
         headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     // What is unread would be taken for the next request.
-    if (terms.has_body || terms.draining || told.status == StatusCode::BAD_REQUEST) && can_close(terms.version) {
+    if (terms.has_body || terms.draining || told.status == StatusCode::BAD_REQUEST)
+        && can_close(terms.version)
+    {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     explain(&mut headers, &record);

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use gilmok_config::endpoint::Endpoint;
+use gilmok_config::name::Name;
+use http::HeaderValue;
 
 use crate::metrics::TargetSeries;
 
@@ -37,6 +39,9 @@ pub(crate) struct EndpointState {
     pub(crate) id: u64,
     pub(crate) endpoint: Endpoint,
     pub(crate) peer: Peer,
+    /// Its version and shard as they are told to the application, made once; absent where it has none.
+    pub(crate) version_header: Option<HeaderValue>,
+    pub(crate) shard_header: Option<HeaderValue>,
     pub(crate) series: Arc<TargetSeries>,
     /// Requests in flight, over all workers.
     pub(crate) in_flight: AtomicU32,
@@ -52,6 +57,9 @@ pub(crate) struct EndpointState {
 }
 
 impl EndpointState {
+    /// The id of what is outside the mesh: its connections serve one request.
+    pub(crate) const OUTSIDE: u64 = 0;
+
     pub(crate) fn new(
         id: u64,
         endpoint: Endpoint,
@@ -59,8 +67,11 @@ impl EndpointState {
         series: Arc<TargetSeries>,
         now_ms: u64,
     ) -> Self {
+        let told = |name: &Name| HeaderValue::from_str(name.as_str()).ok().filter(|value| !value.is_empty());
         Self {
             id,
+            version_header: told(&endpoint.version),
+            shard_header: told(&endpoint.shard),
             endpoint,
             peer,
             series,

@@ -5,3 +5,7 @@ pub(crate) mod endpoint;
 pub(crate) mod service;
 
 pub(crate) mod balance;
+
+pub(crate) mod connect;
+
+pub(crate) mod pool;

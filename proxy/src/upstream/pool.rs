@@ -10,22 +10,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gilmok_config::service::Protocol;
-use hyper::client::conn::{http1, http2};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::connect::{ConnectError, Socket, connect};
 use super::endpoint::EndpointState;
 use crate::clock;
 use crate::request::body::Upload;
+use crate::settings::Limits;
 use crate::worker::LocalExecutor;
 
-/// Most idle HTTP/1 connections that a worker keeps to one endpoint; more are closed when they become idle.
-const IDLE_MAX: usize = 512;
-/// How long a connection may be idle. Below the keep-alive of common servers (Node closes after 5 s),
-/// so that it is rather closed here than met closing.
-const IDLE_MS_MAX: u64 = 4_000;
-/// How old a connection may become before it is replaced, so that load follows changes behind an address.
-const AGE_MS_MAX: u64 = 10 * 60 * 1000;
 /// Most HTTP/2 connections that a worker keeps to one endpoint.
 const H2_CONNECTIONS_MAX: usize = 8;
 /// Streams in flight on one HTTP/2 connection before another one is opened.
@@ -41,15 +37,25 @@ const H2_KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const H2_HEADER_LIST_BYTES_MAX: u32 = 64 << 10;
 
 /// The pools of one worker, by the id of the endpoint's state.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pools {
+    bounds: Bounds,
     by_id: RefCell<HashMap<u64, Rc<Pool>, BuildHasherDefault<IdHasher>>>,
+}
+
+/// How many connections are kept, and how long.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    idle_max: usize,
+    idle_ms_max: u64,
+    age_ms_max: u64,
 }
 
 /// One worker's connections to one endpoint.
 #[derive(Debug)]
 pub(crate) struct Pool {
     state: Arc<EndpointState>,
+    bounds: Bounds,
     idle: RefCell<Vec<Idle>>,
     h2: RefCell<Vec<Rc<H2Connection>>>,
     /// One opens at a time: others that need a connection wait for it instead of opening as many.
@@ -82,23 +88,39 @@ pub(crate) enum Lease {
 #[derive(Debug)]
 pub(crate) struct H1Lease {
     pool: Rc<Pool>,
-    pub(crate) sender: http1::SendRequest<Upload>,
+    sender: http1::SendRequest<Upload>,
     born_ms: u64,
     /// Whether it has served a request before.
-    pub(crate) reused: bool,
+    reused: bool,
 }
 
 #[derive(Debug)]
 pub(crate) struct H2Lease {
     connection: Rc<H2Connection>,
-    pub(crate) reused: bool,
+    reused: bool,
 }
 
 impl Pools {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let bounds = Bounds {
+            idle_max: limits.upstream_idle_connections,
+            idle_ms_max: ms(limits.upstream_idle_timeout),
+            age_ms_max: ms(limits.upstream_max_age),
+        };
+        Self { bounds, by_id: RefCell::default() }
+    }
+
     /// The pool of an endpoint, made at its first request.
     pub(crate) fn of(&self, state: &Arc<EndpointState>) -> Rc<Pool> {
+        if state.id == EndpointState::OUTSIDE {
+            let pool = Pool::new(Arc::clone(state), self.bounds);
+            pool.closed.set(true);
+            return Rc::new(pool);
+        }
         let mut by_id = self.by_id.borrow_mut();
-        let pool = by_id.entry(state.id).or_insert_with(|| Rc::new(Pool::new(Arc::clone(state))));
+        let pool =
+            by_id.entry(state.id).or_insert_with(|| Rc::new(Pool::new(Arc::clone(state), self.bounds)));
         Rc::clone(pool)
     }
 
@@ -135,9 +157,10 @@ impl Pools {
 }
 
 impl Pool {
-    fn new(state: Arc<EndpointState>) -> Self {
+    fn new(state: Arc<EndpointState>, bounds: Bounds) -> Self {
         Self {
             state,
+            bounds,
             idle: RefCell::default(),
             h2: RefCell::default(),
             h2_opening: tokio::sync::Mutex::new(()),
@@ -192,7 +215,8 @@ impl Pool {
     fn put_back(&self, sender: http1::SendRequest<Upload>, born_ms: u64) {
         let now_ms = clock::now_ms();
         let mut idle = self.idle.borrow_mut();
-        if self.closed.get() || idle.len() >= IDLE_MAX || now_ms.saturating_sub(born_ms) > AGE_MS_MAX {
+        let aged = now_ms.saturating_sub(born_ms) > self.bounds.age_ms_max;
+        if self.closed.get() || idle.len() >= self.bounds.idle_max || aged {
             return;
         }
         idle.push(Idle { sender, born_ms, idle_since_ms: now_ms });
@@ -217,19 +241,18 @@ impl Pool {
         Ok(H2Lease::on(&connection, false))
     }
 
-    /// A shared connection with fewer than `streams_max` streams, and fewer than its peer allows.
+    /// The shared connection with the fewest streams, if they are fewer than `streams_max`.
+    /// Where its peer allows fewer, h2 lets streams wait.
     fn take_h2(&self, streams_max: usize) -> Option<H2Lease> {
         let mut connections = self.h2.borrow_mut();
         let now_ms = clock::now_ms();
         connections.retain(|connection| {
-            !connection.sender.is_closed() && now_ms.saturating_sub(connection.born_ms) <= AGE_MS_MAX
+            !connection.sender.is_closed()
+                && now_ms.saturating_sub(connection.born_ms) <= self.bounds.age_ms_max
         });
         connections
             .iter()
-            .filter(|connection| {
-                let streams = connection.streams.get();
-                streams < streams_max && streams < connection.sender.current_max_send_streams().max(1)
-            })
+            .filter(|connection| connection.streams.get() < streams_max)
             .min_by_key(|connection| connection.streams.get())
             .map(|connection| H2Lease::on(connection, true))
     }
@@ -270,8 +293,8 @@ impl Pool {
     fn sweep(&self, now_ms: u64) {
         let fresh = |idle: &Idle| {
             !idle.sender.is_closed()
-                && now_ms.saturating_sub(idle.idle_since_ms) <= IDLE_MS_MAX
-                && now_ms.saturating_sub(idle.born_ms) <= AGE_MS_MAX
+                && now_ms.saturating_sub(idle.idle_since_ms) <= self.bounds.idle_ms_max
+                && now_ms.saturating_sub(idle.born_ms) <= self.bounds.age_ms_max
         };
         let mut idle = self.idle.borrow_mut();
         idle.retain(fresh);
@@ -280,7 +303,8 @@ impl Pool {
         }
         drop(idle);
         let alive = |connection: &Rc<H2Connection>| {
-            !connection.sender.is_closed() && now_ms.saturating_sub(connection.born_ms) <= AGE_MS_MAX
+            !connection.sender.is_closed()
+                && now_ms.saturating_sub(connection.born_ms) <= self.bounds.age_ms_max
         };
         self.h2.borrow_mut().retain(alive);
     }
@@ -291,6 +315,17 @@ impl Lease {
         match self {
             Self::Http1(lease) => lease.reused,
             Self::H2(lease) => lease.reused,
+        }
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<Upload>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Upload>>> {
+        match self {
+            Self::Http1(lease) => lease.sender.try_send_request(request).await,
+            Self::H2(lease) => lease.connection.sender.clone().try_send_request(request).await,
         }
     }
 
@@ -325,10 +360,6 @@ impl H2Lease {
     fn on(connection: &Rc<H2Connection>, reused: bool) -> Self {
         connection.streams.set(connection.streams.get() + 1);
         Self { connection: Rc::clone(connection), reused }
-    }
-
-    pub(crate) fn sender(&self) -> http2::SendRequest<Upload> {
-        self.connection.sender.clone()
     }
 }
 

@@ -32,6 +32,10 @@ pub(crate) struct Upstream {
     zone: Name,
 }
 
+/// The name of what is outside the mesh; it is not told to anyone.
+static OUTSIDE: std::sync::LazyLock<ServiceName> =
+    std::sync::LazyLock::new(|| ServiceName::parse("outside").expect("invariant: a sound name"));
+
 /// What a service keeps over snapshots.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -112,6 +116,23 @@ impl Upstream {
             shared,
             eligible,
             zone: around.zone.clone(),
+        }
+    }
+
+    /// A host outside the mesh, for one request.
+    pub(crate) fn outside(policy: ServicePolicy, endpoint: Arc<EndpointState>) -> Self {
+        let timeout_ms = u64::try_from(policy.request_timeout.as_millis()).unwrap_or(u64::MAX);
+        let endpoints = vec![Arc::clone(&endpoint)];
+        Self {
+            name: OUTSIDE.clone(),
+            policy: Arc::new(policy),
+            eligible: ArcSwap::from_pointee(Eligible::of(&endpoints, &Name::default(), true)),
+            endpoints,
+            unplaced: Arc::clone(&endpoint.series),
+            targets: Vec::new(),
+            timeout_header: HeaderValue::from(timeout_ms),
+            shared: Arc::default(),
+            zone: Name::default(),
         }
     }
 
