@@ -157,11 +157,11 @@ pub(crate) struct Rendering {
 
 impl Rendering {
     /// Adds one service with its targets. Durations are summed over the shards of a version.
-    pub(crate) fn add<'s>(&mut self, service: &str, targets: impl Iterator<Item = &'s TargetSeries> + Clone) {
+    pub(crate) fn add(&mut self, service: &str, targets: &[&TargetSeries]) {
         let mut versions: Vec<&Name> = Vec::new();
         let mut outcomes = [0_u64; OUTCOMES.len()];
         let mut retries = 0;
-        for target in targets.clone() {
+        for target in targets {
             self.add_requests(service, target);
             for block in target.blocks() {
                 retries += block.retries.load(Relaxed);
@@ -174,7 +174,7 @@ impl Rendering {
             }
         }
         for version in versions {
-            self.add_durations(service, version, targets.clone().filter(|target| target.version == *version));
+            self.add_durations(service, version, targets);
         }
         for (count, (_, outcome)) in outcomes.iter().zip(OUTCOMES).filter(|(count, _)| **count > 0) {
             line(
@@ -210,16 +210,12 @@ impl Rendering {
         }
     }
 
-    fn add_durations<'s>(
-        &mut self,
-        service: &str,
-        version: &Name,
-        targets: impl Iterator<Item = &'s TargetSeries> + Clone,
-    ) {
+    fn add_durations(&mut self, service: &str, version: &Name, targets: &[&TargetSeries]) {
         for listener in LISTENERS {
             let mut buckets = [0_u64; OCTAVES + 1];
             let mut sum_us = 0_u64;
-            for block in targets.clone().flat_map(TargetSeries::blocks) {
+            let of_version = targets.iter().filter(|target| target.version == *version);
+            for block in of_version.flat_map(|target| target.blocks()) {
                 let durations = &block.listeners[place(listener)].durations;
                 sum_us = sum_us.wrapping_add(durations.sum_us.load(Relaxed));
                 for (sum, counter) in buckets.iter_mut().zip(&durations.buckets) {
@@ -302,7 +298,7 @@ mod tests {
         target.request(1, Listener::Outbound, Code::Hundred(2), Duration::from_micros(90));
         target.attempt(1, Outcome::Reset);
         let mut rendering = Rendering::default();
-        rendering.add("ads", std::iter::once(&target));
+        rendering.add("ads", &[&target]);
         let text = rendering.finish();
         assert!(text.contains("gilmok_requests_total{listener=\"outbound\",service=\"ads\",version=\"v1\",shard=\"\",code=\"2xx\"} 2\n"), "{text}");
         assert!(text.contains("le=\"0.000128\"} 2\n"), "{text}");

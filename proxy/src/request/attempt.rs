@@ -61,7 +61,8 @@ struct Failed {
     fault: Fault,
     outcome: Outcome,
     /// The request, if nothing of it reached the application.
-    unsent: Option<Request<Upload>>,
+    /// Boxed: failing is rare, and every step hands this on.
+    unsent: Option<Box<Request<Upload>>>,
 }
 
 impl Deadline {
@@ -127,7 +128,7 @@ pub(crate) async fn attempt(
         endpoint.series.retry(record.worker.index);
         retries += 1;
         except = Some(endpoint.id);
-        request = unsent;
+        request = *unsent;
     }
 }
 
@@ -186,7 +187,7 @@ async fn try_endpoint(
     // A sidecar can say that its app saw nothing, an HTTP/2 peer that a stream was not taken up. Where
     // that can be and there is somewhere else to go, the head is kept.
     let may_return = endpoint.endpoint.inbound || upstream.policy.protocol == Protocol::H2;
-    let spare = (others && may_return && deadline.upload.is_none()).then(|| copy_of(&request));
+    let spare = (others && may_return && deadline.upload.is_none()).then(|| Box::new(copy_of(&request)));
     let mut trying = Trying { endpoint, worker: record.worker.index, outcome: Outcome::Cancelled };
     let began = Instant::now();
     let pool = record.worker.pools.of(endpoint);
@@ -255,7 +256,7 @@ async fn exchange(
                     return Err(Failed {
                         fault: Fault::Reset,
                         outcome: Outcome::Reset,
-                        unsent: Some(unsent),
+                        unsent: Some(Box::new(unsent)),
                     });
                 }
                 None => return Err(broken(&error.into_error(), reused, deadline)),
@@ -265,7 +266,7 @@ async fn exchange(
             }
         }
     }
-    Err(Failed { fault: Fault::Reset, outcome: Outcome::StaleConnection, unsent: Some(request) })
+    Err(Failed { fault: Fault::Reset, outcome: Outcome::StaleConnection, unsent: Some(Box::new(request)) })
 }
 
 fn not_connected(error: ConnectError, unsent: Request<Upload>) -> Failed {
@@ -274,7 +275,7 @@ fn not_connected(error: ConnectError, unsent: Request<Upload>) -> Failed {
         ConnectError::Timeout => (Fault::ConnectTimeout, Outcome::Connect),
         ConnectError::Unreachable => (Fault::Unreachable, Outcome::Connect),
     };
-    Failed { fault, outcome, unsent: Some(unsent) }
+    Failed { fault, outcome, unsent: Some(Box::new(unsent)) }
 }
 
 /// Whose fault it was that a request broke.

@@ -206,7 +206,7 @@ impl Body for Answer {
         match self.get_mut() {
             Self::Own { body, record } => {
                 let body = body.take().filter(|body| !body.is_empty());
-                if let Some(record) = record.take() {
+                if let Some(mut record) = record.take() {
                     record.end(body.as_ref().map_or(0, |body| body.len() as u64));
                 }
                 Poll::Ready(body.map(|body| Ok(Frame::data(body))))

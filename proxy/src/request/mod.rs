@@ -53,7 +53,7 @@ pub(crate) async fn handle(
         Ok(outcome) => outcome,
         Err(fault) => Outcome::Own(fault),
     };
-    respond::respond(outcome, terms, record)
+    respond::respond(outcome, &terms, record)
 }
 
 /// From the head to an endpoint's answer, or the reason why there is none.
@@ -84,6 +84,7 @@ async fn answer(
     head.uri =
         next_target(&head.uri, destination.strip_prefix.as_deref(), host, &mut head.headers, upstream)?;
     let (upload, progress) = Upload::new(body, upstream.policy.idle_timeout, worker.shared.limits.body_bytes);
+    record.uploads(progress.as_ref());
     let deadline = Deadline::new(record.started(), destination.timeout, progress);
     let answer = attempt::attempt(record, upstream, Request::from_parts(head, upload), &deadline).await?;
     Ok(Outcome::answered(answer, upgrade, &deadline, upstream.policy.idle_timeout))

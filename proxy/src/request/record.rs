@@ -6,13 +6,15 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use gilmok_config::decide::Listener;
 use http::Request;
+use http::header::{HeaderMap, HeaderValue};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use super::body::Progress;
 use super::fault::{Fault, Told};
 use super::head::Seen;
 use super::headers::X_REQUEST_ID;
-use crate::access_log::{AccessLog, Entry};
+use crate::access_log::Entry;
 use crate::listen::caller::Caller;
 use crate::metrics::{Code, TargetSeries};
 use crate::upstream::endpoint::EndpointState;
@@ -42,6 +44,7 @@ pub(crate) struct Record {
     code: Code,
     grpc: bool,
     explain: bool,
+    upload: Option<Rc<Progress>>,
     /// What only the access log wants to know; kept only when there is one.
     log: Option<Box<Entry>>,
 }
@@ -65,7 +68,7 @@ impl Record {
     ) -> Box<Self> {
         caller.activity.request_began();
         worker.requests.set(worker.requests.get() + 1);
-        let log = worker.shared.access_log.as_ref().map(|log| Box::new(first_words(log, request)));
+        let log = worker.shared.access_log.is_some().then(|| Box::new(first_words(request, caller)));
         Box::new(Self {
             worker: Rc::clone(worker),
             view: Rc::clone(view),
@@ -77,6 +80,7 @@ impl Record {
             code: Code::Refused,
             grpc: false,
             explain: false,
+            upload: None,
             log,
         })
     }
@@ -160,17 +164,25 @@ impl Record {
     }
 
     /// The proxy answers itself.
-    pub(crate) fn refused(&mut self, told: &Told, proxy_status: &str) {
+    pub(crate) fn refused(&mut self, told: &Told, proxy_status: Option<HeaderValue>) {
         if let Some(entry) = &mut self.log {
             entry.status = told.status.as_u16();
-            proxy_status.clone_into(&mut entry.proxy_status);
+            entry.proxy_status = proxy_status;
         }
     }
 
-    /// Bytes of the request's body went on their way.
-    pub(crate) fn received(&mut self, bytes: u64) {
+    /// The upload whose bytes are counted with the request.
+    pub(crate) fn uploads(&mut self, upload: Option<&Rc<Progress>>) {
+        if self.log.is_some() {
+            self.upload = upload.cloned();
+        }
+    }
+
+    /// The headers as they go to the endpoint: they have the id by which the request is found again.
+    pub(crate) fn identified(&mut self, headers: &HeaderMap, host: Option<&HeaderValue>) {
         if let Some(entry) = &mut self.log {
-            entry.bytes_received = bytes;
+            entry.request_id = headers.get(X_REQUEST_ID).cloned();
+            entry.host = host.and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
         }
     }
 
@@ -196,7 +208,7 @@ impl Record {
     }
 
     /// The proxy's own answer went out.
-    pub(crate) fn end(mut self: Box<Self>, bytes: u64) {
+    pub(crate) fn end(&mut self, bytes: u64) {
         self.sent(bytes);
         self.whole();
     }
@@ -224,7 +236,7 @@ impl Drop for Record {
         self.worker.requests.set(self.worker.requests.get() - 1);
         if let (Some(mut entry), Some(access_log)) = (self.log.take(), &self.worker.shared.access_log) {
             self.complete(&mut entry, took);
-            access_log.record(*entry);
+            access_log.record(entry);
         }
         if self.admitted
             && let Some(upstream) = self.upstream()
@@ -237,7 +249,7 @@ impl Drop for Record {
 
 impl Record {
     fn complete(&self, entry: &mut Entry, took: std::time::Duration) {
-        entry.listener = self.caller.listener.as_str();
+        entry.bytes_received = self.upload.as_ref().map_or(0, |upload| upload.bytes());
         entry.duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         entry.service = self.upstream().map(|upstream| upstream.name.clone());
         if let Some(endpoint) = &self.endpoint {
@@ -249,21 +261,13 @@ impl Record {
 }
 
 /// What is known of a request before anything is decided.
-fn first_words(log: &AccessLog, request: &Request<Incoming>) -> Entry {
-    let uri = request.uri();
-    let path = if log.query { uri.path_and_query().map_or("", |path| path.as_str()) } else { uri.path() };
-    let field = |name| {
-        let value = request.headers().get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
-        AccessLog::bounded(value.unwrap_or_default())
-    };
+fn first_words(request: &Request<Incoming>, caller: &Caller) -> Entry {
     Entry {
-        at: std::time::SystemTime::now(),
+        listener: caller.listener.as_str(),
+        peer: Some(caller.peer.ip()),
+        protocol: request.version(),
         method: request.method().clone(),
-        host: uri
-            .authority()
-            .map_or_else(|| field(http::header::HOST), |name| AccessLog::bounded(name.as_str())),
-        path: AccessLog::bounded(path),
-        request_id: field(X_REQUEST_ID),
+        uri: request.uri().clone(),
         ..Entry::default()
     }
 }

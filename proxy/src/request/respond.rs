@@ -53,9 +53,9 @@ impl Outcome {
 }
 
 /// Makes the answer, and gives it the record that ends with it.
-pub(crate) fn respond(outcome: Outcome, terms: Terms, mut record: Box<Record>) -> Response<Answer> {
+pub(crate) fn respond(outcome: Outcome, terms: &Terms, mut record: Box<Record>) -> Response<Answer> {
     match outcome {
-        Outcome::Own(fault) => own(fault, &terms, record),
+        Outcome::Own(fault) => own(fault, terms, record),
         Outcome::Tunnel(tunnel) => {
             record.answered(StatusCode::OK);
             tunnel.begin(record);
@@ -67,13 +67,13 @@ pub(crate) fn respond(outcome: Outcome, terms: Terms, mut record: Box<Record>) -
             match upgrade {
                 Some(upgrade) => switch(answered, upgrade, record),
                 // Nobody asked for it.
-                None => own(Fault::Reset, &terms, record),
+                None => own(Fault::Reset, terms, record),
             }
         }
         Outcome::Relay { answered, upload_ended, idle, upgrade } => {
             // After a refused upgrade the caller may have sent bytes of the other protocol already.
             let close = !upload_ended || upgrade.is_some() || terms.draining;
-            relay(answered, &terms, close, idle, record)
+            relay(answered, terms, close, idle, record)
         }
     }
 }
@@ -117,8 +117,9 @@ fn own(fault: Fault, terms: &Terms, mut record: Box<Record>) -> Response<Answer>
     let told = fault.told();
     let mut headers = HeaderMap::with_capacity(6);
     let status_line = format!("gilmok; error={}; details=\"{}\"", told.error, told.details);
-    if let Ok(value) = HeaderValue::from_str(&status_line) {
-        headers.insert(PROXY_STATUS, value);
+    let proxy_status = HeaderValue::from_str(&status_line).ok();
+    if let Some(value) = &proxy_status {
+        headers.insert(PROXY_STATUS, value.clone());
     }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if told.retry_after {
@@ -131,7 +132,7 @@ fn own(fault: Fault, terms: &Terms, mut record: Box<Record>) -> Response<Answer>
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     explain(&mut headers, &record);
-    record.refused(&told, &status_line);
+    record.refused(&told, proxy_status);
     let (status, body) = if record.is_grpc() {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert("grpc-status", HeaderValue::from(u16::from(told.grpc)));

@@ -9,3 +9,5 @@ pub(crate) mod balance;
 pub(crate) mod connect;
 
 pub(crate) mod pool;
+
+pub(crate) mod resolve;
