@@ -69,10 +69,9 @@ async fn answer(
     if request.method() == Method::CONNECT {
         return tunnel::connect(worker, caller, request).await.map(Outcome::Tunnel);
     }
-    let destination = match destination(caller, view, &request)? {
-        Some(destination) => destination,
+    let Some(destination) = destination(caller, view, &request)? else {
         // Whoever may call what the mesh does not know is passed on as it is.
-        None => return pass::pass(worker, caller, record, request, &seen).await,
+        return pass::pass(worker, caller, record, request, &seen).await;
     };
     record.placed(destination.place);
     record.admit()?;

@@ -43,7 +43,7 @@ pub(super) async fn pass(
     let nowhere = Arc::clone(&worker.shared.nowhere);
     let endpoint = Endpoint::at(Address::Socket(address));
     let state = EndpointState::new(EndpointState::OUTSIDE, endpoint, Peer::Tcp(address), nowhere, 0);
-    let upstream = Arc::new(Upstream::outside(ServicePolicy::default(), Arc::new(state)));
+    let upstream = Arc::new(Upstream::outside(ServicePolicy::default(), &Arc::new(state)));
     let (mut head, body) = request.into_parts();
     headers::prepare_request(&mut head.headers, seen, caller, Some(host.clone()));
     head.uri = super::next_target(&head.uri, None, Some(host), &mut head.headers, &upstream)?;

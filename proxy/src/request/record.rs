@@ -262,12 +262,11 @@ impl Record {
 
 /// What is known of a request before anything is decided.
 fn first_words(request: &Request<Incoming>, caller: &Caller) -> Entry {
-    Entry {
-        listener: caller.listener.as_str(),
-        peer: Some(caller.peer.ip()),
-        protocol: request.version(),
-        method: request.method().clone(),
-        uri: request.uri().clone(),
-        ..Entry::default()
-    }
+    let mut entry = Entry::default();
+    entry.listener = caller.listener.as_str();
+    entry.peer = Some(caller.peer.ip());
+    entry.protocol = request.version();
+    entry.method = request.method().clone();
+    entry.uri = request.uri().clone();
+    entry
 }

@@ -120,9 +120,9 @@ impl Upstream {
     }
 
     /// A host outside the mesh, for one request.
-    pub(crate) fn outside(policy: ServicePolicy, endpoint: Arc<EndpointState>) -> Self {
+    pub(crate) fn outside(policy: ServicePolicy, endpoint: &Arc<EndpointState>) -> Self {
         let timeout_ms = u64::try_from(policy.request_timeout.as_millis()).unwrap_or(u64::MAX);
-        let endpoints = vec![Arc::clone(&endpoint)];
+        let endpoints = vec![Arc::clone(endpoint)];
         Self {
             name: OUTSIDE.clone(),
             policy: Arc::new(policy),
