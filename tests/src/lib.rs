@@ -1,1 +1,32 @@
-//! The harness: real processes on free ports, a real Consul, clients that send bytes by hand.
+//! The harness: real processes on free ports, clients and upstreams that send bytes by hand, and load.
+//!
+//! In reading order: how a test waits ([`eventually`]), where it writes ([`scratch`]), how it starts and ends
+//! programs ([`process`]), the programs themselves ([`proxy`], [`control_plane`], [`demo_app`]), the two ends of
+//! a connection by hand ([`caller`], [`upstream`], [`h2_caller`]), many callers at once ([`load`]), and what is
+//! read off a running process ([`observe`]) or off the source tree ([`source_tree`]).
+
+pub mod eventually;
+
+pub mod scratch;
+
+pub mod process;
+
+pub mod proxy;
+
+pub mod control_plane;
+
+pub mod demo_app;
+
+pub mod message;
+
+pub mod caller;
+
+pub mod upstream;
+
+pub mod h2_caller;
+
+pub mod load;
+
+pub mod observe;
+
+pub mod source_tree;

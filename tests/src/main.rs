@@ -1,3 +1,3 @@
-//! Starts the program; everything it does is in the library.
+//! The program under test: everything of the mesh in one, since `cargo test` builds no other package's binaries.
 
 fn main() {}

@@ -1,0 +1,290 @@
+//! The rules of the tree that no compiler keeps: first lines, sizes, arrows, circles, words, and docs that stay true.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use gilmok_tests::source_tree::{self, CRATES, SourceFile};
+
+/// Longest file, in lines.
+const LINES_MAX: usize = 600;
+
+/// Which crates of this workspace each crate may use.
+const ARROWS: [(&str, &[&str]); 6] = [
+    ("config", &[]),
+    ("proxy", &["gilmok-config"]),
+    ("control-plane", &["gilmok-config"]),
+    ("demo-app", &[]),
+    ("cli", &["gilmok-config", "gilmok-proxy", "gilmok-control-plane", "gilmok-demo-app"]),
+    ("tests", &["gilmok-config", "gilmok-cli"]),
+];
+
+/// Words that mean something else elsewhere, or nothing at all.
+const WORDS_NOT_USED: [&str; 11] = [
+    "backend", "backends", "cluster", "clusters", "pod", "pods", "manager", "util", "utils", "common", "misc",
+];
+
+fn rust_files() -> Vec<SourceFile> {
+    let files: Vec<SourceFile> = CRATES.iter().flat_map(|folder| source_tree::files(folder, ".rs")).collect();
+    assert!(files.len() > 20, "only {} files found", files.len());
+    files
+}
+
+fn expect_none(faults: &[String], rule: &str) {
+    assert!(faults.is_empty(), "{rule}:\n  {}", faults.join("\n  "));
+}
+
+#[test]
+fn every_file_begins_by_saying_what_it_is_for() {
+    let mut faults = Vec::new();
+    for file in rust_files() {
+        let first = file.text.lines().next().unwrap_or_default();
+        let stem = file.path.rsplit('/').next().unwrap_or_default().trim_end_matches(".rs").replace('_', " ");
+        let said: BTreeSet<String> = first
+            .trim_start_matches("//!")
+            .split(|c: char| !c.is_alphanumeric())
+            .filter(|word| word.len() > 2)
+            .map(str::to_lowercase)
+            .collect();
+        let beyond_its_name = said.iter().filter(|word| !stem.contains(word.as_str())).count();
+        let sentence: String = file
+            .text
+            .lines()
+            .take_while(|line| line.starts_with("//! "))
+            .map(|line| line.trim_start_matches("//!"))
+            .collect();
+        if !first.starts_with("//! ") || beyond_its_name < 3 || !sentence.trim_end().ends_with(['.', ':']) {
+            faults.push(format!("{}: {first}", file.path));
+        }
+    }
+    expect_none(&faults, "the first line is a `//!` sentence that says what the file is for");
+}
+
+#[test]
+fn no_file_is_too_long_to_read() {
+    let files = rust_files();
+    let long = files.iter().map(|file| (file.path.as_str(), file.text.lines().count()));
+    let faults: Vec<String> = long
+        .filter(|(_, lines)| *lines >= LINES_MAX)
+        .map(|(path, lines)| format!("{path}: {lines} lines"))
+        .collect();
+    expect_none(&faults, "one subject a file, fewer than 600 lines");
+}
+
+#[test]
+fn crates_use_each_other_in_one_direction_only() {
+    let mut faults = Vec::new();
+    for (folder, allowed) in ARROWS {
+        let path = source_tree::root().join(folder).join("Cargo.toml");
+        let manifest: toml::Table = std::fs::read_to_string(path).unwrap().parse().unwrap();
+        for section in ["dependencies", "dev-dependencies", "build-dependencies"] {
+            let Some(table) = manifest.get(section).and_then(toml::Value::as_table) else { continue };
+            let own = table.keys().filter(|name| name.starts_with("gilmok"));
+            faults.extend(
+                own.filter(|name| !allowed.contains(&name.as_str()))
+                    .map(|name| format!("{folder} must not use {name}")),
+            );
+        }
+        let lints = manifest.get("lints").and_then(|lints| lints.get("workspace"));
+        if lints.and_then(toml::Value::as_bool) != Some(true) {
+            faults.push(format!("{folder}/Cargo.toml does not take the workspace's lints"));
+        }
+    }
+    expect_none(&faults, "config ← proxy, config ← control-plane, and both meet only in config");
+}
+
+#[test]
+fn no_two_modules_of_a_crate_use_each_other() {
+    let mut faults = Vec::new();
+    for folder in CRATES {
+        let files = source_tree::files(&format!("{folder}/src"), ".rs");
+        let modules: Vec<String> =
+            files.iter().filter_map(SourceFile::module).collect::<BTreeSet<_>>().into_iter().collect();
+        let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for file in files.iter().filter(|file| folder == "tests" || !file.is_test()) {
+            let Some(own) = file.module() else { continue };
+            let others = file.modules_used(&modules).into_iter().filter(|other| *other != own);
+            uses.entry(own.clone()).or_default().extend(others);
+        }
+        faults.extend(circle_in(&uses).map(|circle| format!("{folder}: {}", circle.join(" → "))));
+    }
+    expect_none(&faults, "modules use each other one way, without circles");
+}
+
+/// The first circle found, by taking away whatever uses nothing that is left.
+fn circle_in(uses: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
+    let mut left = uses.clone();
+    loop {
+        let names: BTreeSet<String> = left.keys().cloned().collect();
+        let free: Vec<String> =
+            left.iter().filter(|(_, used)| used.is_disjoint(&names)).map(|(name, _)| name.clone()).collect();
+        if free.is_empty() {
+            break;
+        }
+        left.retain(|name, _| !free.contains(name));
+    }
+    // Everything left uses something left: following it must come back.
+    let mut path = vec![left.keys().next()?.clone()];
+    loop {
+        let last = path.last()?.clone();
+        let next = left.get(&last)?.iter().find(|used| left.contains_key(*used))?.clone();
+        if let Some(at) = path.iter().position(|name| *name == next) {
+            let mut circle = path.split_off(at);
+            circle.push(next);
+            return Some(circle);
+        }
+        path.push(next);
+    }
+}
+
+#[test]
+fn a_circle_is_found() {
+    let uses = |pairs: &[(&str, &[&str])]| -> BTreeMap<String, BTreeSet<String>> {
+        let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        pairs.iter().map(|(name, used)| ((*name).to_owned(), own(used))).collect()
+    };
+    assert_eq!(circle_in(&uses(&[("a", &["b"]), ("b", &["c"]), ("c", &[])])), None);
+    let circle = circle_in(&uses(&[("a", &["b"]), ("b", &["c"]), ("c", &["b"])]));
+    assert_eq!(circle.unwrap(), ["b", "c", "b"]);
+}
+
+#[test]
+fn unsafe_code_is_forbidden_everywhere() {
+    let manifest = std::fs::read_to_string(source_tree::root().join("Cargo.toml")).unwrap();
+    // No attribute takes back a `forbid`, and every crate takes the workspace's lints (see the arrows).
+    assert!(manifest.contains("unsafe_code = \"forbid\""));
+}
+
+#[test]
+fn names_that_others_see_use_the_projects_words() {
+    let kinds = ["fn ", "struct ", "enum ", "mod ", "const ", "static ", "trait ", "type "];
+    let mut faults = Vec::new();
+    for file in rust_files().iter().filter(|file| !file.is_test()) {
+        for line in file.code().lines() {
+            let line = line.trim_start();
+            let Some(rest) = line.strip_prefix("pub ").or_else(|| line.strip_prefix("pub(crate) ")) else {
+                continue;
+            };
+            let rest = rest.trim_start_matches("async ").trim_start_matches("const fn ");
+            let name = kinds.iter().find_map(|kind| rest.strip_prefix(kind)).unwrap_or(rest);
+            let name: String = name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let words = words_of(&name);
+            if words.iter().any(|word| WORDS_NOT_USED.contains(&word.as_str())) {
+                faults.push(format!("{}: {name}", file.path));
+            }
+        }
+    }
+    expect_none(&faults, "one word for each thing, and these are not among them");
+}
+
+fn words_of(name: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    for c in name.chars() {
+        if c == '_' || c.is_uppercase() {
+            words.push(String::new());
+        }
+        if c != '_' {
+            words.last_mut().expect("never empty").extend(c.to_lowercase());
+        }
+    }
+    words
+}
+
+fn documents() -> Vec<SourceFile> {
+    let mut documents = source_tree::files("docs", ".md");
+    let root = source_tree::root();
+    for name in ["README.md", "CONTRIBUTING.md", "SECURITY.md", "tests/bench/README.md", "tests/README.md"] {
+        if let Ok(text) = std::fs::read_to_string(root.join(name)) {
+            documents.push(SourceFile { path: name.to_owned(), text });
+        }
+    }
+    documents
+}
+
+#[test]
+fn files_that_the_docs_name_exist() {
+    let root = source_tree::root();
+    let mut faults = Vec::new();
+    for document in documents() {
+        let folder = root.join(&document.path);
+        let folder = folder.parent().unwrap_or(&root).to_owned();
+        let mut in_fence = false;
+        for line in document.text.lines() {
+            if line.trim_start().starts_with("```") {
+                in_fence = !in_fence;
+            }
+            if in_fence {
+                continue;
+            }
+            for quoted in line.split('`').skip(1).step_by(2) {
+                let first = quoted.split('/').next().unwrap_or_default();
+                let is_ours = CRATES.contains(&first) || matches!(first, "docs" | ".ci");
+                let is_path = quoted.chars().all(|c| c.is_alphanumeric() || "/._-".contains(c));
+                let exists = root.join(quoted).exists() || folder.join(quoted).exists();
+                if quoted.contains('/') && is_ours && is_path && !exists {
+                    faults.push(format!("{}: `{quoted}`", document.path));
+                }
+            }
+            for target in line.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+                let path = target.split('#').next().unwrap_or_default();
+                if !path.is_empty() && !path.contains("://") && !folder.join(path).exists() {
+                    faults.push(format!("{}: ({target})", document.path));
+                }
+            }
+        }
+    }
+    expect_none(&faults, "docs name files that exist");
+}
+
+/// What stands in docs/reference, as one text; `None` until there is one.
+fn reference() -> Option<String> {
+    let mut pages = source_tree::files("docs/reference", ".md");
+    pages.extend(source_tree::files("docs", "reference.md"));
+    (!pages.is_empty()).then(|| pages.iter().map(|page| page.text.as_str()).collect())
+}
+
+fn product_files() -> Vec<SourceFile> {
+    let rooms = ["config", "proxy", "control-plane"];
+    let files = rooms.iter().flat_map(|folder| source_tree::files(&format!("{folder}/src"), ".rs"));
+    files.filter(|file| !file.is_test()).collect()
+}
+
+#[test]
+fn every_metric_stands_in_the_reference() {
+    let Some(reference) = reference() else { return };
+    let mut missing = BTreeSet::new();
+    for file in product_files() {
+        let code = file.code();
+        let words = code.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
+        let names = words.filter(|word| word.starts_with("gilmok_") && !word.contains(':'));
+        let crates = ["gilmok_config", "gilmok_proxy", "gilmok_control_plane", "gilmok_uid"];
+        missing.extend(
+            names
+                .filter(|name| !crates.contains(name) && !name.ends_with('_') && !reference.contains(*name))
+                .map(|name| format!("{name} ({})", file.path)),
+        );
+    }
+    expect_none(&missing.into_iter().collect::<Vec<_>>(), "docs/reference lists every metric");
+}
+
+#[test]
+fn every_header_of_our_own_stands_in_the_reference() {
+    let Some(reference) = reference() else { return };
+    let reference = reference.to_lowercase();
+    let others = ["proxy-status", "feature-flags", "traceparent", "x-request-id"];
+    let mut missing = BTreeSet::new();
+    for file in product_files() {
+        for literal in file.literals() {
+            let is_name = literal.bytes().all(|b| b.is_ascii_lowercase() || b == b'-' || b.is_ascii_digit());
+            let is_ours = literal.starts_with("gilmok-") || literal.starts_with("x-forwarded-");
+            let is_header = is_name && (is_ours || others.contains(&literal.as_str()));
+            let is_program =
+                matches!(literal.as_str(), "gilmok-proxy" | "gilmok-control-plane" | "gilmok-demo-app");
+            if is_header && !is_program && !literal.ends_with('-') && !reference.contains(&literal) {
+                missing.insert(format!("{literal} ({})", file.path));
+            }
+        }
+    }
+    expect_none(
+        &missing.into_iter().collect::<Vec<_>>(),
+        "docs/reference lists every header that is set or read",
+    );
+}
