@@ -20,5 +20,7 @@ mod upstream;
 
 mod worker;
 
+mod source;
+
 #[cfg(test)]
 mod testing;

@@ -19,7 +19,7 @@ use gilmok_config::document::Document;
 use gilmok_config::grammar::{Faults, Value};
 use gilmok_config::name::Name;
 use gilmok_config::node::Node;
-use gilmok_config::problem::{Problem, Problems};
+use gilmok_config::problem::Problems;
 use thiserror::Error;
 use tracing::level_filters::LevelFilter;
 
@@ -455,19 +455,25 @@ fn name_origins(problems: &mut Problems, said: &[overlay::Said]) {
     }
 }
 
-/// Reads a text file of bounded size.
 fn read_text(file: &Path) -> Result<String, Problems> {
-    let told = |what: String| Problems(vec![Problem { path: String::new(), line: None, what, hint: None }]);
-    let bytes = std::fs::read(file).map_err(|error| told(format!("cannot be read: {error}")))?;
-    String::from_utf8(bytes).map_err(|_| told("not UTF-8".to_owned()))
+    let bytes = std::fs::read(file).map_err(|error| Problems::whole(format!("cannot be read: {error}")))?;
+    text_of(bytes)
 }
 
-/// Reads and checks a mesh file.
+fn text_of(bytes: Vec<u8>) -> Result<String, Problems> {
+    String::from_utf8(bytes).map_err(|_| Problems::whole("not UTF-8"))
+}
+
+fn read_mesh(file: &Path) -> Result<Document, Problems> {
+    Document::parse_toml(&read_text(file)?)
+}
+
+/// Checks what a mesh file holds.
 ///
 /// # Errors
 /// Every fault of the file.
-pub fn read_mesh(file: &Path) -> Result<Document, Problems> {
-    Document::parse_toml(&read_text(file)?)
+pub(crate) fn parse_mesh(bytes: Vec<u8>) -> Result<Document, Problems> {
+    Document::parse_toml(&text_of(bytes)?)
 }
 
 #[cfg(test)]

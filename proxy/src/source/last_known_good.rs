@@ -1,0 +1,219 @@
+//! What a proxy writes down for its next start: the last state that all its workers ran.
+//!
+//! Four lines: the format with a checksum of the rest, what it is, the document as JSON, who was alive.
+//! Written beside and renamed, so that a crash leaves the old file or the new one.
+
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use gilmok_config::hash::content_hash;
+use gilmok_config::snapshot::Membership;
+use gilmok_config::wire::Applied;
+use thiserror::Error;
+
+/// The format that this build writes and reads.
+const FORMAT: &str = "gilmok-last-known-good-1";
+/// Longest file that is read, in bytes: the longest document and as much membership.
+const BYTES_MAX: u64 = 4 * gilmok_config::node::DOCUMENT_BYTES_MAX as u64;
+
+/// What is remembered.
+#[derive(Clone, Debug)]
+pub(crate) struct Remembered {
+    pub(crate) store: String,
+    pub(crate) revision: u64,
+    pub(crate) hash: String,
+    /// The document as JSON.
+    pub(crate) text: Arc<str>,
+    pub(crate) membership: Membership,
+}
+
+/// The folder in which one node remembers. Locked for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// Why nothing can be remembered. The proxy serves all the same.
+#[derive(Debug, Error)]
+pub(crate) enum KeepError {
+    #[error("{}: {error}", .path.display())]
+    Io { path: PathBuf, error: io::Error },
+    #[error("{}: another proxy with the name of this node uses it; give each its own [state] dir or node", .0.display())]
+    Locked(PathBuf),
+    #[error("{}: {why}; it is left aside", .path.display())]
+    Damaged { path: PathBuf, why: String },
+}
+
+impl Keeper {
+    /// Creates the folder and locks this node's place in it.
+    ///
+    /// # Errors
+    /// Why nothing can be remembered there.
+    pub(crate) fn open(dir: &Path, node: &str) -> Result<Self, KeepError> {
+        let fault = |path: &Path| {
+            let path = path.to_owned();
+            move |error| KeepError::Io { path, error }
+        };
+        std::fs::create_dir_all(dir).map_err(fault(dir))?;
+        let lock_path = dir.join(format!("{node}.lock"));
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(fault(&lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: dir.join(format!("{node}.last-known-good")), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(KeepError::Locked(lock_path)),
+            Err(TryLockError::Error(error)) => Err(KeepError::Io { path: lock_path, error }),
+        }
+    }
+
+    /// What was written down last; `None` when nothing was.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not what was written.
+    pub(crate) fn load(&self) -> Result<Option<Remembered>, KeepError> {
+        let fault = |error| KeepError::Io { path: self.path.clone(), error };
+        let file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(fault(error)),
+        };
+        let mut text = String::new();
+        file.take(BYTES_MAX).read_to_string(&mut text).map_err(fault)?;
+        parse(&text).map(Some).map_err(|why| KeepError::Damaged { path: self.path.clone(), why })
+    }
+
+    /// Writes it down. Returns once it is on the disk.
+    ///
+    /// # Errors
+    /// When it cannot be written; what was written before is still there.
+    pub(crate) fn save(&self, remembered: &Remembered) -> Result<(), KeepError> {
+        let body = body_of(remembered)
+            .map_err(|error| KeepError::Io { path: self.path.clone(), error: error.into() })?;
+        let new = self.path.with_extension("new");
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&new)?;
+            writeln!(file, "{FORMAT} {}", content_hash(body.as_bytes()))?;
+            file.write_all(body.as_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&new, &self.path)?;
+            // The rename itself is on the disk once the folder is.
+            match self.path.parent() {
+                Some(dir) => File::open(dir)?.sync_all(),
+                None => Ok(()),
+            }
+        };
+        write().map_err(|error| KeepError::Io { path: self.path.clone(), error })
+    }
+}
+
+fn body_of(remembered: &Remembered) -> Result<String, serde_json::Error> {
+    let applied = Applied {
+        store: remembered.store.clone(),
+        revision: remembered.revision,
+        hash: remembered.hash.clone(),
+        last_known_good: true,
+    };
+    let (applied, membership) =
+        (serde_json::to_string(&applied)?, serde_json::to_string(&remembered.membership)?);
+    // Compact JSON has no line feed of its own.
+    Ok(format!("{applied}\n{}\n{membership}\n", remembered.text))
+}
+
+fn parse(text: &str) -> Result<Remembered, String> {
+    let (first, body) = text.split_once('\n').ok_or("it is cut off")?;
+    let (format, checksum) = first.split_once(' ').ok_or("it is no such file")?;
+    if format != FORMAT {
+        return Err(format!("it is of another format than {FORMAT}"));
+    }
+    if content_hash(body.as_bytes()) != checksum {
+        return Err("its checksum does not match".to_owned());
+    }
+    let mut lines = body.lines();
+    let mut next = || lines.next().ok_or("it is cut off");
+    let (applied, document, membership) = (next()?, next()?, next()?);
+    let fault = |error: serde_json::Error| error.to_string();
+    let applied: Applied = serde_json::from_str(applied).map_err(fault)?;
+    Ok(Remembered {
+        store: applied.store,
+        revision: applied.revision,
+        hash: applied.hash,
+        text: document.into(),
+        membership: serde_json::from_str(membership).map_err(fault)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use gilmok_config::endpoint::Endpoint;
+    use gilmok_config::name::ServiceName;
+
+    use super::*;
+    use crate::testing::Folder;
+
+    fn remembered() -> Remembered {
+        let endpoints: Arc<[Endpoint]> = vec![Endpoint::at("10.0.0.1:80".parse().unwrap())].into();
+        Remembered {
+            store: "s".to_owned(),
+            revision: 7,
+            hash: "h".to_owned(),
+            text: r#"{"services":{"ads":{}}}"#.into(),
+            membership: [(ServiceName::parse("ads").unwrap(), endpoints)].into(),
+        }
+    }
+
+    #[test]
+    fn what_is_written_down_is_read_back() {
+        let dir = Folder::new("keeper");
+        let keeper = Keeper::open(&dir.join("made/for/it"), "web-1").unwrap();
+        assert!(keeper.load().unwrap().is_none());
+        keeper.save(&remembered()).unwrap();
+        keeper.save(&remembered()).unwrap();
+        let back = keeper.load().unwrap().unwrap();
+        assert_eq!((back.store.as_str(), back.revision, back.hash.as_str()), ("s", 7, "h"));
+        assert_eq!((back.text, back.membership), (remembered().text, remembered().membership));
+    }
+
+    #[test]
+    fn a_damaged_file_is_told_and_never_used() {
+        let dir = Folder::new("keeper-damaged");
+        let keeper = Keeper::open(&dir, "web-1").unwrap();
+        keeper.save(&remembered()).unwrap();
+        let whole = std::fs::read(&keeper.path).unwrap();
+        for length in 0..whole.len() {
+            std::fs::write(&keeper.path, &whole[..length]).unwrap();
+            assert!(matches!(keeper.load(), Err(KeepError::Damaged { .. })), "cut at {length}");
+        }
+        for at in (0..whole.len()).step_by(7) {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1;
+            std::fs::write(&keeper.path, &flipped).unwrap();
+            assert!(keeper.load().is_err(), "flipped at {at}");
+        }
+        std::fs::write(&keeper.path, &whole).unwrap();
+        assert!(keeper.load().unwrap().is_some());
+    }
+
+    #[test]
+    fn two_proxies_do_not_share_a_place() {
+        let dir = Folder::new("keeper-locked");
+        let first = Keeper::open(&dir, "web-1").unwrap();
+        assert!(matches!(Keeper::open(&dir, "web-1"), Err(KeepError::Locked(_))));
+        assert!(Keeper::open(&dir, "web-2").is_ok());
+        drop(first);
+        assert!(Keeper::open(&dir, "web-1").is_ok());
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_an_error_and_no_more() {
+        let dir = Folder::new("keeper-file");
+        let file = dir.join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(matches!(Keeper::open(&file.join("sub"), "web-1"), Err(KeepError::Io { .. })));
+    }
+}
