@@ -188,3 +188,74 @@ impl InForce {
         generation
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use gilmok_config::document::Document;
+    use gilmok_config::snapshot::Membership;
+
+    use super::*;
+
+    fn snapshot(text: &str) -> Snapshot {
+        Snapshot::join(&Document::parse_toml(text).unwrap(), &Membership::new())
+    }
+
+    fn in_force() -> InForce {
+        InForce::new(2, Name::default(), Vec::new())
+    }
+
+    const ONE: &str = "[services.a]\n[[services.a.endpoints]]\naddress = \"127.0.0.1:1\"\n";
+
+    #[test]
+    fn what_is_unchanged_keeps_its_state() {
+        let in_force = in_force();
+        in_force.put(snapshot(ONE), None);
+        let before = in_force.load();
+        before.upstreams[0].shared.in_flight.store(7, Relaxed);
+        let more = format!("{ONE}[[services.a.endpoints]]\naddress = \"127.0.0.1:2\"\n[services.b]\n");
+        in_force.put(snapshot(&more), None);
+        let after = in_force.load();
+        assert!(Arc::ptr_eq(&before.upstreams[0].endpoints[0], &after.upstreams[0].endpoints[0]));
+        assert_eq!(after.upstreams[0].shared.in_flight.load(Relaxed), 7);
+        assert_eq!((after.upstreams.len(), after.generation), (2, 2));
+    }
+
+    #[test]
+    fn another_weight_keeps_the_connections_and_another_protocol_does_not() {
+        let in_force = in_force();
+        in_force.put(snapshot(ONE), None);
+        let id = in_force.load().upstreams[0].endpoints[0].id;
+        in_force.put(snapshot(&format!("{ONE}weight = 5\n")), None);
+        assert_eq!(in_force.load().upstreams[0].endpoints[0].id, id);
+        let h2 = ONE.replace("[services.a]\n", "[services.a]\nprotocol = \"h2\"\n");
+        in_force.put(snapshot(&h2), None);
+        assert_ne!(in_force.load().upstreams[0].endpoints[0].id, id);
+    }
+
+    #[test]
+    fn a_name_stands_for_all_its_addresses_once_they_are_known() {
+        let in_force = in_force();
+        in_force.put(snapshot(&ONE.replace("127.0.0.1", "ads.example")), None);
+        assert!(in_force.load().upstreams[0].endpoints.is_empty());
+        let name = in_force.names().remove(0);
+        let addresses: Arc<[SocketAddr]> = [([10, 0, 0, 1], 1).into(), ([10, 0, 0, 2], 1).into()].into();
+        in_force.put_resolved(Resolved::from([(name, addresses)]));
+        assert_eq!(in_force.load().upstreams[0].endpoints.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_generation_is_taken_when_every_worker_has_it() {
+        let in_force = Arc::new(in_force());
+        let generation = in_force.put(snapshot(ONE), None);
+        in_force.take(0, generation);
+        let waiting = in_force.taken_by_all(generation);
+        let mut waiting = std::pin::pin!(waiting);
+        assert!(
+            std::future::poll_fn(|cx| std::task::Poll::Ready(waiting.as_mut().poll(cx).is_pending())).await
+        );
+        in_force.take(1, generation);
+        waiting.await;
+    }
+}

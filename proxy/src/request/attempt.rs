@@ -60,9 +60,12 @@ struct Expired;
 struct Failed {
     fault: Fault,
     outcome: Outcome,
-    /// The request, if nothing of it reached the application.
-    /// Boxed: failing is rare, and every step hands this on.
-    unsent: Option<Box<Request<Upload>>>,
+}
+
+impl Failed {
+    fn new(fault: Fault, outcome: Outcome) -> Self {
+        Self { fault, outcome }
+    }
 }
 
 impl Deadline {
@@ -109,18 +112,22 @@ pub(crate) async fn attempt(
     deadline: &Deadline,
 ) -> Result<Answered, Fault> {
     fit_protocol(&mut request, upstream);
+    // Taken when it is sent, put back when nothing of it reached the application.
+    let mut unsent = Some(request);
     let mut except = None;
     let mut retries = 0;
     let mut permit = None;
     loop {
         let (endpoint, others) = pick(upstream, except).ok_or(Fault::NoEndpoint)?;
-        let failed = match try_endpoint(record, upstream, &endpoint, request, deadline, others).await {
+        let failed = match try_endpoint(record, upstream, &endpoint, &mut unsent, deadline, others).await {
             Ok(answered) => return Ok(answered),
             Err(failed) => failed,
         };
-        let Some(unsent) = failed.unsent.filter(|_| retries < RETRIES) else { return Err(failed.fault) };
+        if unsent.is_none() || retries == RETRIES {
+            return Err(failed.fault);
+        }
         if permit.is_none() {
-            permit = RetryPermit::wait(&upstream.shared, deadline).await;
+            permit = Box::pin(RetryPermit::wait(&upstream.shared, deadline)).await;
         }
         if permit.is_none() {
             return Err(failed.fault);
@@ -128,7 +135,6 @@ pub(crate) async fn attempt(
         endpoint.series.retry(record.worker.index);
         retries += 1;
         except = Some(endpoint.id);
-        request = *unsent;
     }
 }
 
@@ -178,22 +184,24 @@ async fn try_endpoint(
     record: &mut Record,
     upstream: &Upstream,
     endpoint: &Arc<EndpointState>,
-    mut request: Request<Upload>,
+    unsent: &mut Option<Request<Upload>>,
     deadline: &Deadline,
     others: bool,
 ) -> Result<Answered, Failed> {
     record.try_at(Arc::clone(endpoint));
-    tell_target(&mut request, endpoint);
     // A sidecar can say that its app saw nothing, an HTTP/2 peer that a stream was not taken up. Where
     // that can be and there is somewhere else to go, the head is kept.
     let may_return = endpoint.endpoint.inbound || upstream.policy.protocol == Protocol::H2;
-    let spare = (others && may_return && deadline.upload.is_none()).then(|| Box::new(copy_of(&request)));
+    let keep = others && may_return && deadline.upload.is_none();
+    let spare = unsent.as_ref().filter(|_| keep).map(copy_of).map(Box::new);
+    if let Some(request) = unsent {
+        tell_target(request, endpoint);
+    }
     let mut trying = Trying { endpoint, worker: record.worker.index, outcome: Outcome::Cancelled };
     let began = Instant::now();
     let pool = record.worker.pools.of(endpoint);
-    let result = exchange(&pool, upstream, request, deadline, &trying).await;
-    let result = result.and_then(|answered| refuse_sidecar_error(endpoint, answered));
-    match result {
+    let result = exchange(&pool, upstream, unsent, deadline, &trying).await;
+    match result.and_then(|answered| refuse_sidecar_error(endpoint, answered)) {
         Ok(answered) => {
             trying.outcome = Outcome::Answered;
             if upstream.policy.load_balancer == LoadBalancer::PeakEwma {
@@ -206,8 +214,10 @@ async fn try_endpoint(
             if matches!(failed.outcome, Outcome::Connect | Outcome::Refused) {
                 endpoint.shunned_until_ms.store(clock::now_ms() + SHUN_MS, Relaxed);
             }
-            let unsent = failed.unsent.or_else(|| spare.filter(|_| failed.fault.is_unsent()));
-            Err(Failed { unsent, ..failed })
+            if unsent.is_none() && failed.fault.is_unsent() {
+                *unsent = spare.map(|spare| *spare);
+            }
+            Err(failed)
         }
     }
 }
@@ -229,58 +239,52 @@ impl Drop for Trying<'_> {
 async fn exchange(
     pool: &Rc<Pool>,
     upstream: &Upstream,
-    mut request: Request<Upload>,
+    unsent: &mut Option<Request<Upload>>,
     deadline: &Deadline,
     trying: &Trying<'_>,
 ) -> Result<Answered, Failed> {
+    const LATE: Failed = Failed { fault: Fault::Timeout, outcome: Outcome::Timeout };
     let policy = &upstream.policy;
     for connection in 0..CONNECTIONS_MAX {
-        let leased = deadline.run(pool.lease(policy.protocol, policy.connect_timeout, connection > 0)).await;
-        let mut lease = match leased {
-            Ok(Ok(lease)) => lease,
-            Ok(Err(error)) => return Err(not_connected(error, request)),
-            Err(Expired) => {
-                return Err(Failed { fault: Fault::Timeout, outcome: Outcome::Timeout, unsent: None });
+        let pooled = if connection == 0 { pool.take(policy.protocol) } else { None };
+        let mut lease = match pooled {
+            Some(lease) => lease,
+            None => {
+                let opening = Box::pin(pool.open(policy.protocol, policy.connect_timeout));
+                deadline.run(opening).await.map_err(|Expired| LATE)?.map_err(not_connected)?
             }
         };
-        let reused = lease.reused();
-        match deadline.run(lease.send(request)).await {
-            Ok(Ok(response)) => return Ok(Answered { response, lease }),
-            Ok(Err(mut error)) => match error.take_message() {
+        let Some(request) = unsent.take() else { break };
+        match deadline.run(lease.send(request)).await.map_err(|Expired| LATE)? {
+            Ok(response) => return Ok(Answered { response, lease }),
+            Err(mut error) => match error.take_message() {
                 // The connection was closed while it was idle; that says nothing about the endpoint.
-                Some(unsent) if reused => {
+                Some(request) if lease.reused() => {
                     trying.endpoint.series.attempt(trying.worker, Outcome::StaleConnection);
-                    request = unsent;
+                    *unsent = Some(request);
                 }
-                Some(unsent) => {
-                    return Err(Failed {
-                        fault: Fault::Reset,
-                        outcome: Outcome::Reset,
-                        unsent: Some(Box::new(unsent)),
-                    });
+                Some(request) => {
+                    *unsent = Some(request);
+                    return Err(Failed::new(Fault::Reset, Outcome::Reset));
                 }
-                None => return Err(broken(&error.into_error(), reused, deadline)),
+                None => return Err(broken(&error.into_error(), lease.reused(), deadline)),
             },
-            Err(Expired) => {
-                return Err(Failed { fault: Fault::Timeout, outcome: Outcome::Timeout, unsent: None });
-            }
         }
     }
-    Err(Failed { fault: Fault::Reset, outcome: Outcome::StaleConnection, unsent: Some(Box::new(request)) })
+    Err(Failed::new(Fault::Reset, Outcome::StaleConnection))
 }
 
-fn not_connected(error: ConnectError, unsent: Request<Upload>) -> Failed {
-    let (fault, outcome) = match error {
-        ConnectError::Refused => (Fault::Refused, Outcome::Refused),
-        ConnectError::Timeout => (Fault::ConnectTimeout, Outcome::Connect),
-        ConnectError::Unreachable => (Fault::Unreachable, Outcome::Connect),
-    };
-    Failed { fault, outcome, unsent: Some(Box::new(unsent)) }
+fn not_connected(error: ConnectError) -> Failed {
+    match error {
+        ConnectError::Refused => Failed::new(Fault::Refused, Outcome::Refused),
+        ConnectError::Timeout => Failed::new(Fault::ConnectTimeout, Outcome::Connect),
+        ConnectError::Unreachable => Failed::new(Fault::Unreachable, Outcome::Connect),
+    }
 }
 
 /// Whose fault it was that a request broke.
 fn broken(error: &hyper::Error, reused: bool, deadline: &Deadline) -> Failed {
-    let failed = |fault, outcome| Failed { fault, outcome, unsent: None };
+    let failed = Failed::new;
     match deadline.upload_fault() {
         Some(UploadFault::CallerLeft) => {
             failed(Fault::BadRequest("the caller stopped in the middle of its request"), Outcome::Cancelled)
@@ -321,7 +325,7 @@ fn refuse_sidecar_error(endpoint: &EndpointState, answered: Answered) -> Result<
                 _ if fault.is_unsent() => Outcome::Refused,
                 _ => Outcome::Answered,
             };
-            Err(Failed { fault, outcome, unsent: None })
+            Err(Failed::new(fault, outcome))
         }
     }
 }

@@ -67,11 +67,12 @@ async fn answer(
     let seen = Seen::read(&request, &worker.shared.limits)?;
     record.speaks(&seen);
     if request.method() == Method::CONNECT {
-        return tunnel::connect(worker, caller, request).await.map(Outcome::Tunnel);
+        // Rare ways are boxed, so that the common one's future stays small.
+        return Box::pin(tunnel::connect(worker, caller, request)).await.map(Outcome::Tunnel);
     }
     let Some(destination) = destination(caller, view, &request)? else {
         // Whoever may call what the mesh does not know is passed on as it is.
-        return pass::pass(worker, caller, record, request, &seen).await;
+        return Box::pin(pass::pass(worker, caller, record, request, &seen)).await;
     };
     record.placed(destination.place);
     record.admit()?;

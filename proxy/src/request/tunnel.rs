@@ -43,7 +43,9 @@ pub(super) async fn connect(
     mut request: Request<Incoming>,
 ) -> Result<Tunnel, Fault> {
     if !may_pass(worker, caller) {
-        return Err(Fault::Denied("CONNECT needs [outbound] unknown_hosts = \"pass\" and a loopback caller"));
+        return Err(Fault::Denied(
+            "CONNECT needs [outbound] unknown_hosts = pass, and a caller on this machine",
+        ));
     }
     let authority = request.uri().authority().ok_or(Fault::BadRequest("CONNECT names no host and port"))?;
     let port = authority.port_u16().ok_or(Fault::BadRequest("CONNECT names no port"))?;

@@ -194,3 +194,193 @@ pub(crate) fn note_latency(state: &EndpointState, took: Duration, now_ms: u64) {
     state.ewma_ns.store(value as u64, Relaxed);
     state.ewma_at_ms.store(now_ms, Relaxed);
 }
+
+#[cfg(test)]
+mod tests {
+    use gilmok_config::endpoint::Endpoint;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::metrics::TargetSeries;
+    use crate::upstream::endpoint::Peer;
+
+    fn endpoint(id: u64, change: impl FnOnce(&mut Endpoint)) -> Arc<EndpointState> {
+        let mut endpoint = Endpoint::at(format!("10.0.0.1:{}", id + 1).parse().unwrap());
+        change(&mut endpoint);
+        let peer = Peer::Tcp(([10, 0, 0, 1], 80).into());
+        let series = Arc::new(TargetSeries::new(Name::default(), Name::default(), 1));
+        Arc::new(EndpointState::new(id, endpoint, peer, series, 0))
+    }
+
+    fn choice(balancer: LoadBalancer, turn: &AtomicU32) -> Choice<'_> {
+        Choice { balancer, slow_start: Duration::ZERO, turn, except: None, now_ms: 1_000_000 }
+    }
+
+    fn shares(eligible: &Eligible, choice: &Choice<'_>, picks: u32) -> Vec<f64> {
+        let mut counts = vec![0_u32; eligible.endpoints().len()];
+        for _ in 0..picks {
+            let picked = eligible.pick(choice).unwrap();
+            let at = eligible.endpoints().iter().position(|state| Arc::ptr_eq(state, picked)).unwrap();
+            counts[at] += 1;
+        }
+        counts.into_iter().map(|count| f64::from(count) / f64::from(picks)).collect()
+    }
+
+    fn ids(eligible: &Eligible) -> Vec<u64> {
+        eligible.endpoints().iter().map(|state| state.id).collect()
+    }
+
+    #[test]
+    fn the_best_priority_with_a_healthy_endpoint_is_used() {
+        let all = [endpoint(1, |_| ()), endpoint(2, |e| e.priority = 1), endpoint(3, |e| e.priority = 1)];
+        assert_eq!(ids(&Eligible::of(&all, &Name::default(), false)), [1]);
+        all[0].note_health(Health::Unhealthy);
+        all[1].note_health(Health::Unhealthy);
+        assert_eq!(ids(&Eligible::of(&all, &Name::default(), false)), [3]);
+        // Whoever does not believe checks uses the first priority.
+        assert_eq!(ids(&Eligible::of(&all, &Name::default(), true)), [1]);
+    }
+
+    #[test]
+    fn near_endpoints_are_preferred_while_half_of_them_is_healthy() {
+        let here = Name::parse("a").unwrap();
+        let all: Vec<_> = (1..=4)
+            .map(|id| endpoint(id, |e| e.zone = Name::parse(if id <= 3 { "a" } else { "b" }).unwrap()))
+            .collect();
+        assert_eq!(ids(&Eligible::of(&all, &here, false)), [1, 2, 3]);
+        all[0].note_health(Health::Unhealthy);
+        assert_eq!(ids(&Eligible::of(&all, &here, false)), [2, 3]);
+        all[1].note_health(Health::Unhealthy);
+        assert_eq!(ids(&Eligible::of(&all, &here, false)), [3, 4]);
+        assert_eq!(ids(&Eligible::of(&all, &Name::parse("c").unwrap(), false)), [3, 4]);
+    }
+
+    #[test]
+    fn an_endpoint_of_weight_zero_takes_nothing() {
+        let all = [endpoint(1, |e| e.weight = 0)];
+        let turn = AtomicU32::new(0);
+        assert!(
+            Eligible::of(&all, &Name::default(), true).pick(&choice(LoadBalancer::Random, &turn)).is_none()
+        );
+    }
+
+    #[test]
+    fn weights_are_kept_by_every_balancer() {
+        let all = [endpoint(1, |e| e.weight = 1), endpoint(2, |e| e.weight = 3)];
+        let eligible = Eligible::of(&all, &Name::default(), false);
+        let turn = AtomicU32::new(0);
+        for balancer in [LoadBalancer::Random, LoadBalancer::RoundRobin] {
+            let shares = shares(&eligible, &choice(balancer, &turn), 40_000);
+            assert!((shares[1] - 0.75).abs() < 0.02, "{balancer:?}: {shares:?}");
+        }
+    }
+
+    #[test]
+    fn round_robin_takes_turns() {
+        let all = [endpoint(1, |_| ()), endpoint(2, |_| ()), endpoint(3, |_| ())];
+        let eligible = Eligible::of(&all, &Name::default(), false);
+        let turn = AtomicU32::new(0);
+        let picked: Vec<_> =
+            (0..6).map(|_| eligible.pick(&choice(LoadBalancer::RoundRobin, &turn)).unwrap().id).collect();
+        assert_eq!(picked, [1, 2, 3, 1, 2, 3]);
+    }
+
+    #[test]
+    fn the_less_loaded_of_two_is_taken_and_equal_load_is_decided_by_chance() {
+        let all = [endpoint(1, |_| ()), endpoint(2, |_| ())];
+        let eligible = Eligible::of(&all, &Name::default(), false);
+        let turn = AtomicU32::new(0);
+        let even = shares(&eligible, &choice(LoadBalancer::LeastRequest, &turn), 20_000);
+        assert!((even[0] - 0.5).abs() < 0.02, "{even:?}");
+        all[0].in_flight.store(9, Relaxed);
+        // Two draws that both meet the loaded one still take it: a quarter, less what a third draw saves.
+        let uneven = shares(&eligible, &choice(LoadBalancer::LeastRequest, &turn), 20_000);
+        assert!(uneven[0] < 0.15, "{uneven:?}");
+    }
+
+    #[test]
+    fn a_slow_endpoint_is_avoided_by_its_latency_until_that_fades() {
+        let all = [endpoint(1, |_| ()), endpoint(2, |_| ())];
+        note_latency(&all[0], Duration::from_millis(500), 1_000_000);
+        note_latency(&all[1], Duration::from_millis(5), 1_000_000);
+        let eligible = Eligible::of(&all, &Name::default(), false);
+        let turn = AtomicU32::new(0);
+        let shares = shares(&eligible, &choice(LoadBalancer::PeakEwma, &turn), 20_000);
+        assert!(shares[0] < 0.15, "{shares:?}");
+        let later = load_by_latency(&all[0], 1_000_000 + 200_000);
+        assert!(
+            later < load_by_latency(&all[1], 1_000_000),
+            "a peak of long ago must not be held against it"
+        );
+    }
+
+    #[test]
+    fn a_new_endpoint_starts_slowly() {
+        let all = [endpoint(1, |_| ()), endpoint(2, |_| ())];
+        all[1].since_ms.store(1_000_000, Relaxed);
+        let eligible = Eligible::of(&all, &Name::default(), false);
+        let turn = AtomicU32::new(0);
+        let slow = Choice { slow_start: Duration::from_secs(10), ..choice(LoadBalancer::Random, &turn) };
+        let begin = shares(&eligible, &slow, 20_000);
+        assert!(begin[1] > 0.05 && begin[1] < 0.15, "{begin:?}");
+        let grown = shares(&eligible, &Choice { now_ms: 1_010_000, ..slow }, 20_000);
+        assert!((grown[1] - 0.5).abs() < 0.02, "{grown:?}");
+    }
+
+    #[test]
+    fn whoever_could_not_be_connected_to_is_left_out_while_there_are_others() {
+        let all = [endpoint(1, |_| ()), endpoint(2, |_| ())];
+        all[0].shunned_until_ms.store(2_000_000, Relaxed);
+        let eligible = Eligible::of(&all, &Name::default(), false);
+        let turn = AtomicU32::new(0);
+        for balancer in [
+            LoadBalancer::LeastRequest,
+            LoadBalancer::PeakEwma,
+            LoadBalancer::Random,
+            LoadBalancer::RoundRobin,
+        ] {
+            let shares = shares(&eligible, &choice(balancer, &turn), 1_000);
+            assert!((shares[1] - 1.0).abs() < f64::EPSILON, "{balancer:?}: {shares:?}");
+        }
+        all[1].shunned_until_ms.store(2_000_000, Relaxed);
+        assert!(eligible.pick(&choice(LoadBalancer::Random, &turn)).is_some(), "somebody must be asked");
+    }
+
+    proptest! {
+        #[test]
+        fn a_pick_is_one_of_the_eligible_and_a_retry_goes_elsewhere(
+            weights in proptest::collection::vec(0_u32..10, 1..20),
+            sick in proptest::collection::vec(any::<bool>(), 20),
+            seed in any::<u64>(),
+            balancer in prop_oneof![
+                Just(LoadBalancer::LeastRequest), Just(LoadBalancer::PeakEwma),
+                Just(LoadBalancer::Random), Just(LoadBalancer::RoundRobin),
+            ],
+        ) {
+            fastrand::seed(seed);
+            let all: Vec<_> = weights
+                .iter()
+                .zip(&sick)
+                .zip(1..)
+                .map(|((weight, sick), id)| {
+                    let state = endpoint(id, |e| e.weight = *weight);
+                    if *sick { state.note_health(Health::Unhealthy); }
+                    state
+                })
+                .collect();
+            let able = all.iter().filter(|s| s.endpoint.weight > 0 && s.health() != Health::Unhealthy).count();
+            let eligible = Eligible::of(&all, &Name::default(), false);
+            prop_assert_eq!(eligible.endpoints().len(), able);
+            let turn = AtomicU32::new(0);
+            match eligible.pick(&choice(balancer, &turn)) {
+                None => prop_assert_eq!(able, 0),
+                Some(first) => {
+                    prop_assert!(first.endpoint.weight > 0 && first.health() != Health::Unhealthy);
+                    let again = Choice { except: Some(first.id), ..choice(balancer, &turn) };
+                    let second = eligible.pick(&again).map(|state| state.id);
+                    prop_assert!(able == 1 || balancer == LoadBalancer::RoundRobin || second != Some(first.id));
+                }
+            }
+        }
+    }
+}

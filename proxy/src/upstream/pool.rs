@@ -168,21 +168,23 @@ impl Pool {
         }
     }
 
-    /// An idle connection if there is one, else a new one. `fresh` asks for a new one.
-    pub(crate) async fn lease(
+    /// An open connection that can take a request, if there is one.
+    pub(crate) fn take(self: &Rc<Self>, protocol: Protocol) -> Option<Lease> {
+        match protocol {
+            Protocol::Http1 => self.take_idle().map(Lease::Http1),
+            Protocol::H2 => self.take_h2(H2_STREAMS_MAX).map(Lease::H2),
+        }
+    }
+
+    /// A new connection. Rare, and boxed by its caller, so that the futures of requests stay small.
+    pub(crate) async fn open(
         self: &Rc<Self>,
         protocol: Protocol,
         within: Duration,
-        fresh: bool,
     ) -> Result<Lease, ConnectError> {
         match protocol {
-            Protocol::Http1 => {
-                if !fresh && let Some(lease) = self.take_idle() {
-                    return Ok(Lease::Http1(lease));
-                }
-                self.open_http1(within).await.map(Lease::Http1)
-            }
-            Protocol::H2 => self.lease_h2(within, fresh).await.map(Lease::H2),
+            Protocol::Http1 => self.open_http1(within).await.map(Lease::Http1),
+            Protocol::H2 => self.open_or_share_h2(within).await.map(Lease::H2),
         }
     }
 
@@ -222,18 +224,14 @@ impl Pool {
         idle.push(Idle { sender, born_ms, idle_since_ms: now_ms });
     }
 
-    async fn lease_h2(self: &Rc<Self>, within: Duration, fresh: bool) -> Result<H2Lease, ConnectError> {
-        if !fresh && let Some(lease) = self.take_h2(H2_STREAMS_MAX) {
-            return Ok(lease);
-        }
+    async fn open_or_share_h2(&self, within: Duration) -> Result<H2Lease, ConnectError> {
         let opening = self.h2_opening.lock().await;
         // Whoever held it before may have opened what is needed here.
-        if !fresh && let Some(lease) = self.take_h2(H2_STREAMS_MAX) {
+        if let Some(lease) = self.take_h2(H2_STREAMS_MAX) {
             return Ok(lease);
         }
-        if self.h2.borrow().len() >= H2_CONNECTIONS_MAX
-            && let Some(lease) = self.take_h2(usize::MAX)
-        {
+        let is_full = self.h2.borrow().len() >= H2_CONNECTIONS_MAX;
+        if is_full && let Some(lease) = self.take_h2(usize::MAX) {
             return Ok(lease);
         }
         let connection = self.open_h2(within).await?;
