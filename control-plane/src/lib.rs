@@ -1,3 +1,5 @@
 //! The control plane: knows what is wanted and who is alive, and says what is true.
 
 pub mod http_client;
+
+pub mod membership;
