@@ -10,6 +10,8 @@ mod current;
 
 mod drain;
 
+mod gather;
+
 mod listen;
 
 mod metrics;

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use super::caller::Activity;
+use crate::gather;
 
 /// The preface that begins HTTP/2 with prior knowledge (RFC 9113, 3.4).
 pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -79,7 +80,7 @@ impl AsyncWrite for Socket {
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, data);
+        let written = gather::poll_write(Pin::new(&mut this.stream), cx, data);
         this.activity.writing(written.is_pending());
         written
     }

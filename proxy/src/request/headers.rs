@@ -31,6 +31,9 @@ const HOP_FIELDS: [HeaderName; 6] = [
     header::PROXY_AUTHORIZATION,
 ];
 
+/// Most fields that are put on: forwarding, identity, what the mesh tells.
+const ADDED_MAX: usize = 9;
+
 /// Makes a caller's headers those of the next hop. `host` is what the caller named.
 pub(crate) fn prepare_request(
     headers: &mut HeaderMap,
@@ -63,7 +66,8 @@ pub(crate) fn prepare_request(
     if seen.cookies > 1 {
         join_cookies(headers);
     }
-    // From here on only we add.
+    // From here on only we add. Room is made once.
+    headers.reserve(ADDED_MAX);
     if seen.te_trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
@@ -76,7 +80,13 @@ pub(crate) fn prepare_request(
 }
 
 /// Makes an endpoint's headers those of the answer to the caller.
-pub(crate) fn prepare_answer(headers: &mut HeaderMap, status: StatusCode, method: &Method) {
+/// `length` is that of the decoded body, where it is known.
+pub(crate) fn prepare_answer(
+    headers: &mut HeaderMap,
+    status: StatusCode,
+    method: &Method,
+    length: Option<u64>,
+) {
     let (mut connection, mut hop_fields, mut framing) = (false, false, false);
     for name in headers.keys() {
         match name.as_str() {
@@ -104,10 +114,20 @@ pub(crate) fn prepare_answer(headers: &mut HeaderMap, status: StatusCode, method
     if framing {
         headers.remove(header::TRANSFER_ENCODING);
         // The length of a body that is not sent is news that only the endpoint has.
-        if *method != Method::HEAD && status != StatusCode::NOT_MODIFIED {
+        let is_news = *method == Method::HEAD || status == StatusCode::NOT_MODIFIED;
+        // What hyper would write anew from the body may stay.
+        let is_same = || length.is_some() && length == told_length(headers);
+        if !is_news && !is_same() {
             headers.remove(header::CONTENT_LENGTH);
         }
     }
+}
+
+/// The one length that the headers tell; `None` when they tell none or several.
+fn told_length(headers: &HeaderMap) -> Option<u64> {
+    let mut lines = headers.get_all(header::CONTENT_LENGTH).iter();
+    let only = lines.next()?;
+    if lines.next().is_some() { None } else { only.to_str().ok()?.parse().ok() }
 }
 
 /// Takes off `Connection` and what it names, except what routing needs.
@@ -242,10 +262,10 @@ mod tests {
             ("content-length", "5"),
             ("trailer", "x-sum"),
         ]);
-        prepare_answer(&mut map, StatusCode::OK, &Method::GET);
+        prepare_answer(&mut map, StatusCode::OK, &Method::GET, None);
         assert_eq!(map.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["trailer"]);
         let mut map = headers(&[("content-length", "5")]);
-        prepare_answer(&mut map, StatusCode::OK, &Method::HEAD);
+        prepare_answer(&mut map, StatusCode::OK, &Method::HEAD, Some(0));
         assert_eq!(map[header::CONTENT_LENGTH], "5");
     }
 

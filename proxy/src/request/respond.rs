@@ -86,7 +86,7 @@ fn relay(
     mut record: Box<Record>,
 ) -> Response<Answer> {
     let (mut head, body) = answered.response.into_parts();
-    prepare_answer(&mut head.headers, head.status, &terms.method);
+    prepare_answer(&mut head.headers, head.status, &terms.method, body.size_hint().exact());
     if close && can_close(terms.version) {
         head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -101,7 +101,7 @@ fn switch(mut answered: Answered, upgrade: OnUpgrade, mut record: Box<Record>) -
     let upstream = hyper::upgrade::on(&mut answered.response);
     let (mut head, _no_body) = answered.response.into_parts();
     let protocol = head.headers.get(http::header::UPGRADE).cloned();
-    prepare_answer(&mut head.headers, head.status, &Method::GET);
+    prepare_answer(&mut head.headers, head.status, &Method::GET, None);
     head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     if let Some(protocol) = protocol {
         head.headers.insert(http::header::UPGRADE, protocol);

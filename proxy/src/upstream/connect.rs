@@ -10,6 +10,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::endpoint::Peer;
+use crate::gather;
 
 /// An open connection to an endpoint.
 #[derive(Debug)]
@@ -81,8 +82,8 @@ impl AsyncWrite for Socket {
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, data),
-            Self::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, data),
+            Self::Tcp(socket) => gather::poll_write(Pin::new(socket), cx, data),
+            Self::Unix(socket) => gather::poll_write(Pin::new(socket), cx, data),
         }
     }
 
