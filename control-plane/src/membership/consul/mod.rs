@@ -38,3 +38,6 @@ mod follow;
 
 mod mirror;
 pub use mirror::{Consul, start};
+
+#[cfg(test)]
+mod tests;
