@@ -1,28 +1,78 @@
 //! The data plane: takes requests, decides with `gilmok-config`, acts.
+//!
+//! In reading order: what a process is told ([`settings`]), how it lives (`process`), where it listens
+//! (`sockets`) and how it leaves (`drain`), where snapshots come from (`source`) and what is in force
+//! (`current`), the threads (`worker`) that take connections (`listen`) and act on requests (`request`),
+//! the called side (`upstream`) and its `health`, and what is told of it all (`admin`, `metrics`,
+//! `telemetry`, `access_log`).
 
 pub mod settings;
+
+mod process;
+
+mod command;
+
+mod sockets;
+
+mod drain;
+
+mod source;
+
+mod current;
+
+mod worker;
+
+mod listen;
+
+mod request;
+
+mod gather;
+
+mod upstream;
+
+mod health;
+
+mod admin;
+
+mod metrics;
+
+mod telemetry;
 
 mod access_log;
 
 mod clock;
 
-mod current;
-
-mod drain;
-
-mod gather;
-
-mod listen;
-
-mod metrics;
-
-mod request;
-
-mod upstream;
-
-mod worker;
-
-mod source;
-
 #[cfg(test)]
 mod testing;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use settings::{Settings, SettingsError, Task};
+
+/// Wrong on the command line.
+const EXIT_USAGE: u8 = 64;
+/// A broken invariant or a missing resource.
+const EXIT_INTERNAL: u8 = 70;
+/// Wrong in a file.
+const EXIT_CONFIGURATION: u8 = 78;
+
+/// Runs the proxy with these arguments, the program's name first, until it has ended.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    match Settings::load(args, &|name| std::env::var_os(name)) {
+        Ok((Task::Check, _)) => ExitCode::SUCCESS,
+        Ok((Task::Run(command), settings)) => process::run(&settings, Some(&command)),
+        Ok((Task::Serve, settings)) => process::run(&settings, None),
+        Err(SettingsError::Usage(error)) => {
+            // Help and version are no errors; they go to stdout.
+            drop(error.print());
+            if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS }
+        }
+        Err(error @ SettingsError::Faulty(_)) => {
+            // Before there is a log, and for people at a terminal: one plain line per fault.
+            drop(writeln!(std::io::stderr().lock(), "{error}"));
+            ExitCode::from(EXIT_CONFIGURATION)
+        }
+    }
+}

@@ -49,6 +49,8 @@ pub struct Settings {
     pub outbound: Outbound,
     pub source: Source,
     pub registration: Registration,
+    /// Where it is written, as JSON, at what addresses this process listens: for those who asked for port 0.
+    pub port_file: Option<PathBuf>,
     /// Where the last known good state is kept; used with control planes only.
     pub state_dir: PathBuf,
     /// Worker threads, at least 1.
@@ -195,6 +197,7 @@ impl Settings {
         let mut table = root.table();
         let mut take = |key| table.as_mut().and_then(|table| table.optional(key));
         let (node, zone, log) = (take("node"), take("zone"), take("log"));
+        let port_file = take("port_file");
         let (apps, listen, outbound) = (take("apps"), take("listen"), take("outbound"));
         let (source, registration, state) = (take("source"), take("registration"), take("state"));
         let (workers, drain) = (take("workers"), take("drain"));
@@ -216,6 +219,7 @@ impl Settings {
             outbound: outbound.map(|v| Outbound::read(&v)).unwrap_or_default(),
             source: source.clone().unwrap_or_else(|| Source::MeshFile(PathBuf::new())),
             registration,
+            port_file: port_file.and_then(|v| read_path(&v, base)),
             state_dir: read_state_dir(state.as_ref(), base),
             workers: read_workers(workers.as_ref()),
             drain: DrainTimes::read(drain.as_ref()),

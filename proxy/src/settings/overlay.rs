@@ -34,10 +34,11 @@ const fn row(path: &'static str, flag: &'static str, form: Form, help: &'static 
     Overridable { path, flag, form, help }
 }
 
-pub(super) const OVERRIDABLE: [Overridable; 35] = [
+pub(super) const OVERRIDABLE: [Overridable; 36] = [
     row("node", "node", Form::Text, "Name of this proxy, stable over restarts"),
     row("zone", "zone", Form::Text, "Zone of this proxy, for zone preference"),
     row("log", "log", Form::Text, "error, warn, info, debug or trace"),
+    row("port_file", "port-file", Form::Path, "File to write the addresses of the listeners to, as JSON"),
     row("listen.outbound", "listen-outbound", Form::Text, "Address for the app's calls"),
     row("listen.admin", "listen-admin", Form::Text, "Address for operators"),
     row("listen.edge", "listen-edge", Form::Text, "Address for clients outside the mesh"),

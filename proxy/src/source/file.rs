@@ -48,10 +48,6 @@ impl MeshFile {
         Self { path, seen: None }
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The hash of what was read last, also when that was faulty.
     pub(crate) fn hash(&self) -> Option<&str> {
         self.seen.as_ref().map(|seen| seen.hash.as_str())
@@ -111,7 +107,7 @@ impl MeshFile {
                 Read::Changed(snapshot) => {
                     faulty = false;
                     in_force.put(*snapshot, None);
-                    status.accepted();
+                    status.accepted(self.hash());
                     tracing::info!("{}: read anew and in force", self.path.display());
                 }
                 Read::Faulty(problems) => {

@@ -21,6 +21,8 @@ pub(crate) struct Status {
 #[derive(Debug)]
 struct Inner {
     source: String,
+    /// Of what is in force, in the source's words.
+    hash: Option<String>,
     confirmed: Option<Instant>,
     rejected_total: u64,
     rejection: Option<Rejection>,
@@ -43,6 +45,7 @@ impl Status {
     pub(crate) fn new(source: impl Into<String>) -> Self {
         let inner = Inner {
             source: source.into(),
+            hash: None,
             confirmed: None,
             rejected_total: 0,
             rejection: None,
@@ -62,6 +65,11 @@ impl Status {
 
     pub(crate) fn set_source(&self, source: impl Into<String>) {
         self.lock().source = source.into();
+    }
+
+    /// Of what is in force, in the source's words; `None` before there is anything.
+    pub(crate) fn hash(&self) -> Option<String> {
+        self.lock().hash.clone()
     }
 
     /// What is in force is what the source says, as of now.
@@ -93,9 +101,12 @@ impl Status {
         }
     }
 
-    /// Something newer was taken: what was refused before is history.
-    pub(crate) fn accepted(&self) {
+    /// What the source says is in force: what was refused before is history.
+    pub(crate) fn accepted(&self, hash: Option<&str>) {
         let mut inner = self.lock();
+        if inner.hash.as_deref() != hash {
+            inner.hash = hash.map(str::to_owned);
+        }
         inner.rejection = None;
         inner.foreign_store = None;
         inner.confirmed = Some(Instant::now());

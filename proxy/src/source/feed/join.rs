@@ -107,6 +107,10 @@ impl Joiner {
         self.known.as_ref().map_or(0, |known| known.revision)
     }
 
+    pub(crate) fn hash(&self) -> Option<&str> {
+        self.known.as_ref().map(|known| known.hash.as_str())
+    }
+
     /// An operator says that this store's intent is to be followed, whatever its numbers.
     pub(crate) fn accept(&mut self, store: &str) {
         self.store = Some(store.to_owned());

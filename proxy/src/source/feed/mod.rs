@@ -194,7 +194,7 @@ impl Feed {
                 self.in_force.put(snapshot, Some(applied));
             }
             if connection.is_good() {
-                self.status.accepted();
+                self.status.accepted(joiner.hash());
             }
         }
     }

@@ -1,0 +1,180 @@
+//! `/config` and `/endpoints`: what is in force, where it comes from, what was refused, and who is called.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use gilmok_config::unit::format_duration;
+use serde_json::{Value, json};
+use tracing::level_filters::LevelFilter;
+
+use super::Admin;
+use crate::drain::Phase;
+use crate::settings::{App, LEVELS, LogTarget, Registration, Settings, Source, UnknownHosts};
+use crate::upstream::endpoint::{EndpointState, Health};
+use crate::upstream::service::Upstream;
+
+pub(super) fn config(admin: &Admin) -> Value {
+    let current = admin.in_force.load();
+    let status = &admin.sources.status;
+    let applied = current.applied.as_ref();
+    json!({
+        "node": admin.identity.node,
+        "instance": admin.identity.instance,
+        "version": env!("CARGO_PKG_VERSION"),
+        "state": state(admin),
+        "source": status.source(),
+        "store": applied.map(|applied| applied.store.clone()).or_else(|| admin.sources.store()),
+        "revision": applied.map(|applied| applied.revision),
+        "hash": applied.map(|applied| applied.hash.clone()).or_else(|| status.hash()),
+        "last_known_good": applied.is_some_and(|applied| applied.last_known_good),
+        "generation": current.generation,
+        "age_seconds": status.age_seconds(),
+        "services": current.snapshot.services().len(),
+        "routes": current.snapshot.routes().len(),
+        "refused": status.rejection(),
+        "rejected_total": status.rejected_total(),
+        "foreign_store": status.foreign_store(),
+        "listeners": admin.listeners,
+        "settings": settings(&admin.settings, admin),
+    })
+}
+
+/// What the process is up to, in a word.
+pub(super) fn state(admin: &Admin) -> &'static str {
+    match admin.drain.phase() {
+        Phase::Serving if admin.in_force.load().generation > 0 => "ready",
+        Phase::Serving => "waiting",
+        Phase::Announcing | Phase::Closing | Phase::Over => "draining",
+    }
+}
+
+pub(super) fn word_of(level: LevelFilter) -> &'static str {
+    LEVELS.iter().find(|(_, known)| *known == level).map_or("off", |(word, _)| *word)
+}
+
+/// The settings without what is secret: of tokens only the file's name.
+fn settings(settings: &Settings, admin: &Admin) -> Value {
+    let limits = &settings.limits;
+    let apps = settings.apps.iter().zip(&admin.apps_healthy).map(|(app, healthy)| {
+        let mut told = self::app(app);
+        told["healthy"] = json!(*healthy.borrow());
+        told
+    });
+    json!({
+        "node": settings.node,
+        "zone": settings.zone,
+        "log": word_of(admin.logs.level()),
+        "apps": apps.collect::<Vec<_>>(),
+        "trusted": settings.listen.trusted.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "outbound": { "unknown_hosts": match settings.outbound.unknown_hosts {
+            UnknownHosts::Pass => "pass",
+            UnknownHosts::Reject => "reject",
+        }},
+        "source": source(&settings.source),
+        "registration": registration(&settings.registration),
+        "state": { "dir": settings.state_dir },
+        "workers": { "count": settings.workers },
+        "drain": {
+            "announce": format_duration(settings.drain.announce),
+            "deadline": format_duration(settings.drain.deadline),
+        },
+        "limits": {
+            "connections": limits.connections,
+            "connections_per_ip": limits.connections_per_ip,
+            "header_bytes": limits.header_bytes,
+            "uri_bytes": limits.uri_bytes,
+            "body_bytes": limits.body_bytes,
+            "requests_in_flight": limits.requests_in_flight,
+            "buffered_bytes": limits.buffered_bytes,
+            "h2_streams": limits.h2_streams,
+            "header_timeout": format_duration(limits.header_timeout),
+            "upstream_idle_timeout": format_duration(limits.upstream_idle_timeout),
+            "upstream_idle_connections": limits.upstream_idle_connections,
+            "upstream_max_age": format_duration(limits.upstream_max_age),
+        },
+        "access_log": settings.access_log.as_ref().map(|log| json!({
+            "path": match &log.target {
+                LogTarget::File(path) => path.display().to_string(),
+                LogTarget::Stderr => "stderr".to_owned(),
+                LogTarget::Stdout => "stdout".to_owned(),
+            },
+            "queue": log.queue,
+            "query": log.query,
+        })),
+    })
+}
+
+fn app(app: &App) -> Value {
+    json!({
+        "service": app.service,
+        "version": app.version,
+        "shard": app.shard,
+        "role": app.role,
+        "address": app.address,
+        "inbound": app.inbound.to_string(),
+        "advertise": app.advertise,
+        "checked": app.health_check.is_some(),
+    })
+}
+
+fn source(source: &Source) -> Value {
+    match source {
+        Source::MeshFile(file) => json!({ "mesh_file": file }),
+        Source::ControlPlanes { servers, token_file } => json!({
+            "control_plane": servers.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "token_file": token_file,
+        }),
+    }
+}
+
+fn registration(registration: &Registration) -> Value {
+    match registration {
+        Registration::Consul { agent, token_file, ttl } => json!({
+            "consul": agent.to_string(),
+            "token_file": token_file,
+            "ttl": format_duration(*ttl),
+        }),
+        Registration::ControlPlanes { ttl } => json!({ "ttl": format_duration(*ttl) }),
+        Registration::Nowhere => json!({ "enabled": false }),
+    }
+}
+
+/// Every service with its endpoints, or one of them.
+pub(super) fn endpoints(admin: &Admin, only: Option<&str>) -> Value {
+    let current = admin.in_force.load();
+    let wanted =
+        |upstream: &&std::sync::Arc<Upstream>| only.is_none_or(|name| upstream.name.as_str() == name);
+    let services: Vec<_> =
+        current.upstreams.iter().filter(wanted).map(|upstream| service(upstream)).collect();
+    json!({ "services": services })
+}
+
+/// One service as it lives now.
+pub(super) fn service(upstream: &Upstream) -> Value {
+    let eligible = upstream.eligible();
+    let told = upstream.endpoints.iter().map(|state| {
+        let may = eligible.endpoints().iter().any(|may| std::sync::Arc::ptr_eq(may, state));
+        endpoint(state, may)
+    });
+    json!({
+        "service": upstream.name,
+        "protocol": upstream.policy.protocol.as_str(),
+        "load_balancer": upstream.policy.load_balancer.as_str(),
+        "in_flight": upstream.shared.in_flight.load(Relaxed),
+        "max_concurrent": upstream.policy.max_concurrent,
+        "fail_open": upstream.shared.fail_open.load(Relaxed),
+        "endpoints": told.collect::<Vec<_>>(),
+    })
+}
+
+fn endpoint(state: &EndpointState, eligible: bool) -> Value {
+    let mut told = json!(state.endpoint);
+    told["peer"] = json!(state.peer.to_string());
+    told["health"] = json!(match state.health() {
+        Health::Healthy => "healthy",
+        Health::Unhealthy => "unhealthy",
+        Health::Unknown => "unchecked",
+    });
+    told["eligible"] = json!(eligible);
+    told["in_flight"] = json!(state.in_flight.load(Relaxed));
+    told
+}

@@ -1,0 +1,139 @@
+//! What would become of a request: the same `decide` that routes, asked without sending anything.
+
+use gilmok_config::decide::{Facts, Listener, Refusal, decide};
+use gilmok_config::host::canonical;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use serde_json::{Value, json};
+
+use super::answer::{Problem, parameter};
+use super::{Admin, config};
+
+/// A request that is only asked about.
+#[derive(Debug)]
+struct Question {
+    listener: Listener,
+    method: Method,
+    host: String,
+    path: String,
+    headers: HeaderMap,
+}
+
+/// `GET /explain?service=…`: also `host`, `path`, `method`, `listener`.
+pub(super) fn explain_query(admin: &Admin, query: &str) -> Result<Value, Problem> {
+    let take = |name| parameter(query, name);
+    let host = take("host").or_else(|| take("service")).ok_or_else(|| {
+        Problem::bad_request("say what is asked about: ?service=NAME, or ?host=…&path=…&method=…".to_owned())
+    })?;
+    explain(
+        admin,
+        &question(
+            take("listener").as_deref(),
+            take("method").as_deref(),
+            &host,
+            take("path").as_deref(),
+            HeaderMap::new(),
+        )?,
+    )
+}
+
+/// `POST /explain` with `{"method", "host", "path", "headers", "listener"}`.
+pub(super) fn explain_body(admin: &Admin, body: &[u8]) -> Result<Value, Problem> {
+    const HINT: &str =
+        "the body is JSON: {\"method\": \"GET\", \"host\": \"ads\", \"path\": \"/\", \"headers\": {}}";
+    let hint = || Problem::bad_request(HINT.to_owned());
+    let body: Value = serde_json::from_slice(body).map_err(|_| hint())?;
+    let text = |name: &str| match body.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.as_str())),
+        Some(_) => Err(hint()),
+    };
+    let host = text("host")?.or(text("service")?).ok_or_else(hint)?;
+    let mut headers = HeaderMap::new();
+    for (name, value) in body.get("headers").and_then(Value::as_object).into_iter().flatten() {
+        let values = match value {
+            Value::String(text) => vec![text.as_str()],
+            Value::Array(items) => {
+                items.iter().map(|item| item.as_str().ok_or_else(hint)).collect::<Result<_, _>>()?
+            }
+            _ => return Err(hint()),
+        };
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| hint())?;
+        for value in values {
+            headers.append(name.clone(), HeaderValue::from_str(value).map_err(|_| hint())?);
+        }
+    }
+    explain(admin, &question(text("listener")?, text("method")?, host, text("path")?, headers)?)
+}
+
+fn question(
+    listener: Option<&str>,
+    method: Option<&str>,
+    host: &str,
+    path: Option<&str>,
+    headers: HeaderMap,
+) -> Result<Question, Problem> {
+    let listener = match listener {
+        None | Some("outbound") => Listener::Outbound,
+        Some("edge") => Listener::Edge,
+        Some(_) => return Err(Problem::bad_request("listener is outbound or edge".to_owned())),
+    };
+    let method = Method::from_bytes(method.unwrap_or("GET").as_bytes())
+        .map_err(|_| Problem::bad_request("this is no method".to_owned()))?;
+    let host =
+        canonical(host).ok_or_else(|| Problem::bad_request("this is no host".to_owned()))?.into_owned();
+    let path = path.unwrap_or("/");
+    if !path.starts_with('/') {
+        return Err(Problem::bad_request("a path begins with /".to_owned()));
+    }
+    let path = path.split('?').next().unwrap_or("/").to_owned();
+    Ok(Question { listener, method, host, path, headers })
+}
+
+fn explain(admin: &Admin, question: &Question) -> Result<Value, Problem> {
+    let current = admin.in_force.load();
+    if current.generation == 0 {
+        return Err(Problem::unavailable("there is no snapshot in force yet"));
+    }
+    let facts = Facts {
+        listener: question.listener,
+        host: &question.host,
+        path: &question.path,
+        method: &question.method,
+        headers: &question.headers,
+    };
+    let asked = json!({
+        "listener": question.listener.as_str(),
+        "method": question.method.as_str(),
+        "host": question.host,
+        "path": question.path,
+    });
+    let revision = current.applied.as_ref().map(|applied| applied.revision);
+    match decide(&current.snapshot, &facts) {
+        Ok(decision) => {
+            let upstream = &current.upstreams[decision.service];
+            let route = decision.route.map(|at| {
+                let route = &current.snapshot.routes()[at];
+                json!({ "place": at, "hosts": route.hosts, "strip_prefix": route.strip_prefix })
+            });
+            Ok(json!({
+                "request": asked,
+                "revision": revision,
+                "decision": {
+                    "service": upstream.name,
+                    "route": route,
+                    "why": if route.is_some() { "the first route that matches" } else { "the service's own name" },
+                },
+                "service": config::service(upstream),
+            }))
+        }
+        Err(Refusal::NoDestination) => Ok(json!({
+            "request": asked,
+            "revision": revision,
+            "refusal": {
+                "status": 404,
+                "error": "destination_not_found",
+                "why": "no service and no route answers to this host and path",
+            },
+        })),
+    }
+}

@@ -1,0 +1,93 @@
+//! `/metrics`: the process-wide series and the per-target ones in one text.
+
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::Bytes;
+use gilmok_config::decide::Listener;
+use http::{Response, StatusCode};
+use http_body_util::Full;
+
+use super::Admin;
+use super::answer::respond;
+use crate::clock;
+use crate::current::Current;
+use crate::metrics::Rendering;
+use crate::upstream::endpoint::Health;
+
+/// Endpoints of a service that nobody has called for so long are not told.
+const CALLED_WITHIN_MS: u64 = 10 * 60 * 1_000;
+
+pub(super) fn metrics(admin: &Admin) -> Response<Full<Bytes>> {
+    let current = admin.in_force.load();
+    note_process(admin, &current);
+    let mut out = admin.metrics.render();
+    let mut rendering = Rendering::default();
+    for upstream in current.upstreams.iter().chain(&current.apps) {
+        let targets: Vec<_> =
+            upstream.targets.iter().chain(std::iter::once(&upstream.unplaced)).map(AsRef::as_ref).collect();
+        rendering.add(upstream.name.as_str(), &targets);
+    }
+    rendering.add("", &[admin.shared.nowhere.as_ref()]);
+    out.push_str(&rendering.finish());
+    add_health(&mut out, &current);
+    respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", out)
+}
+
+fn note_process(admin: &Admin, current: &Current) {
+    #[expect(clippy::cast_precision_loss, reason = "a revision beyond 2^52 is not reached")]
+    let revision = current.applied.as_ref().map_or(0, |applied| applied.revision) as f64;
+    metrics::gauge!("gilmok_config_revision").set(revision);
+    if let Some(age) = admin.sources.status.age_seconds() {
+        metrics::gauge!("gilmok_config_age_seconds").set(age);
+    }
+    for (place, listener) in [(0, Listener::Edge), (1, Listener::Inbound), (2, Listener::Outbound)] {
+        let open = f64::from(admin.shared.open[place].load(Relaxed));
+        metrics::gauge!("gilmok_connections", "listener" => listener.as_str()).set(open);
+    }
+    if let Some(log) = &admin.shared.access_log {
+        metrics::counter!("gilmok_access_log_dropped_total").absolute(log.dropped());
+    }
+}
+
+fn add_health(out: &mut String, current: &Current) {
+    let now = clock::now_ms();
+    let called = current.upstreams.iter().filter(|upstream| {
+        let at = upstream.shared.called_at_ms.load(Relaxed);
+        at > 0 && now.saturating_sub(at) < CALLED_WITHIN_MS
+    });
+    let mut healthy = String::new();
+    let mut open = String::new();
+    for upstream in called {
+        for state in &upstream.endpoints {
+            let up = u8::from(state.health() != Health::Unhealthy);
+            line(
+                &mut healthy,
+                format_args!(
+                    "gilmok_endpoint_healthy{{service=\"{}\",endpoint=\"{}\"}} {up}",
+                    upstream.name, state.peer
+                ),
+            );
+        }
+    }
+    for upstream in current.upstreams.iter().filter(|upstream| upstream.policy.health_check.is_some()) {
+        let fails_open = u8::from(upstream.shared.fail_open.load(Relaxed));
+        line(
+            &mut open,
+            format_args!("gilmok_health_fail_open{{service=\"{}\"}} {fails_open}", upstream.name),
+        );
+    }
+    for (name, help, lines) in [
+        ("gilmok_endpoint_healthy", "0 where active checks took an endpoint out.", healthy),
+        ("gilmok_health_fail_open", "1 where no check ever passed, so that none is believed.", open),
+    ] {
+        if !lines.is_empty() {
+            line(out, format_args!("# HELP {name} {help}\n# TYPE {name} gauge"));
+            out.push_str(&lines);
+        }
+    }
+}
+
+fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
+    out.write_fmt(text).and_then(|()| out.write_char('\n')).expect("invariant: a String takes every text");
+}
