@@ -3,3 +3,7 @@
 pub mod http_client;
 
 pub mod membership;
+
+pub mod intent;
+
+pub mod store;

@@ -1,0 +1,367 @@
+//! The store: every revision of the operators' intent, on disk before it is acknowledged.
+//!
+//! One writer decides: a revision is appended only behind the one its author has read. A revision's number lives
+//! in the store and counts up by one; with the store's own id it means the same everywhere and for ever.
+
+mod backup;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::intent::Intent;
+
+pub use backup::BackupError;
+
+/// Revisions by number, as JSON.
+const REVISIONS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("revisions");
+/// Who did what, by revision.
+const AUDIT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("audit");
+/// The rest: the store's id, the last membership.
+const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+
+const STORE_ID: &str = "store";
+/// The file in the store's folder.
+const FILE: &str = "gilmok.redb";
+/// Entries of the audit that are kept.
+const AUDIT_MAX: u64 = 100_000;
+/// Most entries that one reading answers.
+pub const PAGE_MAX: usize = 1_000;
+
+/// One revision.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Revision {
+    /// From 1, without gaps.
+    pub number: u64,
+    /// When it was written, in milliseconds since 1970.
+    pub at_ms: u64,
+    pub who: String,
+    pub what: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// See [`Intent::hash`].
+    pub hash: String,
+    /// See [`Intent::json`].
+    pub document: Value,
+}
+
+/// One entry of the audit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    pub revision: u64,
+    pub at_ms: u64,
+    pub who: String,
+    pub what: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Hash of the document before; empty for the first.
+    pub before: String,
+    pub after: String,
+}
+
+/// A revision that is not written yet.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    pub who: String,
+    pub what: String,
+    pub reason: String,
+    pub intent: Intent,
+}
+
+/// Why the store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Somebody else wrote first: read again and decide anew.
+    #[error("revision {head} was written meanwhile")]
+    Conflict { head: u64 },
+    /// The folder or file cannot be used; the text says which and why.
+    #[error("the store {path}: {why}")]
+    Unusable { path: PathBuf, why: String },
+    /// Something that was written cannot be read.
+    #[error("the store holds something that is no {what}: {why}")]
+    Damaged { what: &'static str, why: String },
+}
+
+/// The embedded store. Clones are handles to the same one.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    database: Database,
+    path: PathBuf,
+    id: String,
+    /// Revisions that are kept, at least 1.
+    history_max: u64,
+    head: watch::Sender<Option<Arc<Revision>>>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store")
+            .field("id", &self.inner.id)
+            .field("path", &self.inner.path)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens the store in a folder, or makes it. Blocks for the length of a few disk reads.
+    ///
+    /// # Errors
+    /// When the folder cannot be made, another process has the store open, or it is damaged.
+    pub fn open(dir: &Path, history_max: u64) -> Result<Self, StoreError> {
+        let path = dir.join(FILE);
+        let unusable =
+            |why: &dyn std::fmt::Display| StoreError::Unusable { path: path.clone(), why: why.to_string() };
+        std::fs::create_dir_all(dir).map_err(|error| unusable(&error))?;
+        let database = Database::create(&path).map_err(|error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => {
+                unusable(&"another control plane has it open; give this one a folder of its own")
+            }
+            other => unusable(&other),
+        })?;
+        let made = make_tables(&database).map_err(|error| unusable(&error))?;
+        let inner = Inner {
+            database,
+            path,
+            id: made,
+            history_max: history_max.max(1),
+            head: watch::Sender::new(None),
+        };
+        let store = Self { inner: Arc::new(inner) };
+        let head = store.read_head()?;
+        store.inner.head.send_replace(head.map(Arc::new));
+        Ok(store)
+    }
+
+    /// The store's identity, made once.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.inner.id
+    }
+
+    /// The newest revision; `None` in a store that was never written.
+    #[must_use]
+    pub fn head(&self) -> Option<Arc<Revision>> {
+        self.inner.head.borrow().clone()
+    }
+
+    /// Follows the newest revision.
+    #[must_use]
+    pub fn heads(&self) -> watch::Receiver<Option<Arc<Revision>>> {
+        self.inner.head.subscribe()
+    }
+
+    /// Writes a revision behind `expected` (0: the store was never written). It is on disk when this answers.
+    /// Dropped half-way, the write still happens or does not happen as a whole.
+    ///
+    /// # Errors
+    /// A conflict when another was written since; otherwise the disk's.
+    pub async fn append(&self, expected: u64, draft: Draft) -> Result<Arc<Revision>, StoreError> {
+        self.blocking(move |store| store.append_now(expected, draft)).await
+    }
+
+    /// One revision, if it is still kept.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn revision(&self, number: u64) -> Result<Option<Revision>, StoreError> {
+        self.blocking(move |store| {
+            let read = || -> Result<_, redb::Error> {
+                let table = store.inner.database.begin_read()?.open_table(REVISIONS)?;
+                Ok(table.get(number)?.map(|bytes| bytes.value().to_vec()))
+            };
+            read()
+                .map_err(|error| store.unusable(&error))?
+                .map(|bytes| decode(&bytes, "revision"))
+                .transpose()
+        })
+        .await
+    }
+
+    /// Revisions below `before`, newest first, at most `limit` and [`PAGE_MAX`].
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn revisions(&self, before: u64, limit: usize) -> Result<Vec<Revision>, StoreError> {
+        self.blocking(move |store| store.page(REVISIONS, before, limit, "revision")).await
+    }
+
+    /// Entries of the audit below revision `before`, newest first, at most `limit` and [`PAGE_MAX`].
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn audit(&self, before: u64, limit: usize) -> Result<Vec<AuditEntry>, StoreError> {
+        self.blocking(move |store| store.page(AUDIT, before, limit, "audit entry")).await
+    }
+
+    /// Keeps something small beside the revisions, e.g. the last membership. Not worth an error to its caller's work.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub async fn keep(&self, key: &'static str, value: Value) -> Result<(), StoreError> {
+        self.blocking(move |store| {
+            let write = || -> Result<(), redb::Error> {
+                let transaction = store.inner.database.begin_write()?;
+                transaction.open_table(META)?.insert(key, value.to_string().as_bytes())?;
+                transaction.commit()?;
+                Ok(())
+            };
+            write().map_err(|error| store.unusable(&error))
+        })
+        .await
+    }
+
+    /// What was kept under a key.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn kept<T: for<'d> Deserialize<'d>>(&self, key: &'static str) -> Result<Option<T>, StoreError> {
+        let read = || -> Result<_, redb::Error> {
+            let table = self.inner.database.begin_read()?.open_table(META)?;
+            Ok(table.get(key)?.map(|bytes| bytes.value().to_vec()))
+        };
+        read().map_err(|error| self.unusable(&error))?.map(|bytes| decode(&bytes, "kept value")).transpose()
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let store = self.clone();
+        match tokio::task::spawn_blocking(move || work(&store)).await {
+            Ok(done) => done,
+            // The runtime is shutting down, or the work panicked: whatever it was, it is not known to be done.
+            Err(error) => Err(self.unusable(&error)),
+        }
+    }
+
+    fn append_now(&self, expected: u64, draft: Draft) -> Result<Arc<Revision>, StoreError> {
+        let unusable = |error: redb::Error| self.unusable(&error);
+        // redb lets one writer in at a time. What is read inside the transaction is what the write decides by;
+        // the watched head may still be that of the writer before.
+        let transaction = self.inner.database.begin_write().map_err(|error| unusable(error.into()))?;
+        let before = last_revision(&transaction).map_err(unusable)?;
+        let before: Option<Revision> = before.map(|bytes| decode(&bytes, "revision")).transpose()?;
+        let head = before.as_ref().map_or(0, |revision| revision.number);
+        if head != expected {
+            return Err(StoreError::Conflict { head });
+        }
+        let Draft { who, what, reason, intent } = draft;
+        let number = head + 1;
+        let revision =
+            Revision { number, at_ms: now_ms(), who, what, reason, hash: intent.hash, document: intent.json };
+        let entry = AuditEntry {
+            revision: number,
+            at_ms: revision.at_ms,
+            who: revision.who.clone(),
+            what: revision.what.clone(),
+            reason: revision.reason.clone(),
+            before: before.map(|before| before.hash).unwrap_or_default(),
+            after: revision.hash.clone(),
+        };
+        let write = || -> Result<(), redb::Error> {
+            {
+                let mut revisions = transaction.open_table(REVISIONS)?;
+                revisions.insert(number, encode(&revision).as_slice())?;
+                revisions.retain_in(..number.saturating_sub(self.inner.history_max - 1), |_, _| false)?;
+                let mut audit = transaction.open_table(AUDIT)?;
+                audit.insert(number, encode(&entry).as_slice())?;
+                audit.retain_in(..number.saturating_sub(AUDIT_MAX - 1), |_, _| false)?;
+            }
+            transaction.commit()?;
+            Ok(())
+        };
+        write().map_err(unusable)?;
+        let revision = Arc::new(revision);
+        // The next writer may have been here first: the head only goes up.
+        self.inner.head.send_if_modified(|head| {
+            let newer = head.as_ref().is_none_or(|head| head.number < number);
+            if newer {
+                *head = Some(Arc::clone(&revision));
+            }
+            newer
+        });
+        Ok(revision)
+    }
+
+    fn read_head(&self) -> Result<Option<Revision>, StoreError> {
+        let read = || -> Result<_, redb::Error> {
+            let table = self.inner.database.begin_read()?.open_table(REVISIONS)?;
+            Ok(table.last()?.map(|(_, bytes)| bytes.value().to_vec()))
+        };
+        read().map_err(|error| self.unusable(&error))?.map(|bytes| decode(&bytes, "revision")).transpose()
+    }
+
+    fn page<T: for<'d> Deserialize<'d>>(
+        &self,
+        table: TableDefinition<'static, u64, &'static [u8]>,
+        before: u64,
+        limit: usize,
+        what: &'static str,
+    ) -> Result<Vec<T>, StoreError> {
+        let read = || -> Result<Vec<Vec<u8>>, redb::Error> {
+            let table = self.inner.database.begin_read()?.open_table(table)?;
+            let newest_first = table.range(..before)?.rev().take(limit.min(PAGE_MAX));
+            newest_first.map(|entry| Ok(entry?.1.value().to_vec())).collect()
+        };
+        let page = read().map_err(|error| self.unusable(&error))?;
+        page.iter().map(|bytes| decode(bytes, what)).collect()
+    }
+
+    fn unusable(&self, why: &dyn std::fmt::Display) -> StoreError {
+        StoreError::Unusable { path: self.inner.path.clone(), why: why.to_string() }
+    }
+}
+
+fn last_revision(transaction: &redb::WriteTransaction) -> Result<Option<Vec<u8>>, redb::Error> {
+    let table = transaction.open_table(REVISIONS)?;
+    let last = table.last()?.map(|(_, bytes)| bytes.value().to_vec());
+    Ok(last)
+}
+
+/// Makes the tables and the store's id where there are none; answers the id.
+fn make_tables(database: &Database) -> Result<String, redb::Error> {
+    let transaction = database.begin_write()?;
+    let id = {
+        transaction.open_table(REVISIONS)?;
+        transaction.open_table(AUDIT)?;
+        let mut meta = transaction.open_table(META)?;
+        let known = meta.get(STORE_ID)?.map(|id| String::from_utf8_lossy(id.value()).into_owned());
+        match known {
+            Some(id) => id,
+            None => {
+                let id = format!("{:032x}", fastrand::u128(..));
+                meta.insert(STORE_ID, id.as_bytes())?;
+                id
+            }
+        }
+    };
+    transaction.commit()?;
+    Ok(id)
+}
+
+fn encode(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("invariant: the store's types become JSON")
+}
+
+fn decode<T: for<'d> Deserialize<'d>>(bytes: &[u8], what: &'static str) -> Result<T, StoreError> {
+    serde_json::from_slice(bytes).map_err(|error| StoreError::Damaged { what, why: error.to_string() })
+}
+
+/// Milliseconds since 1970.
+#[must_use]
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;
