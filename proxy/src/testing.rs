@@ -1,8 +1,63 @@
-//! What tests of this crate share: folders that go away with their test.
+//! What tests of this crate share: folders that go away with their test, a server that notes calls, waiting.
 
+use std::convert::Infallible;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+
+use crate::settings::Server;
+
+/// Waits until something holds, in real time also where tokio's clock is paused.
+pub(crate) async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let limit = std::time::Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(std::time::Instant::now() < limit, "not within 20 s: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Method and target of each call, with its JSON body.
+pub(crate) type Calls = Arc<Mutex<Vec<(String, serde_json::Value)>>>;
+
+/// A server that notes every call and answers with the status for the call of this number, from 1.
+pub(crate) async fn recording(answer: fn(usize) -> u16) -> (Server, Calls) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let calls = Calls::default();
+    let noted = Arc::clone(&calls);
+    tokio::spawn(async move {
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            let noted = Arc::clone(&noted);
+            let service = service_fn(move |request: Request<Incoming>| {
+                let noted = Arc::clone(&noted);
+                async move {
+                    let line = format!("{} {}", request.method(), request.uri());
+                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    let body = serde_json::from_slice(&body).unwrap_or_default();
+                    let mut noted = noted.lock().unwrap();
+                    noted.push((line, body));
+                    let response = Response::builder().status(answer(noted.len()));
+                    Ok::<_, Infallible>(response.body(Full::<Bytes>::default()).unwrap())
+                }
+            });
+            let serving =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(socket), service);
+            tokio::spawn(async move { drop(serving.await) });
+        }
+    });
+    (server, calls)
+}
 
 /// An empty folder of one test, removed with it.
 #[derive(Debug)]

@@ -168,6 +168,10 @@ pub(super) fn service(upstream: &Upstream) -> Value {
 
 fn endpoint(state: &EndpointState, eligible: bool) -> Value {
     let mut told = json!(state.endpoint);
+    // On the wire what is empty is left out; here it is told.
+    told["version"] = json!(state.endpoint.version);
+    told["shard"] = json!(state.endpoint.shard);
+    told["zone"] = json!(state.endpoint.zone);
     told["peer"] = json!(state.peer.to_string());
     told["health"] = json!(match state.health() {
         Health::Healthy => "healthy",

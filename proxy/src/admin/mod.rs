@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HOST, ORIGIN};
-use http::{Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -134,7 +134,7 @@ async fn route(
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Problem> {
     if scope == Scope::Everything {
-        admit(admin, peer.ip(), &request)?;
+        admit(admin, peer.ip(), request.headers())?;
     }
     let known = match scope {
         Scope::Everything => &PATHS[..],
@@ -178,7 +178,7 @@ async fn route(
 
 /// Admits callers on this machine and those whom the settings trust. Pages in a browser on this machine are
 /// neither: they are told by their `Origin`, or by a `Host` that is a name of somebody else's.
-fn admit(admin: &Admin, caller: IpAddr, request: &Request<Incoming>) -> Result<(), Problem> {
+fn admit(admin: &Admin, caller: IpAddr, headers: &HeaderMap) -> Result<(), Problem> {
     let caller = caller.to_canonical();
     let trusted = &admin.settings.listen.trusted;
     if !caller.is_loopback() && !trusted.iter().any(|network| network.contains(caller)) {
@@ -186,14 +186,14 @@ fn admit(admin: &Admin, caller: IpAddr, request: &Request<Incoming>) -> Result<(
             "{caller} may not use the admin listener; callers from elsewhere stand in [listen] trusted"
         )));
     }
-    if request.headers().contains_key(ORIGIN) {
+    if headers.contains_key(ORIGIN) {
         return Err(Problem::forbidden("web pages may not use the admin listener".to_owned()));
     }
-    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
     let host = gilmok_config::host::canonical(host).unwrap_or_default();
     let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
     // A name with a dot may have been pointed here by a page (DNS rebinding); a plain one cannot.
-    if is_address || !host.contains('.') {
+    if !caller.is_loopback() || is_address || !host.contains('.') {
         return Ok(());
     }
     Err(Problem::forbidden(format!(

@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::testing::eventually;
 
 /// An app that answers every request with a status that tests change.
 struct Upright {
@@ -77,28 +78,20 @@ impl Proxy {
     }
 }
 
-async fn until(what: &str, holds: impl Fn() -> bool) {
-    let limit = std::time::Instant::now() + Duration::from_secs(20);
-    while !holds() {
-        assert!(std::time::Instant::now() < limit, "not within 20 s: {what}");
-        sleep(Duration::from_millis(5)).await;
-    }
-}
-
 #[tokio::test]
 async fn a_sick_endpoint_is_taken_out_and_brought_back() {
     let (well, ill) = (upright(200).await, upright(200).await);
     let proxy = proxy(document(true, &[well.address, ill.address]));
-    until("both healthy", || proxy.healths() == [Health::Healthy, Health::Healthy]).await;
+    eventually("both healthy", || proxy.healths() == [Health::Healthy, Health::Healthy]).await;
     ill.status.store(503, Relaxed);
-    until("one taken out", || proxy.eligible() == 1).await;
+    eventually("one taken out", || proxy.eligible() == 1).await;
     assert_eq!(proxy.healths(), [Health::Healthy, Health::Unhealthy]);
     ill.status.store(302, Relaxed);
-    until("brought back", || proxy.eligible() == 2).await;
+    eventually("brought back", || proxy.eligible() == 2).await;
     // With one pass on record the check is believed, even when everything fails.
     well.status.store(500, Relaxed);
     ill.status.store(500, Relaxed);
-    until("none left", || proxy.eligible() == 0).await;
+    eventually("none left", || proxy.eligible() == 0).await;
     assert!(!proxy.fails_open());
 }
 
@@ -106,22 +99,22 @@ async fn a_sick_endpoint_is_taken_out_and_brought_back() {
 async fn a_check_that_never_passed_takes_none_out() {
     let (one, two) = (upright(404).await, upright(404).await);
     let proxy = proxy(document(true, &[one.address, two.address]));
-    until("failing open", || proxy.fails_open() && proxy.healths() == [Health::Unhealthy; 2]).await;
+    eventually("failing open", || proxy.fails_open() && proxy.healths() == [Health::Unhealthy; 2]).await;
     assert_eq!(proxy.eligible(), 2);
     one.status.store(200, Relaxed);
-    until("believed", || !proxy.fails_open() && proxy.eligible() == 1).await;
+    eventually("believed", || !proxy.fails_open() && proxy.eligible() == 1).await;
 }
 
 #[tokio::test]
 async fn health_outlives_a_reload_and_ends_with_the_check() {
     let (well, ill) = (upright(200).await, upright(503).await);
     let proxy = proxy(document(true, &[well.address, ill.address]));
-    until("one taken out", || proxy.eligible() == 1).await;
+    eventually("one taken out", || proxy.eligible() == 1).await;
     proxy.in_force.put(document(true, &[well.address, ill.address]), None);
     assert_eq!(proxy.eligible(), 1, "at once, without another check");
     proxy.in_force.put(document(false, &[well.address, ill.address]), None);
-    until("unchecked", || proxy.eligible() == 2).await;
-    until("forgotten", || proxy.healths() == [Health::Unknown; 2]).await;
+    eventually("unchecked", || proxy.eligible() == 2).await;
+    eventually("forgotten", || proxy.healths() == [Health::Unknown; 2]).await;
 }
 
 #[tokio::test]

@@ -145,3 +145,92 @@ pub(crate) async fn remember(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use gilmok_config::name::Name;
+    use gilmok_config::problem::Problems;
+    use gilmok_config::snapshot::Snapshot;
+    use gilmok_config::wire::{Applied, Refused};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::drain::Drain;
+    use crate::testing::{Calls, eventually, recording};
+
+    struct Reporting {
+        in_force: Arc<InForce>,
+        status: Arc<Status>,
+        drain: Drain,
+        _tasks: JoinSet<()>,
+    }
+
+    fn report(servers: Vec<Server>) -> Reporting {
+        let in_force = Arc::new(InForce::new(2, Name::default(), Vec::new()));
+        let (status, drain) = (Arc::new(Status::new("test")), Drain::new());
+        let reporter = Reporter {
+            servers,
+            token_file: None,
+            identity: Identity { node: "web-1".to_owned(), instance: "7".to_owned() },
+            in_force: Arc::clone(&in_force),
+            status: Arc::clone(&status),
+            phases: drain.phases(),
+            confirmed: Arc::new(Notify::new()),
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(reporter.report());
+        Reporting { in_force, status, drain, _tasks: tasks }
+    }
+
+    fn last(calls: &Calls) -> Value {
+        calls.lock().unwrap().last().map(|(_, body)| body.clone()).unwrap_or_default()
+    }
+
+    #[tokio::test]
+    async fn a_revision_is_acknowledged_once_every_worker_runs_it() {
+        let (server, calls) = recording(|_| 200).await;
+        let reporting = report(vec![server]);
+        let applied =
+            Applied { store: "s".to_owned(), revision: 3, hash: "h".to_owned(), last_known_good: false };
+        let generation = reporting.in_force.put(Snapshot::default(), Some(applied));
+        reporting.in_force.take(0, generation);
+        eventually("a first ack", || last(&calls)["state"] == "waiting").await;
+        assert!(last(&calls).get("applied").is_none(), "one worker is behind");
+        reporting.in_force.take(1, generation);
+        eventually("the ack", || last(&calls)["applied"]["revision"] == 3).await;
+        let ack = last(&calls);
+        assert_eq!(
+            (&ack["node"], &ack["instance"], &ack["state"]),
+            (&json!("web-1"), &json!("7"), &json!("ready"))
+        );
+        assert_eq!(calls.lock().unwrap()[0].0, "POST /v1/feed/acks");
+        let problems = Problems::whole("no");
+        let refused =
+            Refused { store: "s".to_owned(), revision: 4, hash: "i".to_owned(), problems: problems.clone() };
+        reporting.status.reject("test", Some(4), &problems, Some(refused));
+        eventually("the refusal", || last(&calls)["refused"]["revision"] == 4).await;
+        reporting.status.accepted(None);
+        eventually("no refusal", || last(&calls).get("refused").is_none()).await;
+        reporting.drain.begin();
+        eventually("draining", || last(&calls)["state"] == "draining").await;
+    }
+
+    #[tokio::test]
+    async fn a_control_plane_that_takes_no_acks_delays_no_other() {
+        // Accepts, and never answers.
+        let stuck = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stuck_server = format!("http://{}", stuck.local_addr().unwrap()).parse().unwrap();
+        let (server, calls) = recording(|call| if call == 1 { 503 } else { 200 }).await;
+        let reporting = report(vec![stuck_server, server]);
+        let generation = reporting.in_force.put(Snapshot::default(), None);
+        (0..2).for_each(|worker| reporting.in_force.take(worker, generation));
+        eventually("the ack, after a refusal", || last(&calls)["state"] == "ready").await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_proxy_is_heard_of_all_the_same() {
+        let (server, calls) = recording(|_| 200).await;
+        let _reporting = report(vec![server]);
+        eventually("three acks of the same", || calls.lock().unwrap().len() >= 3).await;
+    }
+}

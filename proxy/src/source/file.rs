@@ -138,7 +138,7 @@ mod tests {
     use gilmok_config::name::Name;
 
     use super::*;
-    use crate::testing::Folder;
+    use crate::testing::{Folder, eventually};
 
     fn write(path: &Path, text: &str) {
         // The way careful editors do it.
@@ -168,14 +168,6 @@ mod tests {
         assert!(matches!(file.read(false), Read::Changed(_)));
     }
 
-    async fn until(what: &str, holds: impl Fn() -> bool) {
-        let limit = tokio::time::Instant::now() + Duration::from_secs(20);
-        while !holds() {
-            assert!(tokio::time::Instant::now() < limit, "not within 20 s: {what}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
     #[tokio::test(start_paused = true)]
     async fn a_bad_file_keeps_what_is_in_force_and_a_good_one_replaces_it() {
         let dir = Folder::new("mesh-follow");
@@ -187,14 +179,14 @@ mod tests {
         let file = MeshFile::new(path.clone());
         let task = tokio::spawn(file.follow(Arc::clone(&in_force), Arc::clone(&status), Arc::clone(&reload)));
         let knows = |name: &str| in_force.load().snapshot.service_index(name).is_some();
-        until("read at start", || knows("a")).await;
+        eventually("read at start", || knows("a")).await;
         write(&path, "[services.b]\nprotocol = \"tcp\"\n");
-        until("refused", || status.rejection().is_some()).await;
+        eventually("refused", || status.rejection().is_some()).await;
         assert!(knows("a") && !knows("b"));
         assert_eq!(status.rejection().unwrap().problems.0[0].line, Some(2));
         write(&path, "[services.c]\n");
         reload.notify_one();
-        until("taken", || knows("c")).await;
+        eventually("taken", || knows("c")).await;
         assert!(status.rejection().is_none());
         assert_eq!(status.rejected_total(), 1);
         task.abort();

@@ -191,3 +191,6 @@ fn recall(keeper: &Keeper) -> Option<Joiner> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -242,49 +242,8 @@ impl Registrar {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-    use std::sync::{Arc, Mutex};
-
-    use http::{Request, Response};
-    use http_body_util::{BodyExt, Full};
-    use hyper::body::Incoming;
-    use hyper::service::service_fn;
-    use hyper_util::rt::TokioIo;
-    use tokio::net::TcpListener;
-
     use super::*;
-
-    type Calls = Arc<Mutex<Vec<(String, serde_json::Value)>>>;
-
-    /// A server that notes every call and answers with what `answer` says.
-    async fn server(answer: fn(usize) -> u16) -> (Server, Calls) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let server = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
-        let calls = Calls::default();
-        let noted = Arc::clone(&calls);
-        tokio::spawn(async move {
-            loop {
-                let (socket, _) = listener.accept().await.unwrap();
-                let noted = Arc::clone(&noted);
-                let service = service_fn(move |request: Request<Incoming>| {
-                    let noted = Arc::clone(&noted);
-                    async move {
-                        let line = format!("{} {}", request.method(), request.uri());
-                        let body = request.into_body().collect().await.unwrap().to_bytes();
-                        let body = serde_json::from_slice(&body).unwrap_or_default();
-                        let mut noted = noted.lock().unwrap();
-                        noted.push((line, body));
-                        let response = Response::builder().status(answer(noted.len()));
-                        Ok::<_, Infallible>(response.body(Full::<Bytes>::default()).unwrap())
-                    }
-                });
-                let serving = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(socket), service);
-                tokio::spawn(async move { drop(serving.await) });
-            }
-        });
-        (server, calls)
-    }
+    use crate::testing::{Calls, eventually, recording};
 
     fn app() -> Announced {
         let mut endpoint = Endpoint::at("10.0.0.5:15006".parse().unwrap());
@@ -293,27 +252,20 @@ mod tests {
         Announced { service: ServiceName::parse("shop").unwrap(), id: "web-1-15006".to_owned(), endpoint }
     }
 
-    async fn until(what: &str, calls: &Calls, holds: impl Fn(&[(String, serde_json::Value)]) -> bool) {
-        let limit = std::time::Instant::now() + Duration::from_secs(10);
-        while !holds(&calls.lock().unwrap()) {
-            assert!(
-                std::time::Instant::now() < limit,
-                "not within 10 s: {what}; {:?}",
-                calls.lock().unwrap()
-            );
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+    fn registrations(calls: &Calls) -> usize {
+        let calls = calls.lock().unwrap();
+        calls.iter().filter(|(line, _)| line.starts_with("PUT /v1/agent/service/register")).count()
     }
 
     #[tokio::test]
     async fn an_app_is_registered_while_wanted_and_deregistered_when_it_leaves() {
-        let (server, calls) = server(|_| 200).await;
+        let (server, calls) = recording(|_| 200).await;
         let registration = Registration::ControlPlanes { ttl: Duration::from_secs(1) };
         let mut all = Registrar::all(&registration, &[server], None, &app());
         let wanted = watch::Sender::new(Wanted::Away);
         let task = tokio::spawn(all.remove(0).keep(wanted.subscribe()));
         wanted.send_replace(Wanted::Registered);
-        until("two heartbeats", &calls, |calls| calls.len() >= 2).await;
+        eventually("two heartbeats", || calls.lock().unwrap().len() >= 2).await;
         wanted.send_replace(Wanted::Leave);
         task.await.unwrap();
         let calls = calls.lock().unwrap();
@@ -328,15 +280,12 @@ mod tests {
     #[tokio::test]
     async fn a_consul_agent_that_forgot_an_app_is_told_again() {
         // The second call is the heartbeat, to which the agent knows nothing.
-        let (agent, calls) = server(|call| if call == 2 { 404 } else { 200 }).await;
+        let (agent, calls) = recording(|call| if call == 2 { 404 } else { 200 }).await;
         let registration = Registration::Consul { agent, token_file: None, ttl: Duration::from_secs(1) };
         let mut all = Registrar::all(&registration, &[], None, &app());
         let wanted = watch::Sender::new(Wanted::Registered);
         let task = tokio::spawn(all.remove(0).keep(wanted.subscribe()));
-        until("registered twice", &calls, |calls| {
-            calls.iter().filter(|(line, _)| line.starts_with("PUT /v1/agent/service/register")).count() == 2
-        })
-        .await;
+        eventually("registered twice", || registrations(&calls) == 2).await;
         wanted.send_replace(Wanted::Leave);
         task.await.unwrap();
         let calls = calls.lock().unwrap();

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::testing::eventually;
 
 /// What one connection is answered with, as it goes over the wire; then it closes, or stays open.
 #[derive(Clone)]
@@ -101,19 +102,11 @@ fn follow(planes: &[&Plane]) -> Proxy {
     Proxy { feed, in_force, status, task }
 }
 
-async fn until(what: &str, holds: impl Fn() -> bool) {
-    let limit = std::time::Instant::now() + Duration::from_secs(20);
-    while !holds() {
-        assert!(std::time::Instant::now() < limit, "not within 20 s: {what}");
-        sleep(Duration::from_millis(5)).await;
-    }
-}
-
 #[tokio::test]
 async fn a_feed_is_put_in_force_once_it_is_complete() {
     let plane = Plane::start(vec![lines(&[HELLO, DOCUMENT, ENDPOINTS, SYNCED])]).await;
     let proxy = follow(&[&plane]);
-    until("in force", || proxy.in_force.load().generation == 1).await;
+    eventually("in force", || proxy.in_force.load().generation == 1).await;
     let current = proxy.in_force.load();
     assert_eq!(current.snapshot.services()[0].endpoints.len(), 1);
     assert_eq!(current.applied.as_ref().unwrap().revision, 1);
@@ -145,7 +138,7 @@ async fn what_a_control_plane_does_wrong_ends_the_connection_and_not_the_proxy()
     ] {
         let plane = Plane::start(vec![bad, good.clone()]).await;
         let proxy = follow(&[&plane]);
-        until("in force after a bad connection", || proxy.in_force.load().generation > 0).await;
+        eventually("in force after a bad connection", || proxy.in_force.load().generation > 0).await;
         assert_eq!(plane.connections.load(Relaxed), 2);
         assert_eq!(proxy.in_force.load().snapshot.services().len(), 1);
     }
@@ -156,7 +149,7 @@ async fn the_next_control_plane_is_asked_when_one_fails() {
     let dead = Plane::start(vec![raw("")]).await;
     let alive = Plane::start(vec![lines(&[HELLO, DOCUMENT, ENDPOINTS, SYNCED])]).await;
     let proxy = follow(&[&dead, &alive]);
-    until("fed by the second", || proxy.in_force.load().generation > 0).await;
+    eventually("fed by the second", || proxy.in_force.load().generation > 0).await;
     assert_eq!(proxy.status.source(), format!("control plane {}", alive.server));
 }
 
@@ -166,11 +159,11 @@ async fn a_refused_document_is_told_and_what_was_before_stays() {
         r#"{"line":"document","revision":2,"hash":"two","document":{"services":{"ads":{"protocol":"tcp"}}}}"#;
     let plane = Plane::start(vec![lines(&[HELLO, DOCUMENT, ENDPOINTS, SYNCED, bad])]).await;
     let proxy = follow(&[&plane]);
-    until("refused", || proxy.status.rejection().is_some()).await;
+    eventually("refused", || proxy.status.rejection().is_some()).await;
     let refused = proxy.status.refusals().borrow().clone().unwrap();
     assert_eq!((refused.revision, refused.store.as_str()), (2, "s"));
     assert_eq!(refused.problems.0[0].path, "services.ads.protocol");
-    until("the first one in force", || proxy.in_force.load().generation > 0).await;
+    eventually("the first one in force", || proxy.in_force.load().generation > 0).await;
     assert_eq!(proxy.in_force.load().applied.as_ref().unwrap().revision, 1);
 }
 
@@ -185,11 +178,11 @@ async fn a_foreign_store_waits_for_an_operator() {
     ours.stays = false;
     let plane = Plane::start(vec![ours, lines(&foreign)]).await;
     let proxy = follow(&[&plane]);
-    until("refused", || proxy.status.foreign_store().is_some()).await;
+    eventually("refused", || proxy.status.foreign_store().is_some()).await;
     assert_eq!(proxy.status.foreign_store().as_deref(), Some("other"));
     assert_eq!(proxy.in_force.load().snapshot.services()[0].name.as_str(), "ads");
     proxy.feed.accept("other");
-    until("taken", || proxy.in_force.load().snapshot.service_index("other").is_some()).await;
+    eventually("taken", || proxy.in_force.load().snapshot.service_index("other").is_some()).await;
     assert!(proxy.status.rejection().is_none());
 }
 
@@ -198,7 +191,7 @@ async fn a_silent_feed_is_given_up() {
     let plane = Plane::start(vec![lines(&[HELLO]), lines(&[HELLO, DOCUMENT, ENDPOINTS, SYNCED])]).await;
     let proxy = follow(&[&plane]);
     let began = Instant::now();
-    until("in force", || proxy.in_force.load().generation > 0).await;
+    eventually("in force", || proxy.in_force.load().generation > 0).await;
     assert!(began.elapsed() >= SILENCE_MAX, "{:?}", began.elapsed());
 }
 
