@@ -26,6 +26,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// What changes within this time is written down as one.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
 
+/// What could not be written is tried again after so long.
+const REWRITE_AFTER: Duration = Duration::from_secs(5);
+
 /// What is needed to report.
 #[derive(Debug)]
 pub(crate) struct Reporter {
@@ -128,7 +131,10 @@ pub(crate) async fn remember(
 ) {
     let mut failing = false;
     loop {
-        confirmed.notified().await;
+        tokio::select! {
+            () = confirmed.notified() => {}
+            () = sleep(REWRITE_AFTER), if failing => {}
+        }
         sleep(WRITE_EVERY).await;
         let Some((remembered, generation)) = feed.remember() else { continue };
         in_force.taken_by_all(generation).await;

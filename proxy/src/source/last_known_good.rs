@@ -7,6 +7,7 @@ use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use gilmok_config::hash::content_hash;
 use gilmok_config::snapshot::Membership;
@@ -29,11 +30,13 @@ pub(crate) struct Remembered {
     pub(crate) membership: Membership,
 }
 
-/// The folder in which one node remembers. Locked for as long as this lives.
+/// The folder in which one node remembers. Locked by who writes there, for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     path: PathBuf,
-    _lock: File,
+    lock_file: File,
+    /// A process that hands over to this one has the lock until it has ended.
+    locked: AtomicBool,
 }
 
 /// Why nothing can be remembered. The proxy serves all the same.
@@ -48,7 +51,7 @@ pub(crate) enum KeepError {
 }
 
 impl Keeper {
-    /// Creates the folder and locks this node's place in it.
+    /// Creates the folder. What is there can be read at once; it is locked at the first writing at the latest.
     ///
     /// # Errors
     /// Why nothing can be remembered there.
@@ -59,16 +62,29 @@ impl Keeper {
         };
         std::fs::create_dir_all(dir).map_err(fault(dir))?;
         let lock_path = dir.join(format!("{node}.lock"));
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(fault(&lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { path: dir.join(format!("{node}.last-known-good")), _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(KeepError::Locked(lock_path)),
-            Err(TryLockError::Error(error)) => Err(KeepError::Io { path: lock_path, error }),
+        let mut options = File::options();
+        options.create(true).truncate(false).write(true);
+        let lock_file = options.open(&lock_path).map_err(fault(&lock_path))?;
+        let path = dir.join(format!("{node}.last-known-good"));
+        let keeper = Self { path, lock_file, locked: AtomicBool::new(false) };
+        match keeper.lock() {
+            // Tried again when there is something to write.
+            Ok(()) | Err(KeepError::Locked(_)) => Ok(keeper),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn lock(&self) -> Result<(), KeepError> {
+        if self.locked.load(Relaxed) {
+            return Ok(());
+        }
+        match self.lock_file.try_lock() {
+            Ok(()) => {
+                self.locked.store(true, Relaxed);
+                Ok(())
+            }
+            Err(TryLockError::WouldBlock) => Err(KeepError::Locked(self.path.clone())),
+            Err(TryLockError::Error(error)) => Err(KeepError::Io { path: self.path.clone(), error }),
         }
     }
 
@@ -93,6 +109,7 @@ impl Keeper {
     /// # Errors
     /// When it cannot be written; what was written before is still there.
     pub(crate) fn save(&self, remembered: &Remembered) -> Result<(), KeepError> {
+        self.lock()?;
         let body = body_of(remembered)
             .map_err(|error| KeepError::Io { path: self.path.clone(), error: error.into() })?;
         let new = self.path.with_extension("new");
@@ -200,13 +217,16 @@ mod tests {
     }
 
     #[test]
-    fn two_proxies_do_not_share_a_place() {
+    fn two_proxies_do_not_write_to_one_place() {
         let dir = Folder::new("keeper-locked");
         let first = Keeper::open(&dir, "web-1").unwrap();
-        assert!(matches!(Keeper::open(&dir, "web-1"), Err(KeepError::Locked(_))));
-        assert!(Keeper::open(&dir, "web-2").is_ok());
+        first.save(&remembered()).unwrap();
+        let second = Keeper::open(&dir, "web-1").unwrap();
+        assert!(second.load().unwrap().is_some(), "a process that takes over reads what is there");
+        assert!(matches!(second.save(&remembered()), Err(KeepError::Locked(_))));
+        assert!(Keeper::open(&dir, "web-2").unwrap().save(&remembered()).is_ok());
         drop(first);
-        assert!(Keeper::open(&dir, "web-1").is_ok());
+        assert!(second.save(&remembered()).is_ok(), "and writes once the other has ended");
     }
 
     #[test]
