@@ -7,3 +7,7 @@ pub mod membership;
 pub mod intent;
 
 pub mod store;
+
+pub mod compile;
+
+pub mod publish;

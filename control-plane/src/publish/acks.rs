@@ -1,0 +1,157 @@
+//! What proxies say they run.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use gilmok_config::wire::{Ack, ProxyState};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+/// A proxy that was heard of so recently is live.
+pub const LIVE: Duration = Duration::from_secs(15);
+/// A proxy that was not heard of for so long is forgotten.
+const FORGOTTEN: Duration = Duration::from_hours(1);
+/// Most proxies that are remembered; beyond it, the one that was heard of longest ago makes room.
+const PROXIES_MAX: usize = 20_000;
+
+/// The newest word of every proxy.
+#[derive(Debug)]
+pub struct Acks {
+    /// A mutex: taken for a look-up per ack, one a second from each proxy.
+    proxies: Mutex<BTreeMap<String, ProxyReport>>,
+    news: watch::Sender<()>,
+}
+
+/// What is known of one proxy.
+#[derive(Clone, Debug)]
+pub struct ProxyReport {
+    pub ack: Ack,
+    pub heard: Instant,
+}
+
+impl ProxyReport {
+    /// Whether it was heard of recently.
+    #[must_use]
+    pub fn is_live(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.heard) <= LIVE
+    }
+
+    /// Whether it runs this revision of this store, or a later one.
+    #[must_use]
+    pub fn runs(&self, store: &str, revision: u64) -> bool {
+        self.ack
+            .applied
+            .as_ref()
+            .is_some_and(|applied| applied.store == store && applied.revision >= revision)
+    }
+}
+
+impl Default for Acks {
+    fn default() -> Self {
+        Self { proxies: Mutex::default(), news: watch::Sender::new(()) }
+    }
+}
+
+impl Acks {
+    /// Notes what a proxy says.
+    pub fn note(&self, ack: Ack) {
+        let now = Instant::now();
+        let mut proxies = self.lock();
+        if proxies.len() >= PROXIES_MAX && !proxies.contains_key(&ack.node) {
+            let oldest = proxies.iter().min_by_key(|(_, report)| report.heard).map(|(node, _)| node.clone());
+            oldest.and_then(|node| proxies.remove(&node));
+        }
+        proxies.insert(ack.node.clone(), ProxyReport { ack, heard: now });
+        drop(proxies);
+        self.news.send_replace(());
+    }
+
+    /// Every proxy that is remembered, by name.
+    #[must_use]
+    pub fn all(&self) -> Vec<ProxyReport> {
+        let now = Instant::now();
+        let mut proxies = self.lock();
+        proxies.retain(|_, report| now.saturating_duration_since(report.heard) <= FORGOTTEN);
+        proxies.values().cloned().collect()
+    }
+
+    /// Live proxies that do not run a revision, by name. One that leaves is not waited for.
+    #[must_use]
+    pub fn lagging(&self, store: &str, revision: u64) -> Vec<String> {
+        let now = Instant::now();
+        let proxies = self.lock();
+        let lagging = proxies.values().filter(|report| {
+            report.is_live(now) && report.ack.state != ProxyState::Draining && !report.runs(store, revision)
+        });
+        lagging.map(|report| report.ack.node.clone()).collect()
+    }
+
+    /// Waits until every live proxy runs a revision; answers who does not when the time is up.
+    pub async fn converged(&self, store: &str, revision: u64, within: Duration) -> Vec<String> {
+        let mut news = self.news.subscribe();
+        let all_run =
+            async { while !self.lagging(store, revision).is_empty() && news.changed().await.is_ok() {} };
+        match timeout(within, all_run).await {
+            Ok(()) => Vec::new(),
+            Err(_) => self.lagging(store, revision),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, ProxyReport>> {
+        // Whoever panicked left whole reports: each is replaced in one step.
+        self.proxies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gilmok_config::wire::{Applied, WIRE_LEVEL};
+
+    use super::*;
+
+    fn ack(node: &str, revision: u64) -> Ack {
+        let applied =
+            Applied { store: "s".to_owned(), revision, hash: String::new(), last_known_good: false };
+        Ack {
+            node: node.to_owned(),
+            instance: "1".to_owned(),
+            wire: WIRE_LEVEL,
+            version: String::new(),
+            applied: Some(applied),
+            refused: None,
+            state: ProxyState::Ready,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_revision_has_converged_when_every_live_proxy_runs_it() {
+        let acks = Acks::default();
+        acks.note(ack("gone", 1));
+        tokio::time::advance(LIVE + Duration::from_secs(1)).await;
+        acks.note(ack("a", 2));
+        acks.note(ack("b", 1));
+        assert_eq!(acks.lagging("s", 2), ["b"]);
+        assert_eq!(acks.converged("s", 2, Duration::from_secs(3)).await, ["b"]);
+        let converged = acks.converged("s", 2, Duration::from_secs(3));
+        let late = async { acks.note(ack("b", 2)) };
+        let (lagging, ()) = tokio::join!(converged, late);
+        assert!(lagging.is_empty());
+        assert_eq!(acks.lagging("other", 1), ["a", "b"], "another store's numbers mean nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_proxy_that_leaves_is_not_waited_for() {
+        let acks = Acks::default();
+        acks.note(Ack { state: ProxyState::Draining, ..ack("a", 1) });
+        assert!(acks.lagging("s", 2).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_silent_for_long_is_forgotten() {
+        let acks = Acks::default();
+        acks.note(ack("a", 1));
+        tokio::time::advance(FORGOTTEN + Duration::from_secs(1)).await;
+        assert!(acks.all().is_empty());
+    }
+}
