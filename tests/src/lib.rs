@@ -17,6 +17,10 @@ pub mod control_plane;
 
 pub mod demo_app;
 
+pub mod consul;
+
+pub mod relay;
+
 pub mod message;
 
 pub mod caller;

@@ -1,10 +1,10 @@
 //! The few calls of Consul's HTTP API that membership needs.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use http::header::HeaderName;
+use http::header::{HeaderName, HeaderValue};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
@@ -39,6 +39,8 @@ pub struct Client {
     links: Vec<http_client::Client>,
     /// Which of `links` is asked. Relaxed: it orders nothing.
     current: AtomicUsize,
+    /// The token of the last question. A std mutex: nothing is awaited under it.
+    shown: Mutex<Option<HeaderValue>>,
 }
 
 impl Client {
@@ -59,13 +61,14 @@ impl Client {
         };
         let links: Vec<_> = settings.addresses.iter().map(link).collect::<Result<_, _>>()?;
         let current = AtomicUsize::new(first % links.len());
-        Ok(Self { shared: Arc::clone(shared), links, current })
+        Ok(Self { shared: Arc::clone(shared), links, current, shown: Mutex::default() })
     }
 
-    /// Whether the connection of the last answer is still open. If not, an index of that life may mean nothing.
+    /// Whether the next question goes where the last one went, and as the same one: over the same connection, behind
+    /// which is the same count of indexes, and with the same token, which sees the same.
     #[must_use]
-    pub fn is_connected(&self) -> bool {
-        self.link().is_connected()
+    pub fn is_continued(&self) -> bool {
+        self.link().is_connected() && *self.shown() == self.token()
     }
 
     /// Every instance of a service with its node and its checks, whatever their state: what counts is decided here.
@@ -129,7 +132,9 @@ impl Client {
     }
 
     async fn send(&self, mut request: Request) -> Result<http_client::Response, Error> {
-        if let Some(token) = self.shared.token.as_ref().and_then(|token| token.current(Instant::now())) {
+        let token = self.token();
+        self.shown().clone_from(&token);
+        if let Some(token) = token {
             request = request.header(TOKEN, token);
         }
         let current = self.current.load(Ordering::Relaxed);
@@ -142,6 +147,15 @@ impl Client {
             self.current.store((current + 1) % self.links.len(), Ordering::Relaxed);
         }
         sent
+    }
+
+    /// The token as it is now.
+    fn token(&self) -> Option<HeaderValue> {
+        self.shared.token.as_ref().and_then(|token| token.current(Instant::now()))
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Option<HeaderValue>> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn link(&self) -> &http_client::Client {

@@ -149,8 +149,8 @@ pub(super) async fn follow<Q: Question>(
     let mut in_doubt = false;
     loop {
         around.contacts.turned(&label);
-        let connected = around.lane.lock().await.is_connected();
-        let ask = match watch.step(Instant::now(), connected, fastrand::f64()) {
+        let continued = around.lane.lock().await.is_continued();
+        let ask = match watch.step(Instant::now(), continued, fastrand::f64()) {
             Step::Pause(until) => {
                 tokio::time::sleep_until(until.min(Instant::now() + NAP_MAX)).await;
                 continue;

@@ -142,20 +142,23 @@ impl<K: Ord + Clone, V: Standing> Watch<K, V> {
         self.listing.current()
     }
 
-    /// What to do now. `connected` says whether the connection of the last answer is still open: behind a new one
-    /// may be an agent that has begun to count anew. `dice` is from 0 to 1.
-    pub(super) fn step(&mut self, now: Instant, connected: bool, dice: f64) -> Step {
+    /// What to do now. `continued` says whether the connection and the token are those of the last answer: behind a
+    /// new connection may be an agent that counts anew, and another token sees another list. `dice` is from 0 to 1.
+    pub(super) fn step(&mut self, now: Instant, continued: bool, dice: f64) -> Step {
         if now < self.due {
             return Step::Pause(self.due);
         }
-        if let Err(until) = self.pace.take(now) {
+        // A confirmation has a pace of its own, and must not wait for the others' tokens.
+        if !matches!(self.next, Next::Confirm(_))
+            && let Err(until) = self.pace.take(now)
+        {
             return Step::Pause(until);
         }
         if now >= self.relist_at {
             self.index = 0;
             self.relist_at = now + RELIST_EVERY.mul_f64(0.8 + 0.4 * dice);
         }
-        if !connected {
+        if !continued {
             self.index = 0;
         }
         Step::Ask(match self.next {
@@ -184,7 +187,7 @@ impl<K: Ord + Clone, V: Standing> Watch<K, V> {
             may_empty: !meta.default_deny.unwrap_or(default_deny),
         };
         let settled = self.listing.settle(now, fresh, evidence);
-        self.pace.answered(settled.changed, took);
+        self.pace.answered(settled.changed || settled.confirm_in.is_some(), took);
         if stale {
             // Still no leader. The index of a stale answer means nothing to another server: it is never used.
             self.next = Next::Follow;

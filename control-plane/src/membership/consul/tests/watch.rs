@@ -13,11 +13,11 @@ use crate::membership::consul::watch::{Ask, Consistency, Heard, Step, Style, WAI
 
 const S: Duration = Duration::from_secs(1);
 
-/// A watch, its clock, and a connection that is open unless said otherwise.
+/// A watch, its clock, and a connection that is kept unless said otherwise.
 struct Scene {
     watch: Watch<char, Carries>,
     now: Instant,
-    connected: bool,
+    continued: bool,
     default_deny: bool,
 }
 
@@ -36,7 +36,7 @@ fn meta(index: u64) -> Meta {
 impl Scene {
     fn new(style: Style) -> Self {
         let now = Instant::now();
-        Self { watch: Watch::new(style, BTreeMap::new(), now), now, connected: true, default_deny: false }
+        Self { watch: Watch::new(style, BTreeMap::new(), now), now, continued: true, default_deny: false }
     }
 
     /// A blocking watch that has had its first answer.
@@ -51,7 +51,7 @@ impl Scene {
     /// The next question, after any pauses.
     fn ask(&mut self) -> Ask {
         loop {
-            match self.watch.step(self.now, self.connected, 0.5) {
+            match self.watch.step(self.now, self.continued, 0.5) {
                 Step::Ask(ask) => return ask,
                 Step::Pause(until) => {
                     assert!(until > self.now, "a pause that does not end");
@@ -180,9 +180,9 @@ fn an_error_drops_the_index_and_keeps_the_list() {
 }
 
 #[test]
-fn an_index_never_goes_to_another_connection() {
+fn an_index_never_goes_to_another_connection_or_with_another_token() {
     let mut scene = Scene::following(19, "ab");
-    scene.connected = false;
+    scene.continued = false;
     assert_eq!(scene.ask().index, 0);
 }
 
