@@ -11,3 +11,5 @@ pub mod store;
 pub mod compile;
 
 pub mod publish;
+
+pub mod state;

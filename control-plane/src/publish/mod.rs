@@ -53,9 +53,15 @@ impl Publisher {
         self.published.borrow().clone()
     }
 
-    /// Says what is true from now on.
-    pub fn publish(&self, published: Arc<Published>) {
-        self.published.send_replace(Some(published));
+    /// Says what is true from now on; `make` gets what was, and runs alone. `None` changes nothing.
+    pub fn publish_with(&self, make: impl FnOnce(Option<&Published>) -> Option<Arc<Published>>) {
+        self.published.send_if_modified(|published| match make(published.as_deref()) {
+            Some(now) => {
+                *published = Some(now);
+                true
+            }
+            None => false,
+        });
     }
 
     /// Proxies that follow.
@@ -181,7 +187,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_quiet_feed_beats_and_ends_when_told() {
         let publisher = Publisher::default();
-        publisher.publish(published(1));
+        publisher.publish_with(|_| Some(published(1)));
         let (end, stop) = watch::channel(false);
         let mut lines = publisher.follow(stop).unwrap();
         let mut kinds = Vec::new();
@@ -197,12 +203,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stuck_proxy_delays_nobody_and_is_let_go() {
         let publisher = Publisher::default();
-        publisher.publish(published(1));
+        publisher.publish_with(|_| Some(published(1)));
         let (_go_on, stop) = watch::channel(false);
         let stuck = publisher.follow(stop.clone()).unwrap();
         let mut lively = publisher.follow(stop).unwrap();
         for number in 2..200 {
-            publisher.publish(published(number));
+            publisher.publish_with(|_| Some(published(number)));
             loop {
                 let line = lively.recv().await.unwrap();
                 if kind(&line) == "document"
@@ -220,12 +226,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_was_slow_sees_the_newest_state_not_every_one() {
         let publisher = Publisher::default();
-        publisher.publish(published(1));
+        publisher.publish_with(|_| Some(published(1)));
         let (_go_on, stop) = watch::channel(false);
         let mut lines = publisher.follow(stop).unwrap();
         while kind(&lines.recv().await.unwrap()) != "synced" {}
         for number in 2..100 {
-            publisher.publish(published(number));
+            publisher.publish_with(|_| Some(published(number)));
         }
         let line = lines.recv().await.unwrap();
         assert!(String::from_utf8_lossy(&line).contains("\"revision\":99,"), "{line:?}");

@@ -96,7 +96,7 @@ pub struct Store {
 struct Inner {
     database: Database,
     path: PathBuf,
-    id: String,
+    id: Arc<str>,
     /// Revisions that are kept, at least 1.
     history_max: u64,
     head: watch::Sender<Option<Arc<Revision>>>,
@@ -131,7 +131,7 @@ impl Store {
         let inner = Inner {
             database,
             path,
-            id: made,
+            id: made.into(),
             history_max: history_max.max(1),
             head: watch::Sender::new(None),
         };
@@ -144,6 +144,12 @@ impl Store {
     /// The store's identity, made once.
     #[must_use]
     pub fn id(&self) -> &str {
+        &self.inner.id
+    }
+
+    /// The same, to be kept.
+    #[must_use]
+    pub fn shared_id(&self) -> &Arc<str> {
         &self.inner.id
     }
 
