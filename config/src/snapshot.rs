@@ -29,6 +29,8 @@ pub struct Service {
     pub name: ServiceName,
     pub policy: Arc<ServicePolicy>,
     pub endpoints: Arc<[Endpoint]>,
+    /// The document does not name it, membership does.
+    pub implied: bool,
 }
 
 /// What a host leads to.
@@ -44,27 +46,37 @@ struct Host {
 
 impl Snapshot {
     /// Joins a document with who is alive. Membership's endpoints win where it has any;
-    /// otherwise those that the document lists serve.
+    /// otherwise those that the document lists serve. A service that only membership knows is
+    /// there as if the document had an empty table for it.
     #[must_use]
     pub fn join(document: &Document, membership: &Membership) -> Self {
-        let services: Vec<Service> = document
-            .services
-            .iter()
-            .map(|(name, policy)| {
-                let alive = membership.get(name).filter(|endpoints| !endpoints.is_empty());
-                let endpoints = alive.cloned().unwrap_or_else(|| policy.endpoints.as_slice().into());
-                Service { name: name.clone(), policy: Arc::new(policy.clone()), endpoints }
-            })
-            .collect();
+        let told = document.services.iter().map(|(name, policy)| {
+            let alive = membership.get(name).filter(|endpoints| !endpoints.is_empty());
+            let endpoints = alive.cloned().unwrap_or_else(|| policy.endpoints.as_slice().into());
+            Service { name: name.clone(), policy: Arc::new(policy.clone()), endpoints, implied: false }
+        });
+        let untold = membership.iter().filter(|(name, _)| !document.services.contains_key(*name));
+        let default = Arc::new(ServicePolicy::default());
+        let implied = untold.map(|(name, endpoints)| Service {
+            name: name.clone(),
+            policy: Arc::clone(&default),
+            endpoints: Arc::clone(endpoints),
+            implied: true,
+        });
+        let mut services: Vec<Service> = told.chain(implied).collect();
+        services.sort_by(|a, b| a.name.cmp(&b.name));
         let mut snapshot = Self { services, routes: document.routes.clone(), ..Self::default() };
         snapshot.index_hosts();
         snapshot
     }
 
     fn index_hosts(&mut self) {
-        for (index, service) in self.services.iter().enumerate() {
+        // What operators named first: a name that only membership knows takes no host away from them.
+        let (implied, told): (Vec<_>, Vec<_>) =
+            self.services.iter().enumerate().partition(|(_, service)| service.implied);
+        for (index, service) in told.into_iter().chain(implied) {
             for host in own_hosts(&service.name).into_iter().chain(service.policy.hosts.iter().cloned()) {
-                self.by_host.entry(host.into()).or_default().service = Some(index);
+                self.by_host.entry(host.into()).or_default().service.get_or_insert(index);
             }
         }
         for host in self.routes.iter().flat_map(|route| &route.hosts) {
@@ -109,5 +121,40 @@ impl Snapshot {
             Some(host) => (&host.routes, host.service, host.routed),
             None => (&self.elsewhere, None, false),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, Method};
+
+    use super::*;
+    use crate::decide::{Facts, Listener, decide};
+
+    #[test]
+    fn a_service_that_only_membership_knows_answers_but_takes_no_host_away() {
+        let document =
+            Document::parse_toml("[services.shop]\nhosts = [\"ads\"]\n").expect("a sound document");
+        let name = |text| ServiceName::parse(text).expect("a sound name");
+        let none: Arc<[Endpoint]> = [].into();
+        let membership = Membership::from([(name("ads"), Arc::clone(&none)), (name("new"), none)]);
+        let snapshot = Snapshot::join(&document, &membership);
+        let to = |host| {
+            let headers = HeaderMap::new();
+            let facts = Facts {
+                listener: Listener::Outbound,
+                host,
+                path: "/",
+                method: &Method::GET,
+                headers: &headers,
+            };
+            decide(&snapshot, &facts)
+                .ok()
+                .map(|decision| snapshot.services()[decision.service].name.to_string())
+        };
+        assert_eq!(to("ads").as_deref(), Some("shop"));
+        assert_eq!(to("ads.mesh").as_deref(), Some("ads"));
+        assert_eq!(to("new").as_deref(), Some("new"));
+        assert_eq!(to("other"), None);
     }
 }
