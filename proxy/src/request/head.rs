@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use gilmok_config::decide::Listener;
 use gilmok_config::host;
-use http::{HeaderValue, Method, Request, Version};
+use http::{HeaderValue, Request, Version};
 use hyper::body::{Body, Incoming};
 
 use super::fault::Fault;
@@ -156,14 +156,6 @@ pub(crate) fn authority<'r>(
         return Err(Fault::BadRequest("Host is no host"));
     }
     host::canonical(named).map(Some).ok_or(Fault::BadRequest("Host is no host"))
-}
-
-/// Whether a request is retried on another endpoint without harm when it is unknown what came of it (RFC 9110, 9.2.2).
-pub(crate) fn is_idempotent(method: &Method) -> bool {
-    matches!(
-        *method,
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE
-    )
 }
 
 /// The comma-separated tokens of a field's line.

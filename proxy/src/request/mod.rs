@@ -81,6 +81,7 @@ async fn answer(
     let host = named_host(&request);
     let (mut head, body) = request.into_parts();
     headers::prepare_request(&mut head.headers, &seen, caller, host.clone());
+    record.identified(&head.headers, host.as_ref());
     head.uri =
         next_target(&head.uri, destination.strip_prefix.as_deref(), host, &mut head.headers, upstream)?;
     let (upload, progress) = Upload::new(body, upstream.policy.idle_timeout, worker.shared.limits.body_bytes);

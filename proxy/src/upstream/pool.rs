@@ -148,12 +148,6 @@ impl Pools {
             keep
         });
     }
-
-    /// Idle and shared connections, for `/endpoints`.
-    #[cfg(test)]
-    pub(crate) fn connections(&self) -> usize {
-        self.by_id.borrow().values().map(|pool| pool.idle.borrow().len() + pool.h2.borrow().len()).sum()
-    }
 }
 
 impl Pool {
