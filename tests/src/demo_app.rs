@@ -26,7 +26,7 @@ impl DemoApp {
             "demo-app",
             "--service",
             service,
-            "--version-name",
+            "--version",
             version,
             "--listen",
             "127.0.0.1:0",
