@@ -14,7 +14,7 @@ const ARROWS: [(&str, &[&str]); 6] = [
     ("control-plane", &["gilmok-config"]),
     ("demo-app", &[]),
     ("cli", &["gilmok-config", "gilmok-proxy", "gilmok-control-plane", "gilmok-demo-app"]),
-    ("tests", &["gilmok-config", "gilmok-cli"]),
+    ("tests", &["gilmok-config", "gilmok-control-plane", "gilmok-cli"]),
 ];
 
 /// Words that mean something else elsewhere, or nothing at all.
@@ -287,4 +287,29 @@ fn every_header_of_our_own_stands_in_the_reference() {
         &missing.into_iter().collect::<Vec<_>>(),
         "docs/reference lists every header that is set or read",
     );
+}
+
+#[test]
+fn every_rule_of_consul_names_tests_that_exist() {
+    let page = std::fs::read_to_string(source_tree::root().join("docs/consul-rules.md")).unwrap();
+    let sources = source_tree::files("control-plane/src/membership/consul", ".rs");
+    let real = source_tree::files("tests/tests", "consul.rs");
+    let mut faults = Vec::new();
+    let mut named = 0;
+    for name in page.split('`').skip(1).step_by(2) {
+        let Some((file, test)) = name.split_once("::") else { continue };
+        named += 1;
+        let declared = format!("fn {test}()");
+        let is_there = |source: &SourceFile| source.text.contains(&declared);
+        let found = if file == "consul" {
+            real.iter().any(is_there)
+        } else {
+            sources.iter().any(|source| source.path.ends_with(&format!("/{file}.rs")) && is_there(source))
+        };
+        if !found && test != "…" {
+            faults.push(format!("docs/consul-rules.md: no test {name}"));
+        }
+    }
+    assert!(named > 50, "{named}");
+    expect_none(&faults, "a rule is held by a test");
 }

@@ -35,8 +35,6 @@ pub struct Meta {
     pub default_deny: Option<bool>,
     /// `X-Consul-Results-Filtered-By-ACLs`, in newer versions: whether the token hid something.
     pub filtered: bool,
-    /// `X-Consul-Query-Backend`, from Consul 1.10 on.
-    pub backend: Option<String>,
 }
 
 impl Meta {
@@ -50,7 +48,6 @@ impl Meta {
             age: Duration::from_secs(number(AGE.as_str()).unwrap_or(0)),
             default_deny: text("x-consul-default-acl-policy").map(|policy| policy == "deny"),
             filtered: text("x-consul-results-filtered-by-acls") == Some("true"),
-            backend: text("x-consul-query-backend").map(str::to_owned),
         }
     }
 }
@@ -214,7 +211,6 @@ mod tests {
             ("age", "3"),
             ("x-consul-default-acl-policy", "deny"),
             ("x-consul-results-filtered-by-acls", "true"),
-            ("x-consul-query-backend", "streaming"),
         ] {
             headers.insert(name, value.parse().unwrap());
         }
@@ -225,7 +221,6 @@ mod tests {
             age: Duration::from_secs(3),
             default_deny: Some(true),
             filtered: true,
-            backend: Some("streaming".to_owned()),
         };
         assert_eq!(Meta::read(&headers), expected);
         let silent = Meta::read(&HeaderMap::new());

@@ -149,19 +149,19 @@ pub(super) async fn follow<Q: Question>(
     let mut in_doubt = false;
     loop {
         around.contacts.turned(&label);
-        let continued = around.lane.lock().await.is_continued();
-        let ask = match watch.step(Instant::now(), continued, fastrand::f64()) {
+        // Waiting for a shared connection is a sign of life, too.
+        let Ok(client) = tokio::time::timeout(NAP_MAX, around.lane.lock()).await else { continue };
+        let ask = match watch.step(Instant::now(), client.is_continued(), fastrand::f64()) {
             Step::Pause(until) => {
+                drop(client);
                 tokio::time::sleep_until(until.min(Instant::now() + NAP_MAX)).await;
                 continue;
             }
             Step::Ask(ask) => ask,
         };
-        let asked = {
-            let client = around.lane.lock().await;
-            let began = Instant::now();
-            question.ask(&client, &ask).await.map(|answer| (answer, began.elapsed()))
-        };
+        let began = Instant::now();
+        let asked = question.ask(&client, &ask).await.map(|answer| (answer, began.elapsed()));
+        drop(client);
         let (Answer { meta, value }, took) = match asked {
             Ok(answer) => answer,
             Err(error) => {

@@ -58,36 +58,11 @@ pub fn start(
     last_known: &Arc<View>,
     names: watch::Receiver<BTreeSet<ServiceName>>,
 ) -> Result<Consul, http_client::Error> {
-    let tag = settings.all_with_tag.clone();
-    let addresses = settings.addresses.len();
-    let shared = Shared::new(settings);
-    let lane = |number| Ok(Arc::new(Mutex::new(Client::new(&shared, number)?)));
-    let lanes = (0..SHARED_LANES).map(lane).collect::<Result<Vec<Lane>, http_client::Error>>()?;
-    let prober = Client::new(&shared, 0)?;
-    let (default_deny, _) = watch::channel(true);
     let (news, heard) = mpsc::channel(NEWS_MAX);
     let (view, published) = watch::channel(Arc::clone(last_known));
-    let contacts = Contacts::default();
-    let mut mirror = Mirror {
-        shared,
-        blocking_max: CONNECTIONS_PER_ADDRESS_MAX * addresses.saturating_sub(1).max(1),
-        lanes,
-        number: 0,
-        asked_for: BTreeSet::new(),
-        tagged: BTreeMap::new(),
-        tag_watch: None,
-        services: BTreeMap::new(),
-        full: false,
-        tasks: JoinSet::new(),
-        contacts: contacts.clone(),
-        default_deny: default_deny.subscribe(),
-        news,
-        view,
-    };
-    mirror.remember(last_known, &names.borrow(), tag.is_some());
-    // Ends with the mirror's JoinSet.
-    mirror.tasks.spawn(probe(prober, default_deny));
-    mirror.tag_watch = tag.map(|tag| TagWatch { tag, running: None });
+    let mut mirror = Mirror::new(settings, news, view)?;
+    mirror.remember(last_known, &names.borrow());
+    let contacts = mirror.contacts.clone();
     // Ends when nobody wants the view any more; every watch is aborted with it.
     tokio::spawn(mirror.run(names, heard));
     Ok(Consul { view: published, contacts })
@@ -140,6 +115,39 @@ impl Drop for Running {
 }
 
 impl Mirror {
+    fn new(
+        settings: Settings,
+        news: mpsc::Sender<News>,
+        view: watch::Sender<Arc<View>>,
+    ) -> Result<Self, http_client::Error> {
+        let tag_watch = settings.all_with_tag.clone().map(|tag| TagWatch { tag, running: None });
+        let blocking_max = CONNECTIONS_PER_ADDRESS_MAX * settings.addresses.len().saturating_sub(1).max(1);
+        let shared = Shared::new(settings);
+        let lane = |number| Ok(Arc::new(Mutex::new(Client::new(&shared, number)?)));
+        let lanes = (0..SHARED_LANES).map(lane).collect::<Result<Vec<Lane>, http_client::Error>>()?;
+        let prober = Client::new(&shared, 0)?;
+        let (said, default_deny) = watch::channel(true);
+        let mut tasks = JoinSet::new();
+        // Ends with the mirror's JoinSet.
+        tasks.spawn(probe(prober, said));
+        Ok(Self {
+            shared,
+            blocking_max,
+            lanes,
+            number: 0,
+            asked_for: BTreeSet::new(),
+            tagged: BTreeMap::new(),
+            tag_watch,
+            services: BTreeMap::new(),
+            full: false,
+            tasks,
+            contacts: Contacts::default(),
+            default_deny,
+            news,
+            view,
+        })
+    }
+
     async fn run(
         mut self,
         mut names: watch::Receiver<BTreeSet<ServiceName>>,
@@ -178,7 +186,8 @@ impl Mirror {
 
     /// Takes over what an earlier life published, as far as it is still asked for. With a tag, what is not asked for
     /// by name may have been there for its tag: it stays until the catalog has spoken.
-    fn remember(&mut self, last_known: &View, names: &BTreeSet<ServiceName>, with_tag: bool) {
+    fn remember(&mut self, last_known: &View, names: &BTreeSet<ServiceName>) {
+        let with_tag = self.tag_watch.is_some();
         for (service, members) in &last_known.members {
             let list = members.iter().filter(|member| member.source == Source::Consul).map(|member| {
                 let instance = Instance {
@@ -398,5 +407,56 @@ async fn probe(client: Client, default_deny: watch::Sender<bool>) {
             Err(_) => back_off.next(fastrand::f64()),
         };
         tokio::time::sleep(pause).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_hangs_is_started_anew() {
+        let settings = Settings::at("unix:///nobody/is/there".parse().unwrap());
+        let (news, _heard) = mpsc::channel(NEWS_MAX);
+        let mut mirror = Mirror::new(settings, news, watch::channel(Arc::default()).0).unwrap();
+        let ads = ServiceName::parse("ads").unwrap();
+        mirror.asked_for.insert(ads.clone());
+        let task = mirror.tasks.spawn(std::future::pending());
+        let hanging = Watched { running: Some(Running { number: 0, task }), ..Watched::default() };
+        mirror.services.insert(ads.clone(), hanging);
+        mirror.contacts.begin(&health_label(&ads));
+        let number = |mirror: &Mirror| mirror.services[&ads].running.as_ref().unwrap().number;
+
+        tokio::time::advance(WATCHDOG).await;
+        mirror.look_after();
+        assert_eq!(number(&mirror), 0, "not yet");
+        tokio::time::advance(WATCHDOG_EVERY).await;
+        mirror.look_after();
+        assert_eq!(number(&mirror), 1);
+        assert!(mirror.contacts.stuck(WATCHDOG).is_empty());
+        // Failing is a sign of life: the new one goes on and on without being restarted.
+        for _ in 0..300 {
+            tokio::time::sleep(WATCHDOG_EVERY).await;
+            mirror.look_after();
+        }
+        assert_eq!(number(&mirror), 1);
+        let ended = mirror.tasks.join_next().await.unwrap();
+        assert!(ended.unwrap_err().is_cancelled(), "the hanging one was ended");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_panics_is_started_anew() {
+        let settings = Settings::at("unix:///nobody/is/there".parse().unwrap());
+        let (news, _heard) = mpsc::channel(NEWS_MAX);
+        let mut mirror = Mirror::new(settings, news, watch::channel(Arc::default()).0).unwrap();
+        let ads = ServiceName::parse("ads").unwrap();
+        mirror.asked_for.insert(ads.clone());
+        let task = mirror.tasks.spawn(async { panic!("a bug") });
+        let running = Some(Running { number: 0, task });
+        mirror.services.insert(ads.clone(), Watched { running, ..Watched::default() });
+        let ended = mirror.tasks.join_next_with_id().await.unwrap().unwrap_err();
+        mirror.bury(ended.id());
+        mirror.look_after();
+        assert_eq!(mirror.services[&ads].running.as_ref().unwrap().number, 1);
     }
 }

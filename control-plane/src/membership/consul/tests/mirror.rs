@@ -302,6 +302,9 @@ async fn the_services_with_the_tag_are_mirrored_too() {
     scene.fake.set("shop", &[]);
     scene.keeps("shop", &["s"], Duration::from_millis(1_500)).await;
     scene.shows("shop", &[]).await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(9)).await;
+    tokio::time::resume();
     scene.until("shop is forgotten", |view| !view.endpoints.contains_key("shop")).await;
     scene.shows("ads", &["a"]).await;
 }

@@ -29,7 +29,6 @@ fn meta(index: u64) -> Meta {
         age: Duration::ZERO,
         default_deny: None,
         filtered: false,
-        backend: None,
     }
 }
 
