@@ -1,7 +1,7 @@
 //! How a proxy leaves: the phases of a drain, told to everyone who has to act on one.
 //!
 //! Serving → Announcing (not ready, deregistered, still accepting) → Closing (`Connection: close` and GOAWAY,
-//! still accepting) → Over. There is no way back.
+//! still accepting) → Ending (nothing is left, nothing new is taken) → Over. There is no way back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::settings::DrainTimes;
+
+/// How long before the deadline nothing new is taken any more, at most.
+const ENDING_MAX: Duration = Duration::from_secs(1);
 
 /// How far a drain is. The order means something: later phases include what the earlier ones ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,6 +23,9 @@ pub(crate) enum Phase {
     Announcing,
     /// Answers say that the connection ends; idle connections wait for their next request.
     Closing,
+    /// Nothing is taken from the listeners any more. Who waits in their queues is taken by the process that
+    /// inherited them, where there is one; what came in a moment before is finished.
+    Ending,
     /// Whatever is left is ended.
     Over,
 }
@@ -59,12 +65,12 @@ impl Drain {
     }
 
     /// Waits for the begin of the drain and leads it to its end: `deregistered` is run at once and may take
-    /// at most the whole announcement, then the deadline is waited for, or for `idle`, which says that nothing is left.
+    /// at most the whole announcement, then the deadline is waited for, or for `idle`, which resolves while nothing is left.
     pub(crate) async fn lead(
         &self,
         times: DrainTimes,
         deregistered: impl Future<Output = ()>,
-        idle: impl Future<Output = ()>,
+        idle: impl AsyncFn(),
     ) {
         let mut phases = self.phases();
         // The sender lives in self: this cannot fail.
@@ -82,8 +88,13 @@ impl Drain {
         // The announcement counts from the moment at which nobody is sent here any more.
         sleep_until((Instant::now() + times.announce).min(deadline)).await;
         self.advance(Phase::Closing);
-        let left = deadline.saturating_duration_since(Instant::now());
-        if tokio::time::timeout(left, idle).await.is_err() {
+        // Callers that come and come are turned away before the deadline, so that it cuts off none of their requests.
+        let closing = deadline.saturating_duration_since(Instant::now());
+        let ending = (closing / 4).min(ENDING_MAX);
+        drop(tokio::time::timeout(closing.saturating_sub(ending), idle()).await);
+        self.advance(Phase::Ending);
+        // Once more in any case: something may have been accepted before everyone had heard of it.
+        if tokio::time::timeout(deadline.saturating_duration_since(Instant::now()), idle()).await.is_err() {
             tracing::warn!("draining: the deadline is over; ending what is left");
         }
         self.advance(Phase::Over);
@@ -109,7 +120,9 @@ mod tests {
         let drain = Drain::new();
         let lead = {
             let drain = drain.clone();
-            tokio::spawn(async move { drain.lead(TIMES, async {}, std::future::pending()).await })
+            tokio::spawn(
+                async move { drain.lead(TIMES, async {}, async || std::future::pending().await).await },
+            )
         };
         began(&drain).await;
         let start = Instant::now();
@@ -128,7 +141,7 @@ mod tests {
         let lead = {
             let drain = drain.clone();
             let slow = tokio::time::sleep(Duration::from_secs(2));
-            tokio::spawn(async move { drain.lead(TIMES, slow, async {}).await })
+            tokio::spawn(async move { drain.lead(TIMES, slow, async || {}).await })
         };
         began(&drain).await;
         let start = Instant::now();
@@ -143,7 +156,7 @@ mod tests {
         drain.begin();
         drain.begin();
         let start = Instant::now();
-        drain.lead(TIMES, std::future::pending(), std::future::pending()).await;
+        drain.lead(TIMES, std::future::pending(), async || std::future::pending().await).await;
         assert_eq!(start.elapsed().as_millis() / 10, 800);
         assert_eq!(drain.phase(), Phase::Over);
     }

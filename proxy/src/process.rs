@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use gilmok_config::address::Address;
 use gilmok_config::endpoint::Endpoint;
 use gilmok_config::name::Name;
@@ -158,7 +159,7 @@ async fn live(
     let told = watch::Sender::new(None);
     let Some(command) = command else {
         tokio::select! {
-            () = drain.lead(times, deregistered, no_connections(shared)) => {}
+            () = drain.lead(times, deregistered, async || no_connections(shared).await) => {}
             error = signals(drain, shared, sources, &told) => return Err(error),
         }
         return Ok(ExitCode::SUCCESS);
@@ -174,9 +175,10 @@ async fn live(
         // Told to leave before there was anything to leave.
         () = reached(drain, Phase::Announcing) => return Ok(ExitCode::SUCCESS),
     }
-    let mut running = Command::start(command)?;
+    let mut running =
+        Command::start(command).with_context(|| format!("cannot start {}", command[0].display()))?;
     let ended = watch::Sender::new(None);
-    let idle = async {
+    let idle = async || {
         drop(ended.subscribe().wait_for(Option::is_some).await);
         no_connections(shared).await;
     };
@@ -389,7 +391,7 @@ async fn want(
 ) {
     loop {
         let now = match *phases.borrow_and_update() {
-            Phase::Announcing | Phase::Closing | Phase::Over => Wanted::Leave,
+            Phase::Announcing | Phase::Closing | Phase::Ending | Phase::Over => Wanted::Leave,
             Phase::Serving if *generations.borrow_and_update() > 0 && *healthy.borrow_and_update() => {
                 Wanted::Registered
             }

@@ -43,7 +43,7 @@ pub(super) fn state(admin: &Admin) -> &'static str {
     match admin.drain.phase() {
         Phase::Serving if admin.in_force.load().generation > 0 => "ready",
         Phase::Serving => "waiting",
-        Phase::Announcing | Phase::Closing | Phase::Over => "draining",
+        Phase::Announcing | Phase::Closing | Phase::Ending | Phase::Over => "draining",
     }
 }
 

@@ -214,7 +214,9 @@ fn ready(admin: &Admin) -> Result<Response<Full<Bytes>>, Problem> {
     match admin.drain.phase() {
         Phase::Serving if admin.in_force.load().generation > 0 => Ok(text("ready\n")),
         Phase::Serving => Err(Problem::unavailable("there is no snapshot in force yet")),
-        Phase::Announcing | Phase::Closing | Phase::Over => Err(Problem::unavailable("draining")),
+        Phase::Announcing | Phase::Closing | Phase::Ending | Phase::Over => {
+            Err(Problem::unavailable("draining"))
+        }
     }
 }
 

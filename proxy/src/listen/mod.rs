@@ -15,6 +15,7 @@ use std::time::Duration;
 use gilmok_config::decide::Listener;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::drain::Phase;
 use crate::worker::Worker;
 use caller::Caller;
 
@@ -43,8 +44,14 @@ pub(crate) fn start(worker: &Rc<Worker>, gate: Gate) -> io::Result<()> {
 }
 
 async fn accept(worker: Rc<Worker>, listener: Listener, app: Option<usize>, socket: TcpListener) {
+    let mut phases = worker.shared.phase.clone();
     loop {
-        match socket.accept().await {
+        let accepted = tokio::select! {
+            accepted = socket.accept() => accepted,
+            // Who still waits in the queue is for the process that inherited it, if there is one.
+            _ = phases.wait_for(|phase| *phase >= Phase::Ending) => return,
+        };
+        match accepted {
             Ok((stream, peer)) => {
                 // At the limit one caller waits here and the others in the kernel's queue.
                 let permit = Arc::clone(&worker.shared.connections).acquire_owned().await;

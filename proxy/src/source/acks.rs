@@ -80,7 +80,7 @@ impl Reporter {
             let state = match *self.phases.borrow_and_update() {
                 Phase::Serving if confirmed > 0 => ProxyState::Ready,
                 Phase::Serving => ProxyState::Waiting,
-                Phase::Announcing | Phase::Closing | Phase::Over => ProxyState::Draining,
+                Phase::Announcing | Phase::Closing | Phase::Ending | Phase::Over => ProxyState::Draining,
             };
             news.send_if_modified(|ack| {
                 let changed = ack.refused != refused || ack.state != state;
