@@ -84,7 +84,6 @@ fn settings(settings: &Settings, admin: &Admin) -> Value {
             "uri_bytes": limits.uri_bytes,
             "body_bytes": limits.body_bytes,
             "requests_in_flight": limits.requests_in_flight,
-            "buffered_bytes": limits.buffered_bytes,
             "h2_streams": limits.h2_streams,
             "header_timeout": format_duration(limits.header_timeout),
             "upstream_idle_timeout": format_duration(limits.upstream_idle_timeout),

@@ -9,7 +9,7 @@ use gilmok_config::grammar::{Table, Value};
 pub struct Limits {
     /// Connections from downstream, over all listeners and workers. An idle one costs about 10 KiB;
     /// the default of 16384 keeps that below 200 MiB and leaves as many descriptors for upstreams
-    /// under the usual limit of 65536. More are accepted and closed at once.
+    /// under the usual limit of 65536. More wait in the kernel's queue until one ends.
     pub connections: u32,
     /// Connections from one IP address. No limit by default: a sidecar's callers share one address.
     /// Worth setting for an edge listener. Never applied to loopback.
@@ -21,12 +21,9 @@ pub struct Limits {
     pub uri_bytes: usize,
     /// Body of a request, in bytes; more is 413. No limit by default: bodies stream and cost no memory.
     pub body_bytes: Option<u64>,
-    /// Requests in flight, over all services and workers; more are refused with 503. The default of
-    /// 16384 lies far above `max_concurrent` of one service, so it speaks up only when many pile up.
+    /// Requests in flight, over all services; each worker takes its share and refuses more with 503. The
+    /// default of 16384 lies far above `max_concurrent` of one service, so it speaks up only when many pile up.
     pub requests_in_flight: u32,
-    /// Request bodies kept for a second try, in bytes, over all workers; what does not fit is not
-    /// retried. 64 MiB are a thousand of the largest that are kept (64 KiB).
-    pub buffered_bytes: usize,
     /// Streams that one HTTP/2 connection may have open.
     pub h2_streams: u32,
     /// From the first byte of a connection, or the end of the request before, to the end of a
@@ -51,7 +48,6 @@ impl Default for Limits {
             uri_bytes: 16 << 10,
             body_bytes: None,
             requests_in_flight: 16_384,
-            buffered_bytes: 64 << 20,
             h2_streams: 200,
             header_timeout: Duration::from_secs(10),
             upstream_idle_timeout: Duration::from_secs(4),
@@ -82,7 +78,6 @@ impl Limits {
         // hyper reads a head into one buffer that must hold at least 8 KiB.
         let header_bytes = size("header_bytes", default.header_bytes, 8 << 10, 1 << 20);
         let uri_bytes = size("uri_bytes", default.uri_bytes, 256, 65_534);
-        let buffered_bytes = size("buffered_bytes", default.buffered_bytes, 0, 1 << 40);
         let upstream_idle_connections = table
             .optional("upstream_idle_connections")
             .and_then(|v| v.integer(0_u32, 65_535))
@@ -98,7 +93,6 @@ impl Limits {
             uri_bytes,
             body_bytes,
             requests_in_flight,
-            buffered_bytes,
             h2_streams,
             header_timeout: duration("header_timeout", default.header_timeout),
             upstream_idle_timeout: duration("upstream_idle_timeout", default.upstream_idle_timeout),
