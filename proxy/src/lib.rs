@@ -2,7 +2,8 @@
 //!
 //! In reading order: what a process is told ([`settings`]), how it lives (`process`), where it listens
 //! (`sockets`) and how it leaves (`drain`), where snapshots come from (`source`) and what is in force
-//! (`current`), the threads (`worker`) that take connections (`listen`) and act on requests (`request`),
+//! (`current`, with names kept by `resolve`), the threads (`thread`) that take connections (`listen`, `caller`)
+//! and act on requests (`request`) with what each `worker` owns,
 //! the called side (`upstream`) and its `health`, and what is told of it all (`admin`, `metrics`,
 //! `telemetry`, `access_log`).
 
@@ -20,9 +21,17 @@ mod source;
 
 mod current;
 
-mod worker;
+mod resolve;
+
+mod thread;
 
 mod listen;
+
+mod caller;
+
+mod worker;
+
+mod executor;
 
 mod request;
 

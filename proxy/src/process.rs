@@ -24,13 +24,14 @@ use crate::current::{InForce, LocalApp};
 use crate::drain::{Drain, Phase};
 use crate::health;
 use crate::metrics::TargetSeries;
+use crate::resolve;
 use crate::settings::{App, DrainTimes, Settings, Source};
 use crate::sockets::Sockets;
 use crate::source::registration::{Announced, Registrar, Wanted};
 use crate::source::{Identity, Sources};
 use crate::telemetry::{Logs, Metrics};
-use crate::upstream::resolve;
-use crate::worker::{Shared, Worker};
+use crate::thread;
+use crate::worker::Shared;
 use crate::{EXIT_CONFIGURATION, EXIT_INTERNAL};
 
 /// How often it is looked whether connections are left, once there should be none.
@@ -336,7 +337,7 @@ fn start_workers(
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             let phase = shared.phase.clone();
             let death = Death { index, told };
-            if let Err(error) = Worker::run(index, shared, gates) {
+            if let Err(error) = thread::run(index, shared, gates) {
                 tracing::error!("worker {index}: {error}");
             } else if *phase.borrow() == Phase::Over {
                 // The good end; nobody needs to know.

@@ -1,11 +1,12 @@
-//! One worker: a thread with a runtime of its own, its view of what is in force, its connections.
+//! One worker: its view of what is in force, its connections, and what it shares with the others.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::ops::Deref;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
@@ -14,14 +15,9 @@ use tokio::sync::{Semaphore, watch};
 use crate::access_log::AccessLog;
 use crate::current::{Current, InForce};
 use crate::drain::Phase;
-use crate::listen::caller::PerIp;
-use crate::listen::{self, Gate};
 use crate::metrics::TargetSeries;
 use crate::settings::{Limits, Network, UnknownHosts};
 use crate::upstream::pool::Pools;
-
-/// How often idle connections are looked through.
-const SWEEP: Duration = Duration::from_secs(1);
 
 /// What all workers of a proxy share.
 #[derive(Debug)]
@@ -36,7 +32,7 @@ pub(crate) struct Shared {
     /// One permit for each connection that may be open; admin and metrics listeners need none.
     pub(crate) connections: Arc<Semaphore>,
     /// Open connections by address, where `connections_per_ip` asks for it.
-    pub(crate) per_ip: PerIp,
+    pub(crate) per_ip: Mutex<HashMap<IpAddr, u32>>,
     /// Open connections by listener: edge, inbound, outbound.
     pub(crate) open: [AtomicU32; 3],
     /// Counts requests that no service answers to.
@@ -71,7 +67,7 @@ impl Deref for View {
 }
 
 impl Worker {
-    fn new(index: usize, shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(index: usize, shared: Arc<Shared>) -> Self {
         let cache = Cache::new(Arc::clone(shared.in_force.cell()));
         let view = RefCell::new(Rc::new(View(shared.in_force.load())));
         let phase = Cell::new(*shared.phase.borrow());
@@ -97,68 +93,5 @@ impl Worker {
             *view = Rc::new(View(Arc::clone(current)));
         }
         Rc::clone(&view)
-    }
-
-    /// Serves until the drain is over. Runs on a thread of its own.
-    ///
-    /// # Errors
-    /// When the thread's runtime cannot be made or a listener cannot be registered with it.
-    pub(crate) fn run(index: usize, shared: Arc<Shared>, gates: Vec<Gate>) -> std::io::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build_local(tokio::runtime::LocalOptions::default())?;
-        runtime.block_on(async move {
-            let mut phases = shared.phase.clone();
-            let worker = Rc::new(Self::new(index, shared));
-            // Each of these ends with the runtime.
-            tokio::task::spawn_local(Rc::clone(&worker).follow());
-            tokio::task::spawn_local(Rc::clone(&worker).sweep());
-            for gate in gates {
-                listen::start(&worker, gate)?;
-            }
-            loop {
-                let phase = *phases.borrow_and_update();
-                worker.phase.set(phase);
-                if phase == Phase::Over || phases.changed().await.is_err() {
-                    return Ok(());
-                }
-            }
-        })
-    }
-
-    /// Takes what is put in force, also while no request comes: old connections close and acks can be sent.
-    async fn follow(self: Rc<Self>) {
-        let mut generations = self.shared.in_force.generations();
-        loop {
-            generations.mark_unchanged();
-            let view = self.view();
-            self.pools.keep(view.endpoints());
-            self.shared.in_force.take(self.index, view.generation);
-            drop(view);
-            if generations.changed().await.is_err() {
-                return;
-            }
-        }
-    }
-
-    async fn sweep(self: Rc<Self>) {
-        loop {
-            tokio::time::sleep(SWEEP).await;
-            self.pools.sweep();
-        }
-    }
-}
-
-/// Runs what hyper's HTTP/2 spawns on the worker's own thread.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct LocalExecutor;
-
-impl<F> hyper::rt::Executor<F> for LocalExecutor
-where
-    F: Future + 'static,
-{
-    fn execute(&self, future: F) {
-        // Ends with its stream or connection.
-        tokio::task::spawn_local(async move { drop(future.await) });
     }
 }

@@ -1,7 +1,5 @@
 //! Taking connections: accept, find out what is spoken, serve until the connection or the drain ends.
 
-pub(crate) mod caller;
-
 mod socket;
 
 mod serve;
@@ -9,15 +7,14 @@ mod serve;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use gilmok_config::decide::Listener;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::caller::Caller;
 use crate::drain::Phase;
 use crate::worker::Worker;
-use caller::Caller;
 
 /// How long accepting pauses when the process has no descriptor or memory left for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -73,8 +70,5 @@ async fn accept(worker: Rc<Worker>, listener: Listener, app: Option<usize>, sock
 async fn connection(worker: Rc<Worker>, caller: Rc<Caller>, stream: TcpStream) {
     // Without it streamed frames wait up to 40 ms for an acknowledgement.
     drop(stream.set_nodelay(true));
-    let open = &worker.shared.open[caller.listener as usize];
-    open.fetch_add(1, Relaxed);
     serve::serve(&worker, &caller, stream).await;
-    open.fetch_sub(1, Relaxed);
 }

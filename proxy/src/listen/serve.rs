@@ -14,12 +14,13 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
-use super::caller::{Caller, Expired};
 use super::socket::{PREFACE, Socket};
+use crate::caller::{Caller, Expired};
 use crate::clock;
 use crate::drain::Phase;
+use crate::executor::LocalExecutor;
 use crate::request::{self, body::Answer};
-use crate::worker::{LocalExecutor, Worker};
+use crate::worker::Worker;
 
 /// Buffer of an HTTP/1 connection from a caller; it grows to this only while bodies flow.
 const H1_BUFFER_BYTES_MAX: usize = 128 << 10;

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
-use super::caller::Activity;
+use crate::caller::Activity;
 use crate::gather;
 
 /// The preface that begins HTTP/2 with prior knowledge (RFC 9113, 3.4).

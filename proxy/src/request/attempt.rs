@@ -1,5 +1,6 @@
 //! Trying an endpoint, and once more another one where nothing of the request was sent.
 
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,7 +12,6 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::body::{Progress, Upload, UploadFault};
 use super::fault::Fault;
 use super::headers::{GILMOK_SHARD, GILMOK_TIMEOUT, GILMOK_VERSION, PROXY_STATUS};
 use super::record::Record;
@@ -22,6 +22,7 @@ use crate::upstream::connect::ConnectError;
 use crate::upstream::endpoint::EndpointState;
 use crate::upstream::pool::{Lease, Pool};
 use crate::upstream::service::{Shared, Upstream};
+use crate::upstream::upload::{Progress, Upload, UploadFault};
 
 /// Tries beyond the first one. More, and for other reasons, are a policy of their own.
 const RETRIES: u32 = 1;
@@ -294,9 +295,18 @@ fn broken(error: &hyper::Error, reused: bool, deadline: &Deadline) -> Failed {
         // HTTP/2 says that the stream was not taken up; the caller's spare copy goes elsewhere.
         None if not_taken_up(error) => failed(Fault::Unreachable, Outcome::Refused),
         // Between two requests the endpoint may close at any time: counted apart.
-        None if reused && error.is_incomplete_message() => failed(Fault::Reset, Outcome::StaleConnection),
+        None if reused && was_cut(error) => failed(Fault::Reset, Outcome::StaleConnection),
         None => failed(Fault::Reset, Outcome::Reset),
     }
+}
+
+/// Whether the connection ended before anything came back, by a FIN or by a reset.
+fn was_cut(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    error.is_incomplete_message()
+        || source.is_some_and(|error| {
+            matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+        })
 }
 
 fn not_taken_up(error: &hyper::Error) -> bool {

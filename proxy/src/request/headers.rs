@@ -4,7 +4,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
 
 use super::head::{Seen, tokens};
-use crate::listen::caller::Caller;
+use crate::caller::Caller;
 use gilmok_config::decide::Listener;
 
 const FEATURE_FLAGS: HeaderName = HeaderName::from_static("feature-flags");
@@ -130,14 +130,14 @@ fn told_length(headers: &HeaderMap) -> Option<u64> {
     if lines.next().is_some() { None } else { only.to_str().ok()?.parse().ok() }
 }
 
-/// Takes off `Connection` and what it names, except what routing needs.
+/// Takes off `Connection` and what it names, except what routing needs and what we set: a caller cannot name that away.
 fn strip_named(headers: &mut HeaderMap) {
     let lines: Vec<HeaderValue> = headers.get_all(header::CONNECTION).iter().cloned().collect();
     headers.remove(header::CONNECTION);
     for name in lines.iter().flat_map(tokens) {
         if let Ok(name) = HeaderName::from_bytes(name.as_bytes())
             && name != header::HOST
-            && !is_mesh_field(&name)
+            && !is_ours(&name)
         {
             headers.remove(name);
         }
@@ -146,6 +146,12 @@ fn strip_named(headers: &mut HeaderMap) {
 
 fn is_mesh_field(name: &HeaderName) -> bool {
     name.as_str().starts_with("gilmok-") || *name == FEATURE_FLAGS
+}
+
+/// Whether a field is set or overwritten here.
+fn is_ours(name: &HeaderName) -> bool {
+    is_mesh_field(name)
+        || [X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, TRACEPARENT].contains(name)
 }
 
 fn strip_mesh_fields(headers: &mut HeaderMap) {

@@ -28,12 +28,13 @@ use http::uri::PathAndQuery;
 use http::{Method, Request, Response, Uri};
 use hyper::body::Incoming;
 
+use crate::caller::Caller;
 use crate::drain::Phase;
-use crate::listen::caller::Caller;
 use crate::settings::UnknownHosts;
+use crate::upstream::upload::Upload;
 use crate::worker::{View, Worker};
 use attempt::Deadline;
-use body::{Answer, Upload};
+use body::Answer;
 use fault::Fault;
 use head::Seen;
 use record::{Place, Record};

@@ -10,15 +10,15 @@ use http::Request;
 use hyper::body::Incoming;
 
 use super::attempt::{self, Deadline};
-use super::body::Upload;
 use super::fault::Fault;
 use super::head::Seen;
 use super::record::Record;
 use super::respond::Outcome;
 use super::{headers, may_pass, named_host, tunnel};
-use crate::listen::caller::Caller;
+use crate::caller::Caller;
 use crate::upstream::endpoint::{EndpointState, Peer};
 use crate::upstream::service::Upstream;
+use crate::upstream::upload::Upload;
 use crate::worker::Worker;
 
 /// The port of a host that names none.

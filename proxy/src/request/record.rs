@@ -10,15 +10,15 @@ use http::header::{HeaderMap, HeaderValue};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use super::body::Progress;
 use super::fault::{Fault, Told};
 use super::head::Seen;
 use super::headers::X_REQUEST_ID;
 use crate::access_log::Entry;
-use crate::listen::caller::Caller;
+use crate::caller::Caller;
 use crate::metrics::{Code, TargetSeries};
 use crate::upstream::endpoint::EndpointState;
 use crate::upstream::service::Upstream;
+use crate::upstream::upload::Progress;
 use crate::worker::{View, Worker};
 
 /// Where a request was sent: a service of the mesh, or an app beside this proxy.

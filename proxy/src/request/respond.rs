@@ -1,6 +1,6 @@
 //! The only place where an outcome becomes an answer to the caller.
 
-use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, UPGRADE};
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
@@ -29,15 +29,16 @@ pub(crate) enum Outcome {
 pub(crate) struct Terms {
     method: Method,
     version: Version,
-    /// Whether the request has a body that may be unread when an answer of our own goes out.
-    has_body: bool,
+    /// Whether more may follow the head that is unread when an answer of our own goes out: a body, or
+    /// bytes of the protocol that an upgrade asked for.
+    may_go_on: bool,
     draining: bool,
 }
 
 impl Terms {
     pub(crate) fn of(request: &Request<Incoming>, draining: bool) -> Self {
-        let has_body = !request.body().is_end_stream();
-        Self { method: request.method().clone(), version: request.version(), has_body, draining }
+        let may_go_on = !request.body().is_end_stream() || request.headers().contains_key(UPGRADE);
+        Self { method: request.method().clone(), version: request.version(), may_go_on, draining }
     }
 }
 
@@ -100,11 +101,11 @@ fn relay(
 fn switch(mut answered: Answered, upgrade: OnUpgrade, mut record: Box<Record>) -> Response<Answer> {
     let upstream = hyper::upgrade::on(&mut answered.response);
     let (mut head, _no_body) = answered.response.into_parts();
-    let protocol = head.headers.get(http::header::UPGRADE).cloned();
+    let protocol = head.headers.get(UPGRADE).cloned();
     prepare_answer(&mut head.headers, head.status, &Method::GET, None);
     head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     if let Some(protocol) = protocol {
-        head.headers.insert(http::header::UPGRADE, protocol);
+        head.headers.insert(UPGRADE, protocol);
     }
     head.version = Version::HTTP_11;
     record.answered(head.status);
@@ -126,7 +127,7 @@ fn own(fault: Fault, terms: &Terms, mut record: Box<Record>) -> Response<Answer>
         headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     // What is unread would be taken for the next request.
-    if (terms.has_body || terms.draining || told.status == StatusCode::BAD_REQUEST)
+    if (terms.may_go_on || terms.draining || told.status == StatusCode::BAD_REQUEST)
         && can_close(terms.version)
     {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));

@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use super::fault::Fault;
 use super::may_pass;
 use super::record::Record;
-use crate::listen::caller::Caller;
+use crate::caller::Caller;
 use crate::worker::Worker;
 
 /// Buffer of a tunnel, each way. 4 KiB are a bottleneck; tens of thousands of quiet tunnels should fit into memory.

@@ -8,6 +8,6 @@ pub(crate) mod balance;
 
 pub(crate) mod connect;
 
-pub(crate) mod pool;
+pub(crate) mod upload;
 
-pub(crate) mod resolve;
+pub(crate) mod pool;

@@ -17,10 +17,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::connect::{ConnectError, Socket, connect};
 use super::endpoint::EndpointState;
+use super::upload::Upload;
 use crate::clock;
-use crate::request::body::Upload;
+use crate::executor::LocalExecutor;
 use crate::settings::Limits;
-use crate::worker::LocalExecutor;
 
 /// Most HTTP/2 connections that a worker keeps to one endpoint.
 const H2_CONNECTIONS_MAX: usize = 8;

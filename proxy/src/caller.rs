@@ -1,9 +1,7 @@
 //! Who is at the other end of a downstream connection, and what the connection is doing.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -34,6 +32,7 @@ pub(crate) struct Caller {
     pub(crate) activity: Arc<Activity>,
     _permit: OwnedSemaphorePermit,
     _counted: Option<CountedIp>,
+    _open: Open,
 }
 
 /// What a connection is doing; written by its socket and its requests, read by its timer.
@@ -91,6 +90,7 @@ impl Caller {
             activity,
             _permit: permit,
             _counted: counted,
+            _open: Open::new(&worker.shared, listener),
         })
     }
 }
@@ -155,8 +155,25 @@ impl Activity {
     }
 }
 
-/// Open connections by address, for `connections_per_ip`.
-pub(crate) type PerIp = Mutex<HashMap<IpAddr, u32>>;
+/// One connection counted as open until it is dropped. Its requests hold it too, so a tunnel counts until its end.
+#[derive(Debug)]
+struct Open {
+    shared: Arc<Shared>,
+    listener: Listener,
+}
+
+impl Open {
+    fn new(shared: &Arc<Shared>, listener: Listener) -> Self {
+        shared.open[listener as usize].fetch_add(1, Relaxed);
+        Self { shared: Arc::clone(shared), listener }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.shared.open[self.listener as usize].fetch_sub(1, Relaxed);
+    }
+}
 
 /// One connection counted for its address until it is dropped.
 #[derive(Debug)]
