@@ -14,6 +14,18 @@ pub fn resident_bytes(pid: u32) -> u64 {
     kib * 1024
 }
 
+/// Processor time used so far, user and system, in ticks of the kernel (usually 10 ms).
+///
+/// # Panics
+/// When the process is gone.
+#[must_use]
+pub fn cpu_ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process runs");
+    // The name in parentheses may hold anything; the fields are counted behind it.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    fields[11..13].iter().filter_map(|field| field.parse::<u64>().ok()).sum()
+}
+
 /// How many descriptors the process has open.
 ///
 /// # Panics

@@ -141,7 +141,11 @@ impl Upstream {
 impl Conversation {
     /// Reads a request, for as long as the proxy keeps the connection; `None` at its end.
     pub async fn request(&mut self) -> Option<Message> {
-        let patience = Duration::from_secs(600);
+        self.request_within(Duration::from_secs(600)).await
+    }
+
+    /// Reads a request that comes within `patience`.
+    pub async fn request_within(&mut self, patience: Duration) -> Option<Message> {
         let request = self.reader.request(&mut self.io, patience).await.ok()?;
         self.note(&request);
         Some(request)
