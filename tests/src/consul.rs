@@ -219,7 +219,7 @@ impl Consul {
         tokio::task::spawn_blocking(program).await.expect("finding consul does not panic otherwise");
         let mut log = String::new();
         for _ in 0..STARTS_MAX {
-            let ports = free_ports();
+            let ports = std::array::from_fn(|_| free_port());
             let origin = Origin::Http { host: "127.0.0.1".into(), port: ports[0] };
             let client = Client::new(Settings::new(origin)).expect("plain http needs no files");
             let (scratch, token) = (Scratch::new(), token.map(str::to_owned));
@@ -325,9 +325,7 @@ impl Consul {
             "disable_update_check": true,
             "log_level": "warn",
         });
-        if let (Value::Object(config), Value::Object(more)) = (&mut config, self.config.clone()) {
-            config.extend(more);
-        }
+        merge(&mut config, &self.config);
         let config = self.scratch.write("agent.json", config.to_string());
         let log = std::fs::File::options().create(true).append(true).open(self.scratch.path().join("log"));
         let log = log.expect("a log can be written");
@@ -363,6 +361,18 @@ impl Consul {
     }
 }
 
+/// Puts `more` over `config`, table by table.
+fn merge(config: &mut Value, more: &Value) {
+    match (config, more) {
+        (Value::Object(config), Value::Object(more)) => {
+            for (key, value) in more {
+                merge(config.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (config, more) => config.clone_from(more),
+    }
+}
+
 /// The first line that the shell says.
 fn read_line(shell: &mut Child) -> String {
     let mut line = String::new();
@@ -373,19 +383,17 @@ fn read_line(shell: &mut Child) -> String {
     line
 }
 
-/// Ports that nobody listens on now.
-fn free_ports() -> [u16; 3] {
-    std::array::from_fn(|_| {
-        loop {
-            let port = fastrand::u16(PORTS);
-            // Consul's gossip uses both.
-            if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()
-                && std::net::UdpSocket::bind(("127.0.0.1", port)).is_ok()
-            {
-                return port;
-            }
-        }
-    })
+/// A port that nobody listens on now, neither on TCP nor on UDP.
+///
+/// # Panics
+/// Never: there are thousands.
+#[must_use]
+pub fn free_port() -> u16 {
+    let is_free = |port: &u16| {
+        std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()
+            && std::net::UdpSocket::bind(("127.0.0.1", *port)).is_ok()
+    };
+    std::iter::repeat_with(|| fastrand::u16(PORTS)).find(is_free).expect("some port is free")
 }
 
 #[cfg(test)]

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gilmok_config::name::ServiceName;
-use gilmok_control_plane::http_client::{Client, Origin, Request, Settings as HttpSettings};
+use gilmok_control_plane::http_client::{Client, Origin, Request, Settings as HttpSettings, TlsSettings};
 use gilmok_control_plane::membership::consul::{Consul as Mirror, Settings, start};
 use gilmok_control_plane::membership::{Status, View};
-use gilmok_tests::consul::Consul;
+use gilmok_tests::consul::{Consul, free_port};
 use gilmok_tests::eventually::SOON;
 use gilmok_tests::process::Signal;
 use gilmok_tests::relay::Relay;
 use gilmok_tests::scratch::Scratch;
+use gilmok_tests::source_tree;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
@@ -284,6 +285,34 @@ async fn a_token_that_may_see_nothing_removes_nothing() {
     scene.keeps_at_least(&["a", "b", "c"], Duration::from_millis(1_100)).await;
     consul.register("ads", "f", 9_006, json!({})).await;
     scene.shows(&["a", "b", "c", "d", "e", "f"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_reached_over_tls_and_over_a_unix_socket_too() {
+    let fixture = |name: &str| source_tree::root().join("control-plane/src/http_client/fixtures").join(name);
+    let (scratch, https) = (Scratch::new(), free_port());
+    let socket = scratch.path().join("consul.sock");
+    let config = json!({
+        "ports": { "https": https },
+        "addresses": { "http": format!("127.0.0.1 unix://{}", socket.display()) },
+        "ca_file": fixture("ca.pem"), "cert_file": fixture("server.pem"), "key_file": fixture("server.key"),
+        "verify_incoming_https": true,
+    });
+    let consul = Consul::start_with(config, None).await;
+    with_three(&consul).await;
+    let origin = format!("unix://{}", socket.display()).parse().unwrap();
+    Scene::of(origin, |_| {}).shows(&["a", "b", "c"]).await;
+    let tls = TlsSettings {
+        ca_file: Some(fixture("ca.pem")),
+        cert_file: Some(fixture("client.pem")),
+        key_file: Some(fixture("client.key")),
+        server_name: Some("consul.test".to_owned()),
+    };
+    let origin = format!("https://127.0.0.1:{https}").parse().unwrap();
+    let mut scene = Scene::of(origin, |settings| settings.tls = tls);
+    scene.shows(&["a", "b", "c"]).await;
+    consul.deregister("c").await;
+    scene.shows(&["a", "b"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

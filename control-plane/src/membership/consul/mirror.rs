@@ -100,7 +100,33 @@ struct Watched {
     running: Option<Running>,
     style: Option<Style>,
     /// Nothing until there has been an answer, in this life or the one before.
-    list: Option<BTreeMap<Key, Instance>>,
+    known: Option<Known>,
+}
+
+/// What is known of a service, and what follows from it: made once, so that unchanged services cost nothing and keep
+/// the very same list in the next view.
+struct Known {
+    list: BTreeMap<Key, Instance>,
+    endpoints: Arc<[Endpoint]>,
+    members: Vec<Member>,
+}
+
+impl Known {
+    fn new(list: BTreeMap<Key, Instance>) -> Self {
+        let alive = list.values().filter(|instance| instance.standing() == Stand::In);
+        // Two ids for one address and meaning are one endpoint.
+        let endpoints: BTreeSet<Endpoint> = alive.map(|instance| instance.endpoint.clone()).collect();
+        let member = |((node, id), instance): (&Key, &Instance)| Member {
+            id: id.clone(),
+            endpoint: instance.endpoint.clone(),
+            status: instance.status,
+            node: node.clone(),
+            note: instance.note.clone(),
+            source: Source::Consul,
+        };
+        let members = list.iter().map(member).collect();
+        Self { endpoints: endpoints.into_iter().collect(), members, list }
+    }
 }
 
 struct Running {
@@ -204,7 +230,8 @@ impl Mirror {
             if !names.contains(service) {
                 self.tagged.insert(service.clone(), None);
             }
-            self.services.insert(service.clone(), Watched { list: Some(list), ..Watched::default() });
+            self.services
+                .insert(service.clone(), Watched { known: Some(Known::new(list)), ..Watched::default() });
         }
     }
 
@@ -264,7 +291,7 @@ impl Mirror {
         let around = self.surroundings(style, lane);
         let watched = self.services.entry(service.clone()).or_default();
         watched.style = Some(style);
-        let last_known = watched.list.clone().unwrap_or_default();
+        let last_known = watched.known.as_ref().map(|known| known.list.clone()).unwrap_or_default();
         let question = Health { service, faults: std::sync::Mutex::default() };
         let task = self.tasks.spawn(follow(question, last_known, around));
         watched.running = Some(Running { number: self.number, task });
@@ -300,7 +327,7 @@ impl Mirror {
                 if let Some(watched) = self.services.get_mut(&service)
                     && watched.running.as_ref().is_some_and(|running| running.number == watch)
                 {
-                    watched.list = Some(list);
+                    watched.known = Some(Known::new(list));
                 }
             }
             News::Tagged { watch, services } => {
@@ -365,19 +392,10 @@ impl Mirror {
     fn publish(&self) {
         let mut view = View::default();
         for (service, watched) in &self.services {
-            let Some(list) = &watched.list else { continue };
-            let alive = list.values().filter(|instance| instance.standing() == Stand::In);
-            let endpoints: BTreeSet<Endpoint> = alive.map(|instance| instance.endpoint.clone()).collect();
-            view.endpoints.insert(service.clone(), endpoints.into_iter().collect());
-            let member = |((node, id), instance): (&Key, &Instance)| Member {
-                id: id.clone(),
-                endpoint: instance.endpoint.clone(),
-                status: instance.status,
-                node: node.clone(),
-                note: instance.note.clone(),
-                source: Source::Consul,
-            };
-            view.members.insert(service.clone(), list.iter().map(member).collect());
+            if let Some(known) = &watched.known {
+                view.endpoints.insert(service.clone(), Arc::clone(&known.endpoints));
+                view.members.insert(service.clone(), known.members.clone());
+            }
         }
         self.view.send_if_modified(|current| {
             let changed = **current != view;
