@@ -27,14 +27,19 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// When there is none; the message says what to install.
 #[must_use]
 pub fn program() -> &'static Path {
-    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    match FOUND.get_or_init(find) {
+    match found() {
         Ok(path) => path,
         Err(reason) => panic!(
             "this test needs a real Consul: {reason}\n\
              Install one (1.8.7 or later) so that `consul` is on PATH, or name it: CONSUL=/path/to/consul"
         ),
     }
+}
+
+/// Looked for once in each process; may take as long as a download.
+fn found() -> &'static Result<PathBuf, String> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    FOUND.get_or_init(find)
 }
 
 fn find() -> Result<PathBuf, String> {
@@ -100,7 +105,10 @@ fn download() -> Result<PathBuf, String> {
     let is_package = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "deb");
     let files = std::fs::read_dir(&folder).map_err(|error| told(&folder, &error))?;
     let package = files.flatten().map(|entry| entry.path()).find(is_package).ok_or("no package came")?;
-    run(Command::new("dpkg").arg("-x").arg(&package).arg(folder.join("root")))?;
+    // Renamed once it is whole, so that an interrupted run leaves no half of a program.
+    let (fresh, root) = (folder.join("root.new"), folder.join("root"));
+    run(Command::new("dpkg").arg("-x").arg(&package).arg(&fresh))?;
+    std::fs::rename(&fresh, &root).map_err(|error| told(&root, &error))?;
     if program.is_file() { Ok(program) } else { Err(format!("{} holds no consul", package.display())) }
 }
 
@@ -216,7 +224,7 @@ impl Consul {
     /// # Panics
     /// When there is no Consul, or it does not come up.
     pub async fn start_with(config: Value, token: Option<&str>) -> Self {
-        tokio::task::spawn_blocking(program).await.expect("finding consul does not panic otherwise");
+        tokio::task::spawn_blocking(found).await.expect("looking for consul does not panic");
         let mut log = String::new();
         for _ in 0..STARTS_MAX {
             let ports = std::array::from_fn(|_| free_port());
