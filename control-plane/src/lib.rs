@@ -1,5 +1,7 @@
 //! The control plane: knows what is wanted and who is alive, and says what is true.
 
+pub mod settings;
+
 pub mod http_client;
 
 pub mod membership;

@@ -1,0 +1,197 @@
+//! What a control plane is told: control-plane.toml, flags and environment, with every default filled in.
+//!
+//! Faults are collected, never stopped at, so that one look mends them all.
+
+mod arguments;
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use gilmok_config::grammar::{Faults, Value};
+use gilmok_config::node::Node;
+use gilmok_config::problem::Problems;
+use tracing::level_filters::LevelFilter;
+
+use crate::membership::consul;
+
+pub use arguments::{Environment, Task, command};
+
+const LISTEN_DEFAULT: &str = "127.0.0.1:7070";
+const STORE_DIR_DEFAULT: &str = "data";
+/// Revisions that are kept when nothing is said.
+const HISTORY_DEFAULT: u32 = 1_000;
+const HISTORY_MAX: u32 = 1_000_000;
+/// Longest control-plane.toml, in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The words for how much is logged.
+const LEVELS: [(&str, LevelFilter); 6] = [
+    ("off", LevelFilter::OFF),
+    ("error", LevelFilter::ERROR),
+    ("warn", LevelFilter::WARN),
+    ("info", LevelFilter::INFO),
+    ("debug", LevelFilter::DEBUG),
+    ("trace", LevelFilter::TRACE),
+];
+
+/// The settings of a control plane process.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// Holds the token that callers from other hosts need; without it there are none.
+    pub token_file: Option<PathBuf>,
+    pub store: StoreSettings,
+    /// Mirrored beside the embedded registry.
+    pub consul: Option<consul::Settings>,
+    pub log: LevelFilter,
+    /// Where the address is written once the process listens, as JSON.
+    pub port_file: Option<PathBuf>,
+}
+
+/// `[store]`: the embedded one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreSettings {
+    pub dir: PathBuf,
+    /// Revisions that are kept, at least 1.
+    pub history: u32,
+}
+
+/// Why the control plane does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    #[error(transparent)]
+    Usage(#[from] clap::Error),
+    #[error("{}", told(file.as_deref(), problems))]
+    Faulty { file: Option<PathBuf>, problems: Problems },
+}
+
+fn told(file: Option<&Path>, problems: &Problems) -> String {
+    let origin = file.map(|file| format!("{}: ", file.display())).unwrap_or_default();
+    problems.0.iter().map(|problem| format!("{origin}{problem}")).collect::<Vec<_>>().join("\n")
+}
+
+impl Settings {
+    /// Reads the command line, the environment and the file they name.
+    ///
+    /// # Errors
+    /// A wrong command line, or every fault of the settings.
+    pub fn load(
+        args: impl IntoIterator<Item = OsString>,
+        environment: Environment<'_>,
+    ) -> Result<(Task, Self), SettingsError> {
+        let arguments = arguments::Arguments::read(args, environment)?;
+        let file = arguments.config;
+        let faulty = |problems| SettingsError::Faulty { file: file.clone(), problems };
+        let mut tree = match &file {
+            Some(path) => read_text(path).and_then(|text| Node::parse_toml(&text)).map_err(faulty)?,
+            None => Node::empty(),
+        };
+        arguments::lay_over(&mut tree, &arguments.said);
+        let folder = file.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+        let faults = Faults::new();
+        let settings = Self::read(&Value::root(&tree, &faults), folder);
+        match faults.into_result(settings) {
+            Ok(settings) => Ok((arguments.task, settings)),
+            Err(mut problems) => {
+                arguments::name_origins(&mut problems, &arguments.said);
+                Err(faulty(problems))
+            }
+        }
+    }
+
+    /// Reads the tree; what is faulty keeps its default beside the noted fault.
+    fn read(root: &Value<'_>, folder: &Path) -> Self {
+        let mut table = root.table();
+        let mut take = |key| table.as_mut().and_then(|table| table.optional(key));
+        let (listen, token_file) = (take("listen"), take("token_file"));
+        let (store, membership) = (take("store"), take("membership"));
+        let (log, port_file) = (take("log"), take("port_file"));
+        if let Some(table) = table {
+            table.finish();
+        }
+        let listen = listen.and_then(|value| read_socket(&value));
+        Self {
+            listen: listen.unwrap_or_else(|| LISTEN_DEFAULT.parse().expect("invariant: it is an address")),
+            token_file: token_file.and_then(|value| read_token_file(&value, folder)),
+            store: StoreSettings::read(store.as_ref(), folder),
+            consul: membership.and_then(|value| read_consul(&value, folder)),
+            log: log.and_then(|value| value.choice(&LEVELS)).unwrap_or(LevelFilter::INFO),
+            port_file: port_file.and_then(|value| read_path(&value, folder)),
+        }
+    }
+}
+
+impl StoreSettings {
+    fn read(value: Option<&Value<'_>>, folder: &Path) -> Self {
+        let mut settings = Self { dir: folder.join(STORE_DIR_DEFAULT), history: HISTORY_DEFAULT };
+        let Some(mut table) = value.and_then(Value::table) else { return settings };
+        if let Some(dir) = table.optional("dir").and_then(|value| read_path(&value, folder)) {
+            settings.dir = dir;
+        }
+        if let Some(history) = table.optional("history").and_then(|value| value.integer(1, HISTORY_MAX)) {
+            settings.history = history;
+        }
+        for key in ["consul", "prefix"] {
+            if let Some(value) = table.optional(key) {
+                value.fault(
+                    "the intent cannot be kept in Consul yet",
+                    "use `dir`; to mirror who is alive, write [membership.consul]",
+                );
+            }
+        }
+        table.finish();
+        settings
+    }
+}
+
+fn read_consul(value: &Value<'_>, folder: &Path) -> Option<consul::Settings> {
+    let mut table = value.table()?;
+    let consul = table.optional("consul").and_then(|value| consul::Settings::read(&value, folder));
+    table.finish();
+    consul
+}
+
+/// An address to listen on: an IP address with a port, 0 for any free one.
+fn read_socket(value: &Value<'_>) -> Option<SocketAddr> {
+    let socket = value.text()?.parse::<SocketAddr>();
+    if socket.is_err() {
+        value.fault("not an address to listen on", "\"ip:port\", e.g. \"127.0.0.1:7070\" or \"[::1]:0\"");
+    }
+    socket.ok()
+}
+
+/// A path, relative to the file that names it.
+fn read_path(value: &Value<'_>, folder: &Path) -> Option<PathBuf> {
+    let text = value.text()?;
+    if text.is_empty() {
+        value.fault("an empty path", "");
+        return None;
+    }
+    Some(folder.join(text))
+}
+
+/// A token that cannot be read now keeps everybody else out, so it is a fault of the settings.
+fn read_token_file(value: &Value<'_>, folder: &Path) -> Option<PathBuf> {
+    let path = read_path(value, folder)?;
+    match std::fs::read_to_string(&path) {
+        Ok(text) if text.trim().is_empty() => value.fault("the file holds no token", ""),
+        Ok(_) => {}
+        Err(error) => value.fault(format!("{}: {error}", path.display()), "a file with one line, the token"),
+    }
+    Some(path)
+}
+
+fn read_text(file: &Path) -> Result<String, Problems> {
+    let unreadable = |error: std::io::Error| Problems::whole(format!("cannot be read: {error}"));
+    let about = std::fs::metadata(file).map_err(unreadable)?;
+    if about.len() > FILE_BYTES_MAX {
+        return Err(Problems::whole(format!("larger than {FILE_BYTES_MAX} bytes")));
+    }
+    let bytes = std::fs::read(file).map_err(unreadable)?;
+    String::from_utf8(bytes).map_err(|_| Problems::whole("not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,130 @@
+//! Settings as operators meet them: files, flags, environment, and every fault with its line.
+
+use super::*;
+
+/// A folder that goes with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("gilmok-settings-{name}-{}", std::process::id()));
+        drop(std::fs::remove_dir_all(&path));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
+fn load(args: &[&str], environment: &[(&str, &str)]) -> Result<(Task, Settings), SettingsError> {
+    let args = std::iter::once("gilmok-control-plane").chain(args.iter().copied()).map(OsString::from);
+    let variable = |name: &str| {
+        environment.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value))
+    };
+    Settings::load(args, &variable)
+}
+
+fn faults_of(text: &str) -> String {
+    let folder = Folder::new(&format!("faulty-{}", fastrand::u64(..)));
+    let file = folder.write("control-plane.toml", text);
+    let error = load(&["--config", file.to_str().unwrap()], &[]).unwrap_err();
+    error.to_string().replace(&format!("{}: ", file.display()), "")
+}
+
+#[test]
+fn nothing_said_is_the_embedded_control_plane_on_loopback() {
+    let (task, settings) = load(&[], &[]).unwrap();
+    assert_eq!(task, Task::Serve);
+    assert_eq!(settings.listen.to_string(), LISTEN_DEFAULT);
+    assert_eq!(settings.store, StoreSettings { dir: "data".into(), history: 1_000 });
+    assert!(settings.consul.is_none() && settings.token_file.is_none() && settings.port_file.is_none());
+}
+
+#[test]
+fn every_setting_is_read_and_paths_are_relative_to_the_file() {
+    let folder = Folder::new("whole");
+    folder.write("admin.token", "secret\n");
+    let file = folder.write(
+        "control-plane.toml",
+        "listen = \"0.0.0.0:0\"\ntoken_file = \"admin.token\"\nlog = \"debug\"\nport_file = \"port.json\"\n\
+         [store]\ndir = \"/var/lib/store\"\nhistory = 5\n[membership.consul]\naddress = \"http://127.0.0.1:8500\"\n",
+    );
+    let (_, settings) = load(&["--config", file.to_str().unwrap()], &[]).unwrap();
+    assert_eq!(settings.listen.to_string(), "0.0.0.0:0");
+    assert_eq!(settings.token_file, Some(folder.0.join("admin.token")));
+    assert_eq!(settings.port_file, Some(folder.0.join("port.json")));
+    assert_eq!(settings.store, StoreSettings { dir: "/var/lib/store".into(), history: 5 });
+    assert_eq!(settings.consul.unwrap().addresses.len(), 1);
+    assert_eq!(settings.log, LevelFilter::DEBUG);
+}
+
+#[test]
+fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+    let folder = Folder::new("overlay");
+    let file = folder.write(
+        "c.toml",
+        "listen = \"127.0.0.1:1\"\n[membership.consul]\naddress = \"http://a:1\"\ndatacenter = \"dc1\"\n",
+    );
+    let file = file.to_str().unwrap();
+    let environment = [("GILMOK_CONFIG", file), ("GILMOK_LISTEN", "127.0.0.1:2"), ("GILMOK_LOG", "")];
+    let (_, settings) = load(&["--consul", "http://b:2"], &environment).unwrap();
+    assert_eq!(settings.listen.port(), 2);
+    let consul = settings.consul.unwrap();
+    assert_eq!(consul.addresses[0].to_string(), "http://b:2");
+    assert_eq!(consul.datacenter.as_deref(), Some("dc1"), "the rest of the table stays");
+    let (task, settings) =
+        load(&["--listen", "127.0.0.1:3", "--check", "--store", "/s"], &environment).unwrap();
+    assert_eq!((task, settings.listen.port(), settings.store.dir), (Task::Check, 3, "/s".into()));
+}
+
+#[test]
+fn every_fault_is_told_at_once_with_its_line() {
+    let told = faults_of(
+        "listen = \"localhost\"\ntoken_file = \"none\"\n[store]\nhistory = 0\ndri = \"x\"\n\
+         [membership.consul]\ndatacenter = \"d\"\n[membership.etcd]\n",
+    );
+    let lines: Vec<&str> = told.lines().collect();
+    for (line, expected) in [
+        (0, "line 1: listen: not an address to listen on"),
+        (1, "line 2: token_file: "),
+        (2, "line 4: store.history: 0 is out of range"),
+        (3, "line 5: store.dri: unknown key (did you mean `dir`?)"),
+        (4, "line 6: membership.consul: `address` is missing"),
+        (5, "line 8: membership.etcd: unknown key"),
+    ] {
+        assert!(lines.get(line).is_some_and(|told| told.starts_with(expected)), "{expected}\n{told}");
+    }
+    assert_eq!(lines.len(), 6, "{told}");
+}
+
+#[test]
+fn the_store_in_consul_is_refused_in_plain_words() {
+    let told = faults_of("[store]\nconsul = \"http://127.0.0.1:8500\"\n");
+    assert!(told.starts_with("line 2: store.consul: the intent cannot be kept in Consul yet"), "{told}");
+}
+
+#[test]
+fn a_fault_of_a_flag_names_the_flag() {
+    let told = load(&["--listen", "here"], &[]).unwrap_err().to_string();
+    assert!(told.contains("(said by --listen)"), "{told}");
+    let told = load(&[], &[("GILMOK_LISTEN", "here")]).unwrap_err().to_string();
+    assert!(told.contains("(said by GILMOK_LISTEN)"), "{told}");
+}
+
+#[test]
+fn what_cannot_be_read_is_told() {
+    assert!(matches!(load(&["--what"], &[]), Err(SettingsError::Usage(_))));
+    let told = load(&["--config", "/no/such/file"], &[]).unwrap_err().to_string();
+    assert!(told.starts_with("/no/such/file: cannot be read"), "{told}");
+    assert!(faults_of("listen = \n").contains("line 1: not TOML"));
+}
