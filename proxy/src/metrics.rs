@@ -156,13 +156,18 @@ pub(crate) struct Rendering {
 }
 
 impl Rendering {
-    /// Adds one service with its targets. Durations are summed over the shards of a version.
+    /// Adds one service with its targets, once for each service. Targets of the same version and shard are summed:
+    /// an app beside this proxy and the endpoints elsewhere may be of one service. Durations are summed over shards.
     pub(crate) fn add(&mut self, service: &str, targets: &[&TargetSeries]) {
         let mut versions: Vec<&Name> = Vec::new();
+        let mut labels: Vec<(&Name, &Name)> = Vec::new();
         let mut outcomes = [0_u64; OUTCOMES.len()];
         let mut retries = 0;
         for target in targets {
-            self.add_requests(service, target);
+            if !labels.contains(&(&target.version, &target.shard)) {
+                labels.push((&target.version, &target.shard));
+                self.add_requests(service, target, targets);
+            }
             for block in target.blocks() {
                 retries += block.retries.load(Relaxed);
                 for (sum, counter) in outcomes.iter_mut().zip(&block.outcomes) {
@@ -189,12 +194,15 @@ impl Rendering {
         }
     }
 
-    fn add_requests(&mut self, service: &str, target: &TargetSeries) {
-        let TargetSeries { version, shard, .. } = target;
+    fn add_requests(&mut self, service: &str, like: &TargetSeries, targets: &[&TargetSeries]) {
+        let TargetSeries { version, shard, .. } = like;
+        let same = |target: &&&TargetSeries| target.version == *version && target.shard == *shard;
         for listener in LISTENERS {
             for (at, code) in CODES.iter().enumerate() {
-                let count: u64 = target
-                    .blocks()
+                let count: u64 = targets
+                    .iter()
+                    .filter(same)
+                    .flat_map(|target| target.blocks())
                     .map(|block| block.listeners[place(listener)].codes[at].load(Relaxed))
                     .sum();
                 if count > 0 {
@@ -289,6 +297,20 @@ mod tests {
         {
             assert_eq!(bucket(us), expected, "{us} µs");
         }
+    }
+
+    #[test]
+    fn no_series_is_told_twice() {
+        let target = || TargetSeries::new(Name::default(), Name::default(), 1);
+        let (app, same) = (target(), target());
+        app.request(0, Listener::Inbound, Code::Hundred(2), Duration::from_micros(100));
+        same.request(0, Listener::Inbound, Code::Hundred(2), Duration::from_micros(100));
+        let mut rendering = Rendering::default();
+        rendering.add("ads", &[&app, &same]);
+        let text = rendering.finish();
+        let told: Vec<_> = text.lines().filter(|line| line.starts_with("gilmok_requests_total")).collect();
+        assert_eq!(told.len(), 1, "{text}");
+        assert!(told[0].ends_with(" 2"), "{text}");
     }
 
     #[test]

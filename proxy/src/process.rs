@@ -90,7 +90,8 @@ async fn serve(
             return Ok(ExitCode::from(EXIT_CONFIGURATION));
         }
     };
-    let (access_log, log_writer) = match settings.access_log.as_ref().map(AccessLog::start).transpose()? {
+    let opened = settings.access_log.as_ref().map(AccessLog::start).transpose();
+    let (access_log, log_writer) = match opened.context("cannot open the access log")? {
         Some((log, writer)) => (Some(log), Some(writer)),
         None => (None, None),
     };
@@ -102,7 +103,7 @@ async fn serve(
     let mut registrars = start_registrars(settings, &sockets, &in_force, &drain, &health, &mut tasks);
     let addresses = sockets.addresses();
     if let Some(file) = &settings.port_file {
-        sockets.write_addresses(file)?;
+        sockets.write_addresses(file).with_context(|| format!("cannot write {}", file.display()))?;
     }
     let admin = Arc::new(Admin {
         settings: settings.clone(),
@@ -262,7 +263,7 @@ async fn signals(
         match heard {
             Signal::TERM | Signal::INT => drain.begin(),
             Signal::HUP => {
-                tracing::info!("reading the mesh file anew, and reopening the access log");
+                tracing::info!("told to read files anew");
                 sources.reload();
                 if let Some(log) = &shared.access_log {
                     log.reopen();
@@ -434,5 +435,42 @@ fn raise_descriptor_limit() {
         if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
             tracing::warn!("cannot raise the limit of open files: {error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_panics_is_told() {
+        let (told, mut deaths) = mpsc::channel(1);
+        let death = Death { index: 3, told };
+        let thread = std::thread::spawn(move || {
+            let _death = death;
+            panic!("as a test");
+        });
+        assert!(thread.join().is_err());
+        assert_eq!(deaths.blocking_recv(), Some(3));
+    }
+
+    #[tokio::test]
+    async fn an_app_is_wanted_while_there_is_something_in_force_and_it_is_healthy() {
+        let (generation, healthy, drain) = (watch::Sender::new(0), watch::Sender::new(true), Drain::new());
+        let wanted = watch::Sender::new(Wanted::Away);
+        let mut now = wanted.subscribe();
+        let task = tokio::spawn(want(wanted, generation.subscribe(), drain.phases(), healthy.subscribe()));
+        generation.send_replace(1);
+        assert!(now.wait_for(|now| *now == Wanted::Registered).await.is_ok());
+        healthy.send_replace(false);
+        assert!(now.wait_for(|now| *now == Wanted::Away).await.is_ok());
+        healthy.send_replace(true);
+        assert!(now.wait_for(|now| *now == Wanted::Registered).await.is_ok());
+        drain.begin();
+        assert!(now.wait_for(|now| *now == Wanted::Leave).await.is_ok());
+        healthy.send_replace(false);
+        tokio::task::yield_now().await;
+        assert_eq!(*now.borrow(), Wanted::Leave, "there is no way back");
+        task.abort();
     }
 }

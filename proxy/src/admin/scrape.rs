@@ -1,5 +1,6 @@
 //! `/metrics`: the process-wide series and the per-target ones in one text.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -12,7 +13,7 @@ use super::Admin;
 use super::answer::respond;
 use crate::clock;
 use crate::current::Current;
-use crate::metrics::Rendering;
+use crate::metrics::{Rendering, TargetSeries};
 use crate::upstream::endpoint::Health;
 
 /// Endpoints of a service that nobody has called for so long are not told.
@@ -23,12 +24,16 @@ pub(super) fn metrics(admin: &Admin) -> Response<Full<Bytes>> {
     note_process(admin, &current);
     let mut out = admin.metrics.render();
     let mut rendering = Rendering::default();
+    // An app beside this proxy is of a service that may have endpoints elsewhere as well.
+    let mut services: BTreeMap<&str, Vec<&TargetSeries>> = BTreeMap::new();
+    services.insert("", vec![&admin.shared.nowhere]);
     for upstream in current.upstreams.iter().chain(&current.apps) {
-        let targets: Vec<_> =
-            upstream.targets.iter().chain(std::iter::once(&upstream.unplaced)).map(AsRef::as_ref).collect();
-        rendering.add(upstream.name.as_str(), &targets);
+        let targets = upstream.targets.iter().chain(std::iter::once(&upstream.unplaced)).map(AsRef::as_ref);
+        services.entry(upstream.name.as_str()).or_default().extend(targets);
     }
-    rendering.add("", &[admin.shared.nowhere.as_ref()]);
+    for (service, targets) in services {
+        rendering.add(service, &targets);
+    }
     out.push_str(&rendering.finish());
     add_health(&mut out, &current);
     respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", out)
@@ -41,8 +46,8 @@ fn note_process(admin: &Admin, current: &Current) {
     if let Some(age) = admin.sources.status.age_seconds() {
         metrics::gauge!("gilmok_config_age_seconds").set(age);
     }
-    for (place, listener) in [(0, Listener::Edge), (1, Listener::Inbound), (2, Listener::Outbound)] {
-        let open = f64::from(admin.shared.open[place].load(Relaxed));
+    for listener in [Listener::Edge, Listener::Inbound, Listener::Outbound] {
+        let open = f64::from(admin.shared.open[listener as usize].load(Relaxed));
         metrics::gauge!("gilmok_connections", "listener" => listener.as_str()).set(open);
     }
     if let Some(log) = &admin.shared.access_log {
