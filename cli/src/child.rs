@@ -14,6 +14,9 @@ pub(crate) enum Program {
     /// The data plane
     #[command(hide = true, disable_help_flag = true)]
     Proxy(Handed),
+    /// The control plane
+    #[command(hide = true, disable_help_flag = true)]
+    ControlPlane(Handed),
     /// A small service that shows off
     #[command(hide = true, disable_help_flag = true)]
     DemoApp(Handed),
@@ -32,6 +35,9 @@ pub(crate) struct Handed {
 pub(crate) fn run(program: Program) -> ExitCode {
     let (name, handed, main): (_, _, fn(Vec<OsString>) -> ExitCode) = match program {
         Program::Proxy(handed) => ("gilmok proxy", handed, |args| gilmok_proxy::run(args)),
+        Program::ControlPlane(handed) => {
+            ("gilmok control-plane", handed, |args| gilmok_control_plane::run(args))
+        }
         Program::DemoApp(handed) => ("gilmok demo-app", handed, |args| gilmok_demo_app::run(args)),
     };
     if handed.with_parent

@@ -1,17 +1,76 @@
 //! The control plane: knows what is wanted and who is alive, and says what is true.
+//!
+//! In reading order: what a process is told ([`settings`]); what operators want ([`intent`]) and where it is kept
+//! ([`store`]); who is alive ([`membership`]); what follows from both ([`compile`]); telling it to proxies
+//! ([`publish`]); how a write goes through all of it ([`state`]); and REST ([`admin`]).
 
 pub mod settings;
-
-pub mod http_client;
-
-pub mod membership;
 
 pub mod intent;
 
 pub mod store;
+
+pub mod http_client;
+
+pub mod membership;
 
 pub mod compile;
 
 pub mod publish;
 
 pub mod state;
+
+pub mod admin;
+
+mod process;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use settings::{Settings, SettingsError, Task};
+
+/// Wrong on the command line.
+const EXIT_USAGE: u8 = 64;
+/// A broken invariant or a missing resource.
+const EXIT_INTERNAL: u8 = 70;
+/// Wrong in a file.
+const EXIT_CONFIGURATION: u8 = 78;
+
+/// Runs a control plane with these arguments, the program's name first, until it is told to stop.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let (task, settings) = match Settings::load(args, &|name| std::env::var_os(name)) {
+        Ok(loaded) => loaded,
+        Err(SettingsError::Usage(error)) => {
+            // Help and version are no errors; they go to stdout.
+            drop(error.print());
+            return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+        }
+        Err(faulty @ SettingsError::Faulty { .. }) => {
+            say(&faulty.to_string());
+            return ExitCode::from(EXIT_CONFIGURATION);
+        }
+    };
+    let done = match task {
+        Task::Check => {
+            say("the settings are sound");
+            Ok(())
+        }
+        Task::Restore(backup) => process::restore(&settings, &backup),
+        Task::Serve => process::serve(settings),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("{error:#}"));
+            ExitCode::from(EXIT_INTERNAL)
+        }
+    }
+}
+
+fn say(text: &str) {
+    for line in text.lines() {
+        // Where stderr is gone there is nobody to tell.
+        drop(writeln!(std::io::stderr().lock(), "gilmok-control-plane: {line}"));
+    }
+}

@@ -9,10 +9,12 @@ use gilmok_config::node::{Kind, Node};
 use gilmok_config::problem::Problems;
 
 /// What the control plane is asked to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Task {
     /// Check the settings, print every fault, leave.
     Check,
+    /// Make the store of this backup in an empty folder, leave.
+    Restore(PathBuf),
     /// Serve until told to stop.
     Serve,
 }
@@ -100,6 +102,12 @@ const OVERRIDABLE: [Overridable; 6] = [
     },
 ];
 
+const AFTER_HELP: &str = "\
+Without any setting it listens on 127.0.0.1:7070 and keeps its store in ./data.
+A first mesh document:
+  curl -X PUT -H 'content-type: application/json' -d '{\"services\":{\"ads\":{}}}' http://127.0.0.1:7070/v1/mesh
+Exit codes: 64 wrong on the command line, 78 wrong in a file, 70 a missing resource.";
+
 /// The grammar of the command line, from which help and completions are made.
 #[must_use]
 pub fn command() -> Command {
@@ -118,7 +126,15 @@ pub fn command() -> Command {
                 .long("check")
                 .action(ArgAction::SetTrue)
                 .help("Check the settings, print every fault, and leave with 0 or 78"),
-        );
+        )
+        .arg(
+            Arg::new("restore")
+                .long("restore")
+                .value_name("FILE")
+                .value_parser(clap::value_parser!(PathBuf))
+                .help("Make the store of a backup (GET /v1/backup) in an empty folder, and leave"),
+        )
+        .after_help(AFTER_HELP);
     OVERRIDABLE.iter().fold(command, |command, setting| {
         command.arg(
             Arg::new(setting.flag)
@@ -147,7 +163,11 @@ impl Arguments {
                 said.push(Said { setting, origin: setting.variable.to_owned(), text });
             }
         }
-        let task = if matches.get_flag("check") { Task::Check } else { Task::Serve };
+        let task = match matches.get_one::<PathBuf>("restore") {
+            _ if matches.get_flag("check") => Task::Check,
+            Some(backup) => Task::Restore(backup.clone()),
+            None => Task::Serve,
+        };
         Ok(Self { config: config.or_else(|| given("GILMOK_CONFIG").map(PathBuf::from)), task, said })
     }
 }

@@ -1,0 +1,125 @@
+//! Who writes, why, and on what terms: taken from the request's head.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{ConnectInfo, FromRequestParts, Query};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header, request};
+use axum::response::{IntoResponse, Response};
+use gilmok_config::unit::parse_duration;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::problem::Problem;
+use super::{Admin, WAIT_MAX};
+use crate::intent::Command;
+use crate::state;
+
+/// Longest name and reason that the audit keeps, in characters.
+const WORDS_MAX: usize = 500;
+
+/// What a write can be asked to do beside writing.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Terms {
+    /// Wait until every live proxy runs it, e.g. `30s`; at most 5 minutes.
+    wait: Option<String>,
+    /// Why, for the audit; the header `Gilmok-Reason` does the same.
+    reason: Option<String>,
+}
+
+/// A write's author and terms.
+#[derive(Debug)]
+pub(super) struct Author {
+    author: state::Author,
+    wait: Option<Duration>,
+}
+
+/// A write that was done.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Done {
+    /// The revision that holds what was asked for.
+    revision: u64,
+    /// With `wait`: whether every live proxy runs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    converged: Option<bool>,
+    /// With `wait`: the live proxies that do not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    lagging: Vec<String>,
+}
+
+impl FromRequestParts<Arc<Admin>> for Author {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut request::Parts, admin: &Arc<Admin>) -> Result<Self, Problem> {
+        let Query(terms) = Query::<Terms>::from_request_parts(parts, admin).await?;
+        let wait = match &terms.wait {
+            None => None,
+            Some(text) => match parse_duration(text) {
+                Ok(wait) => Some(wait.min(WAIT_MAX)),
+                Err(hint) => return Err(Problem::bad_request(format!("wait: {hint}"))),
+            },
+        };
+        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical());
+        let who = words(&parts.headers, "gilmok-who");
+        let author = state::Author {
+            who: who.or_else(|| peer.map(|ip| ip.to_string())).unwrap_or_default(),
+            reason: words(&parts.headers, "gilmok-reason").or(terms.reason).map(bounded).unwrap_or_default(),
+            expected: if_match(&parts.headers)?,
+        };
+        Ok(Self { author, wait })
+    }
+}
+
+impl Author {
+    /// Writes, waits if that was asked for, and says what was done. `created` of a PUT is 201.
+    pub(super) async fn write(&self, admin: &Admin, command: &Command) -> Result<Response, Problem> {
+        let written = admin.state.write(command, &self.author).await;
+        let result = match &written {
+            Ok(written) if written.changed => "written",
+            Ok(_) => "unchanged",
+            Err(state::WriteError::Behind { .. } | state::WriteError::Contended) => "conflict",
+            Err(state::WriteError::Refused(_)) => "refused",
+            Err(state::WriteError::Store(_)) => "failed",
+        };
+        metrics::counter!("gilmok_writes_total", "kind" => command.kind(), "result" => result).increment(1);
+        let written = written?;
+        let mut done = Done { revision: written.revision, converged: None, lagging: Vec::new() };
+        let mut status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
+        if let Some(wait) = self.wait {
+            let state = &admin.state;
+            done.lagging = state.publisher.acks.converged(state.store.id(), written.revision, wait).await;
+            done.converged = Some(done.lagging.is_empty());
+            if !done.lagging.is_empty() {
+                status = StatusCode::ACCEPTED;
+            }
+        }
+        Ok((status, [(header::ETAG, etag(done.revision))], Json(done)).into_response())
+    }
+}
+
+/// A revision as a strong validator.
+pub(super) fn etag(revision: u64) -> HeaderValue {
+    HeaderValue::try_from(format!("\"{revision}\"")).unwrap_or_else(|_| HeaderValue::from_static("\"0\""))
+}
+
+fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
+    let Some(value) = headers.get(header::IF_MATCH) else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default().trim();
+    let number = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+    match number.parse() {
+        Ok(number) => Ok(Some(number)),
+        Err(_) => Err(Problem::bad_request("If-Match names one revision: If-Match: \"41\"")),
+    }
+}
+
+fn words(headers: &HeaderMap, name: &str) -> Option<String> {
+    let text = String::from_utf8_lossy(headers.get(name)?.as_bytes()).into_owned();
+    (!text.is_empty()).then(|| bounded(text))
+}
+
+fn bounded(text: String) -> String {
+    if text.chars().count() <= WORDS_MAX { text } else { text.chars().take(WORDS_MAX).collect() }
+}

@@ -1,0 +1,97 @@
+//! REST for operators and proxies: one file a subject, one list of routes, one place for errors.
+
+mod problem;
+
+mod access;
+
+mod author;
+
+mod mesh;
+
+mod revisions;
+
+mod membership;
+
+mod proxies;
+
+mod explain;
+
+mod process;
+
+mod openapi;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware;
+use axum::routing::{get, post, put};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::watch;
+
+use crate::membership::consul::Contacts;
+use crate::state::State;
+
+pub use access::Access;
+pub use openapi::document as openapi_document;
+
+/// Largest body of a request that is no document, in bytes.
+const BODY_BYTES_MAX: usize = 64 << 10;
+/// Longest that `?wait=` waits.
+const WAIT_MAX: Duration = Duration::from_mins(5);
+
+/// What the handlers share.
+#[derive(Debug)]
+pub struct Admin {
+    pub state: Arc<State>,
+    pub access: Access,
+    /// True when the process ends: feeds are ended then.
+    pub stop: watch::Receiver<bool>,
+    /// Absent without a Consul mirror.
+    pub contacts: Option<Contacts>,
+    pub metrics: PrometheusHandle,
+}
+
+/// Every path of the control plane.
+pub fn router(admin: Arc<Admin>) -> Router {
+    let documents = Router::new()
+        .route("/v1/mesh", get(mesh::read_mesh).put(mesh::put_mesh))
+        .layer(DefaultBodyLimit::max(gilmok_config::node::DOCUMENT_BYTES_MAX));
+    let rest = Router::new()
+        .route("/v1/status", get(process::status))
+        .route("/v1/services", get(mesh::list_services))
+        .route(
+            "/v1/services/{service}",
+            get(mesh::read_service)
+                .put(mesh::put_service)
+                .patch(mesh::patch_service)
+                .delete(mesh::delete_service),
+        )
+        .route("/v1/membership", get(membership::list))
+        .route("/v1/membership/{service}", get(membership::read))
+        .route("/v1/membership/{service}/{id}", put(membership::register).delete(membership::deregister))
+        .route("/v1/revisions", get(revisions::list))
+        .route("/v1/revisions/{number}", get(revisions::read))
+        .route("/v1/revisions/{number}/restore", post(revisions::restore))
+        .route("/v1/audit", get(revisions::audit))
+        .route("/v1/backup", get(revisions::backup))
+        .route("/v1/proxies", get(proxies::list))
+        .route("/v1/explain", get(explain::by_query).post(explain::by_body))
+        .route("/v1/feed", get(proxies::feed))
+        .route("/v1/feed/acks", post(proxies::ack))
+        .route("/livez", get(process::alive))
+        .route("/readyz", get(process::ready))
+        .route("/metrics", get(process::metrics))
+        .route("/openapi.json", get(openapi::serve))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
+    documents
+        .merge(rest)
+        .fallback(problem::no_such_path)
+        .method_not_allowed_fallback(problem::no_such_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&admin), access::check))
+        .with_state(admin)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,77 @@
+//! The interface as a document, made from the handlers themselves.
+
+use axum::Json;
+use utoipa::OpenApi;
+
+use super::{author, explain, membership, mesh, problem, process, proxies, revisions};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Gilmok control plane",
+        description = "What operators and proxies ask and tell the control plane."
+    ),
+    paths(
+        process::status,
+        mesh::read_mesh,
+        mesh::put_mesh,
+        mesh::list_services,
+        mesh::read_service,
+        mesh::put_service,
+        mesh::patch_service,
+        mesh::delete_service,
+        membership::list,
+        membership::read,
+        membership::register,
+        membership::deregister,
+        revisions::list,
+        revisions::read,
+        revisions::restore,
+        revisions::audit,
+        revisions::backup,
+        proxies::list,
+        explain::by_query,
+        explain::by_body,
+        proxies::feed,
+        proxies::ack,
+        process::alive,
+        process::ready,
+        process::metrics,
+        serve,
+    ),
+    components(schemas(problem::Problem, author::Done, explain::Question))
+)]
+struct Interface;
+
+/// The OpenAPI document.
+#[must_use]
+pub fn document() -> utoipa::openapi::OpenApi {
+    Interface::openapi()
+}
+
+#[utoipa::path(get, path = "/openapi.json", tag = "process", summary = "This document",
+    responses((status = 200, body = Object)))]
+pub(super) async fn serve() -> Json<utoipa::openapi::OpenApi> {
+    Json(document())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHECKED_IN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
+
+    #[test]
+    fn the_document_that_is_checked_in_is_current() {
+        let made = document().to_pretty_json().unwrap() + "\n";
+        if std::env::var_os("GILMOK_REGENERATE").is_some() {
+            std::fs::write(CHECKED_IN, &made).unwrap();
+        }
+        let kept = std::fs::read_to_string(CHECKED_IN).unwrap_or_default();
+        assert!(
+            kept == made,
+            "docs/openapi.json is not what the handlers say; \
+             make it anew: GILMOK_REGENERATE=1 cargo test -p gilmok-control-plane openapi"
+        );
+    }
+}

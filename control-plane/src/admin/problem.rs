@@ -1,0 +1,166 @@
+//! The one place where an error becomes HTTP: `application/problem+json` (RFC 9457).
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use gilmok_config::problem::Problems;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::intent::Refusal;
+use crate::membership::registry::RegistryRefusal;
+use crate::publish::FeedRefusal;
+use crate::state::WriteError;
+use crate::store::StoreError;
+
+/// Why a request was not done.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Problem {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    title: &'static str,
+    status: u16,
+    /// What is wrong here, and what to do.
+    detail: String,
+    /// Every fault of a document, with its path.
+    #[serde(skip_serializing_if = "Problems::is_empty")]
+    #[schema(value_type = Vec<Object>)]
+    problems: Problems,
+    #[serde(skip)]
+    retry_after_s: Option<u16>,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self {
+            kind: "about:blank",
+            title: status.canonical_reason().unwrap_or("Error"),
+            status: status.as_u16(),
+            detail: detail.into(),
+            problems: Problems::default(),
+            retry_after_s: None,
+        }
+    }
+
+    pub(super) fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    pub(super) fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, detail)
+    }
+
+    fn later(self, seconds: u16) -> Self {
+        Self { retry_after_s: Some(seconds), ..self }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry_after_s = self.retry_after_s;
+        let mut response = (status, Json(self)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<WriteError> for Problem {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Behind { head } => Self::new(
+                StatusCode::PRECONDITION_FAILED,
+                format!("the newest revision is {head}; read it, and decide again"),
+            ),
+            WriteError::Contended => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "too many writers at once; try again").later(1)
+            }
+            WriteError::Refused(refusal) => refusal.into(),
+            WriteError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Faulty(problems) => Self {
+                problems,
+                ..Self::new(
+                    StatusCode::UNPROCESSABLE_ENTITY,
+                    "the document would not be sound; nothing was changed",
+                )
+            },
+            Refusal::NoService(name) => Self::not_found(format!("there is no service `{name}`")),
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        // The details are for the log: they name files of this machine.
+        tracing::error!("{error}");
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the store does not work; the control plane's log says why",
+        )
+    }
+}
+
+impl From<RegistryRefusal> for Problem {
+    fn from(refusal: RegistryRefusal) -> Self {
+        let status = match refusal {
+            RegistryRefusal::Id | RegistryRefusal::Ttl(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            RegistryRefusal::TooMany(_) => StatusCode::INSUFFICIENT_STORAGE,
+        };
+        Self::new(status, refusal.to_string())
+    }
+}
+
+impl From<FeedRefusal> for Problem {
+    fn from(refusal: FeedRefusal) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, refusal.to_string()).later(2)
+    }
+}
+
+impl From<JsonRejection> for Problem {
+    fn from(rejection: JsonRejection) -> Self {
+        let status = match rejection.status() {
+            // Well-formed JSON of another shape is as wrong as any other fault of a document.
+            StatusCode::UNPROCESSABLE_ENTITY => StatusCode::UNPROCESSABLE_ENTITY,
+            other => other,
+        };
+        Self::new(status, rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for Problem {
+    fn from(rejection: PathRejection) -> Self {
+        Self::bad_request(rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::bad_request(rejection.body_text())
+    }
+}
+
+pub(super) async fn no_such_path(uri: Uri) -> Problem {
+    let path: String = uri.path().chars().take(200).collect();
+    Problem::not_found(format!("there is nothing at {path}; /openapi.json lists what is there"))
+}
+
+pub(super) async fn no_such_method(method: Method, uri: Uri) -> Problem {
+    let path: String = uri.path().chars().take(200).collect();
+    let detail = format!("{path} does not take {method}; /openapi.json lists what it takes");
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
+}

@@ -1,0 +1,123 @@
+//! The proxies: what they are told, and what they say they run.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use gilmok_config::wire::{Ack, WIRE_LEVEL, WIRE_LEVEL_MIN};
+use hyper::body::Frame;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use utoipa::IntoParams;
+
+use super::Admin;
+use super::problem::Problem;
+
+/// Longest name of a proxy, in bytes.
+const NODE_BYTES_MAX: usize = 200;
+
+/// Who follows. What else a proxy says of itself here is for people who read logs.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Follower {
+    /// The proxy's name.
+    node: String,
+    /// The wire level it speaks.
+    wire: u32,
+    /// The store it follows, if it follows one.
+    store: Option<String>,
+    /// The revision it has.
+    revision: Option<u64>,
+}
+
+#[utoipa::path(get, path = "/v1/feed", tag = "proxies", summary = "What is true, and from then on what changes, as NDJSON",
+    params(Follower), responses((status = 200, content_type = "application/x-ndjson", body = String),
+        (status = 409, description = "The proxy speaks another wire level", body = Problem),
+        (status = 503, description = "The store was never written", body = Problem)))]
+pub(super) async fn feed(
+    State(admin): State<Arc<Admin>>,
+    follower: Result<Query<Follower>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let Query(follower) = follower?;
+    if !(WIRE_LEVEL_MIN..=WIRE_LEVEL).contains(&follower.wire) {
+        let detail = format!(
+            "this control plane speaks wire levels {WIRE_LEVEL_MIN} to {WIRE_LEVEL}, the proxy {}",
+            follower.wire
+        );
+        return Err(Problem::new(StatusCode::CONFLICT, detail));
+    }
+    let lines = admin.state.publisher.follow(admin.stop.clone())?;
+    let store = follower.store.as_deref().unwrap_or("no store");
+    let node: String = follower.node.chars().take(NODE_BYTES_MAX).collect();
+    tracing::info!(
+        "the proxy {node:?} follows; it had revision {} of {store:?}",
+        follower.revision.unwrap_or(0)
+    );
+    let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    Ok((kind, Body::new(Lines(lines))).into_response())
+}
+
+/// A body of lines as they come.
+pub(super) struct Lines(pub(super) mpsc::Receiver<Bytes>);
+
+impl hyper::body::Body for Lines {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(cx).map(|line| line.map(|line| Ok(Frame::data(line))))
+    }
+}
+
+#[utoipa::path(post, path = "/v1/feed/acks", tag = "proxies", summary = "A proxy says what it runs", request_body = Value,
+    responses((status = 204), (status = 422, body = Problem)))]
+pub(super) async fn ack(
+    State(admin): State<Arc<Admin>>,
+    body: Result<Json<Ack>, JsonRejection>,
+) -> Result<StatusCode, Problem> {
+    let Json(ack) = body?;
+    if ack.node.is_empty() || ack.node.len() > NODE_BYTES_MAX {
+        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "node: 1 to 200 bytes"));
+    }
+    admin.state.publisher.acks.note(ack);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[utoipa::path(get, path = "/v1/proxies", tag = "proxies",
+    summary = "Who runs which revision, how far behind, who refused and why",
+    responses((status = 200, body = Value)))]
+pub(super) async fn list(State(admin): State<Arc<Admin>>) -> Json<Value> {
+    let now = Instant::now();
+    let store = admin.state.store.id();
+    let head = admin.state.store.head().map_or(0, |head| head.number);
+    let reports = admin.state.publisher.acks.all().into_iter().map(|report| {
+        let heard_ms = now.saturating_duration_since(report.heard).as_millis();
+        let ours = report.ack.applied.as_ref().filter(|applied| applied.store == store);
+        json!({
+            "node": report.ack.node,
+            "instance": report.ack.instance,
+            "version": report.ack.version,
+            "wire": report.ack.wire,
+            "state": report.ack.state,
+            "live": report.is_live(now),
+            "heard_ms_ago": u64::try_from(heard_ms).unwrap_or(u64::MAX),
+            "applied": report.ack.applied,
+            "refused": report.ack.refused,
+            "behind": ours.map(|applied| head.saturating_sub(applied.revision)),
+        })
+    });
+    Json(json!(reports.collect::<Vec<_>>()))
+}

@@ -1,0 +1,237 @@
+//! REST over a real socket: the ways it is used, and the ways it is abused.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::http_client::{Client, Request, Settings};
+use crate::store::Store;
+
+/// A control plane on a free port, gone with the test.
+struct Served {
+    client: Client,
+    folder: PathBuf,
+    _stop: watch::Sender<bool>,
+}
+
+impl Served {
+    async fn start(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("gilmok-rest-{name}-{}", std::process::id()));
+        drop(std::fs::remove_dir_all(&folder));
+        let state = State::new(Store::open(&folder, 100).unwrap(), false).unwrap();
+        let (stop, stopped) = watch::channel(false);
+        let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
+        let admin = Admin { state, access: Access::default(), stop: stopped, contacts: None, metrics };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let app = router(Arc::new(admin)).into_make_service_with_connect_info::<SocketAddr>();
+        // Ends with the test's runtime.
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        let client = Client::new(Settings::new(format!("http://{address}").parse().unwrap())).unwrap();
+        Self { client, folder, _stop: stop }
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        target: &str,
+        headers: &[(&'static str, &str)],
+        body: &str,
+    ) -> (StatusCode, Value) {
+        let mut request = Request::new(method, target)
+            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+            .body(Bytes::copy_from_slice(body.as_bytes()));
+        for (name, value) in headers {
+            request = request.header(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+        }
+        let response = self.client.send(&request).await.unwrap();
+        let body = serde_json::from_slice(&response.body);
+        (response.status, body.unwrap_or_else(|_| json!(String::from_utf8_lossy(&response.body))))
+    }
+
+    async fn put(&self, target: &str, body: &Value) -> (StatusCode, Value) {
+        self.ask(Method::PUT, target, &[], &body.to_string()).await
+    }
+
+    async fn get(&self, target: &str) -> (StatusCode, Value) {
+        self.ask(Method::GET, target, &[], "").await
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.folder));
+    }
+}
+
+#[tokio::test]
+async fn a_service_lives_through_rest() {
+    let served = Served::start("life").await;
+    assert_eq!(served.get("/v1/mesh").await, (StatusCode::OK, json!({})));
+    assert_eq!(
+        served.put("/v1/services/ads", &json!({})).await,
+        (StatusCode::CREATED, json!({"revision": 1}))
+    );
+    let table = json!({"request_timeout": "2s"});
+    assert_eq!(served.put("/v1/services/ads", &table).await, (StatusCode::OK, json!({"revision": 2})));
+    assert_eq!(served.put("/v1/services/ads", &table).await, (StatusCode::OK, json!({"revision": 2})));
+    let patch = r#"{"request_timeout":null,"max_concurrent":5}"#;
+    let patched = served.ask(Method::PATCH, "/v1/services/ads", &[], patch).await;
+    assert_eq!(patched, (StatusCode::OK, json!({"revision": 3})));
+    assert_eq!(served.get("/v1/services/ads").await.1, json!({"max_concurrent": 5}));
+    let deleted = served.ask(Method::DELETE, "/v1/services/ads?reason=gone", &[], "").await;
+    assert_eq!(deleted, (StatusCode::OK, json!({"revision": 4})));
+    assert_eq!(served.get("/v1/services/ads").await.0, StatusCode::NOT_FOUND);
+    let restored = served.ask(Method::POST, "/v1/revisions/2/restore", &[("gilmok-who", "ann")], "").await;
+    assert_eq!(restored, (StatusCode::OK, json!({"revision": 5})));
+    assert_eq!(served.get("/v1/services/ads").await.1, table);
+    let (_, audit) = served.get("/v1/audit").await;
+    assert_eq!((&audit[0]["who"], &audit[0]["what"]), (&json!("ann"), &json!("restore revision 2")));
+    assert_eq!((&audit[1]["reason"], &audit[1]["who"]), (&json!("gone"), &json!("127.0.0.1")));
+    let (_, revisions) = served.get("/v1/revisions?limit=2").await;
+    assert_eq!((revisions.as_array().unwrap().len(), &revisions[0]["revision"]), (2, &json!(5)));
+}
+
+#[tokio::test]
+async fn every_fault_of_a_document_is_told_and_nothing_changes() {
+    let served = Served::start("faults").await;
+    let table = json!({"request_timeout": 5, "colour": "red"});
+    let (status, problem) = served.put("/v1/services/ads", &table).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    let paths: Vec<_> =
+        problem["problems"].as_array().unwrap().iter().map(|p| p["path"].as_str().unwrap()).collect();
+    assert_eq!(paths, ["services.ads.request_timeout", "services.ads.colour"]);
+    assert_eq!(served.get("/v1/status").await.1["revision"], 0);
+}
+
+#[tokio::test]
+async fn one_of_two_writers_is_told_that_it_is_behind() {
+    let served = Served::start("behind").await;
+    served.put("/v1/services/ads", &json!({})).await;
+    let write = |limit: u32| {
+        let body = json!({"max_concurrent": limit}).to_string();
+        let served = &served;
+        async move { served.ask(Method::PUT, "/v1/services/ads", &[("if-match", "\"1\"")], &body).await.0 }
+    };
+    let (one, two) = tokio::join!(write(1), write(2));
+    let mut statuses = [one, two];
+    statuses.sort();
+    assert_eq!(statuses, [StatusCode::OK, StatusCode::PRECONDITION_FAILED]);
+}
+
+#[tokio::test]
+async fn nonsense_is_answered_with_a_problem() {
+    let served = Served::start("nonsense").await;
+    let put = Method::PUT;
+    for (method, target, headers, body, expected) in [
+        (put.clone(), "/v1/mesh", vec![], "{", 400),
+        (put.clone(), "/v1/mesh", vec![], "[]", 422),
+        (put.clone(), "/v1/mesh", vec![], "5", 422),
+        (put.clone(), "/v1/mesh", vec![], "null", 422),
+        (put.clone(), "/v1/mesh", vec![("content-type", "text/plain")], "{}", 415),
+        (put.clone(), "/v1/services/NO", vec![], "{}", 400),
+        (put.clone(), "/v1/services/ads", vec![("if-match", "x")], "{}", 400),
+        (put.clone(), "/v1/services/ads?wait=soon", vec![], "{}", 400),
+        (put.clone(), "/v1/membership/ads/a", vec![], "{}", 422),
+        (put.clone(), "/v1/membership/ads/a", vec![], r#"{"address":"nowhere"}"#, 422),
+        (put.clone(), "/v1/membership/ads/a", vec![], r#"{"address":"10.0.0.1:1","ttl":"1y"}"#, 422),
+        (Method::PATCH, "/v1/services/none", vec![], "{}", 404),
+        (Method::DELETE, "/v1/services/none", vec![], "", 404),
+        (Method::DELETE, "/v1/membership/none/a", vec![], "", 404),
+        (Method::GET, "/v1/revisions/x", vec![], "", 400),
+        (Method::GET, "/v1/revisions/7", vec![], "", 404),
+        (Method::GET, "/v1/revisions?limit=x", vec![], "", 400),
+        (Method::POST, "/v1/revisions/7/restore", vec![], "", 404),
+        (Method::GET, "/v1/explain", vec![], "", 400),
+        (Method::GET, "/v1/explain?service=ads", vec![], "", 503),
+        (Method::GET, "/v1/feed?node=a&wire=1", vec![], "", 503),
+        (Method::GET, "/v1/feed?node=a&wire=99", vec![], "", 409),
+        (Method::GET, "/v1/feed", vec![], "", 400),
+        (Method::POST, "/v1/feed/acks", vec![], "{}", 422),
+        (Method::POST, "/v1/mesh", vec![], "{}", 405),
+        (Method::GET, "/v2/mesh", vec![], "", 404),
+    ] {
+        let (status, problem) = served.ask(method.clone(), target, &headers, body).await;
+        assert_eq!(status.as_u16(), expected, "{method} {target} {body}: {problem}");
+        assert_eq!(problem["status"], expected, "{method} {target}: {problem}");
+        assert!(
+            problem["detail"].as_str().is_some_and(|detail| !detail.is_empty()),
+            "{method} {target}: {problem}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused() {
+    let served = Served::start("large").await;
+    let body = format!("{{\"x\":\"{}\"}}", "x".repeat(BODY_BYTES_MAX));
+    assert_eq!(
+        served.ask(Method::PUT, "/v1/services/ads", &[], &body).await.0,
+        StatusCode::PAYLOAD_TOO_LARGE
+    );
+}
+
+#[tokio::test]
+async fn a_registered_endpoint_is_explained_and_followed() {
+    let served = Served::start("follow").await;
+    served.put("/v1/services/ads", &json!({})).await;
+    let endpoint = json!({"address": "10.0.0.1:80", "version": "v2", "ttl": "10s"});
+    assert_eq!(served.put("/v1/membership/ads/ads-1", &endpoint).await.0, StatusCode::CREATED);
+    assert_eq!(served.put("/v1/membership/ads/ads-1", &endpoint).await.0, StatusCode::OK);
+    let (_, members) = served.get("/v1/membership/ads").await;
+    assert_eq!((&members[0]["id"], &members[0]["status"]), (&json!("ads-1"), &json!("passing")));
+    let followed = async {
+        loop {
+            let (_, told) = served.get("/v1/explain?service=ads").await;
+            if told["decision"]["endpoints"][0]["version"] == "v2" {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    // Nothing follows the registry in this test but a write does: it publishes the newest of both.
+    served.put("/v1/services/other", &json!({})).await;
+    tokio::time::timeout(Duration::from_secs(5), followed).await.unwrap();
+    let deleted = served.ask(Method::DELETE, "/v1/membership/ads/ads-1", &[], "").await;
+    assert_eq!(deleted.0, StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
+async fn a_write_waits_for_live_proxies_and_names_who_lags() {
+    let served = Served::start("wait").await;
+    served.put("/v1/services/ads", &json!({})).await;
+    let store = served.get("/v1/status").await.1["store"].clone();
+    let ack = json!({"node": "web-1", "instance": "1", "wire": 1,
+        "applied": {"store": store, "revision": 1, "hash": ""}, "state": "ready"});
+    assert_eq!(
+        served.ask(Method::POST, "/v1/feed/acks", &[], &ack.to_string()).await.0,
+        StatusCode::NO_CONTENT
+    );
+    let (status, done) = served.put("/v1/services/shop?wait=50ms", &json!({})).await;
+    assert_eq!(
+        (status, done),
+        (StatusCode::ACCEPTED, json!({"revision": 2, "converged": false, "lagging": ["web-1"]}))
+    );
+    let (_, proxies) = served.get("/v1/proxies").await;
+    assert_eq!((&proxies[0]["node"], &proxies[0]["behind"]), (&json!("web-1"), &json!(1)));
+}
+
+#[tokio::test]
+async fn every_path_of_the_interface_is_served() {
+    let served = Served::start("interface").await;
+    let (_, interface) = served.get("/openapi.json").await;
+    for (path, methods) in interface["paths"].as_object().unwrap() {
+        let target = path.replace("{service}", "ads").replace("{id}", "a").replace("{number}", "1");
+        for method in methods.as_object().unwrap().keys() {
+            let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+            let status = served.ask(method.clone(), &target, &[], "").await.0;
+            assert_ne!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {target}");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! The life of the process: open the store, mirror, listen, serve, and leave politely.
+
+use std::io::BufReader;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::serve::ListenerExt as _;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::admin::{Access, Admin, router};
+use crate::membership::consul;
+use crate::settings::Settings;
+use crate::state::State;
+use crate::store::Store;
+
+/// REST and feeds are little work; more threads would only cost memory beside the apps.
+const THREADS: usize = 2;
+/// How long requests in flight may take when the process ends.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+/// How often the metrics exporter tidies up.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Makes the store of a backup.
+pub(crate) fn restore(settings: &Settings, backup: &Path) -> anyhow::Result<()> {
+    let file = std::fs::File::open(backup).with_context(|| format!("cannot read {}", backup.display()))?;
+    Store::restore(&settings.store.dir, BufReader::new(file))?;
+    crate::say(&format!(
+        "the store in {} is the backup's; its numbering goes on",
+        settings.store.dir.display()
+    ));
+    Ok(())
+}
+
+/// Serves until a signal ends it.
+pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
+    start_log(&settings);
+    let metrics = start_metrics();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start threads")?;
+    runtime.block_on(live(settings, metrics))
+}
+
+async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<()> {
+    let store = Store::open(&settings.store.dir, u64::from(settings.store.history))?;
+    tracing::info!("store {} in {}", store.id(), settings.store.dir.display());
+    let state = State::new(store, settings.consul.is_some())?;
+    let mirror = match settings.consul {
+        Some(consul) => Some(consul::start(consul, &state.last_consul(), state.names())?),
+        None => None,
+    };
+    let (stop, stopped) = watch::channel(false);
+    let background = [
+        // Each ends with the runtime.
+        tokio::spawn(follow(Arc::clone(&state), mirror.as_ref().map(|mirror| mirror.view.clone()))),
+        tokio::spawn(keep(Arc::clone(&state))),
+        tokio::spawn(expire(Arc::clone(&state))),
+        tokio::spawn(tidy(metrics.clone())),
+    ];
+    let admin = Admin {
+        state: Arc::clone(&state),
+        access: Access { token_file: settings.token_file },
+        stop: stopped.clone(),
+        contacts: mirror.map(|mirror| mirror.contacts),
+        metrics,
+    };
+    let listener = TcpListener::bind(settings.listen).await;
+    let listener = listener.with_context(|| format!("cannot listen on {}", settings.listen))?;
+    let address = listener.local_addr().context("the listener has no address")?;
+    if let Some(path) = &settings.port_file {
+        write_port_file(path, address).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    tracing::info!("listening on {address}");
+    // Without it the lines of a feed wait up to 40 ms for an acknowledgement.
+    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+    let app = router(Arc::new(admin)).into_make_service_with_connect_info::<SocketAddr>();
+    let leave = async move {
+        wait_for_signal().await;
+        tracing::info!("leaving: ending feeds; proxies go on with what they have");
+        stop.send_replace(true);
+    };
+    let serving = axum::serve(listener, app).with_graceful_shutdown(leave);
+    let mut stopped = stopped;
+    let overdue = async {
+        drop(stopped.wait_for(|stopped| *stopped).await);
+        tokio::time::sleep(LEAVE_WITHIN).await;
+    };
+    tokio::select! {
+        served = serving => served.context("serving")?,
+        () = overdue => tracing::warn!("requests are in flight after {LEAVE_WITHIN:?}; ending them"),
+    }
+    for task in background {
+        task.abort();
+    }
+    // What the next start begins with; a disk that hangs must not keep the process.
+    if timeout(LEAVE_WITHIN, state.keep_now()).await.is_err() {
+        tracing::warn!("the last membership could not be kept");
+    }
+    Ok(())
+}
+
+async fn follow(state: Arc<State>, mirror: Option<watch::Receiver<Arc<crate::membership::View>>>) {
+    state.follow_membership(mirror).await;
+}
+
+async fn keep(state: Arc<State>) {
+    state.keep_membership().await;
+}
+
+async fn expire(state: Arc<State>) {
+    state.registry.expire().await;
+}
+
+async fn tidy(metrics: PrometheusHandle) {
+    loop {
+        tokio::time::sleep(UPKEEP).await;
+        metrics.run_upkeep();
+    }
+}
+
+async fn wait_for_signal() {
+    let terminate = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut terminate) => drop(terminate.recv().await),
+            Err(error) => {
+                tracing::warn!("cannot hear SIGTERM: {error}");
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    tokio::select! {
+        () = terminate => {}
+        interrupted = tokio::signal::ctrl_c() => if let Err(error) = interrupted {
+            tracing::warn!("cannot hear SIGINT: {error}");
+            std::future::pending::<()>().await;
+        },
+    }
+}
+
+/// Written beside its place and renamed, so that whoever waits for it reads it whole.
+fn write_port_file(path: &Path, address: SocketAddr) -> std::io::Result<()> {
+    let beside = path.with_extension("writing");
+    std::fs::write(&beside, format!("{}\n", serde_json::json!({ "listen": address })))?;
+    std::fs::rename(&beside, path)
+}
+
+fn start_log(settings: &Settings) {
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    // The crates below speak in frames and polls: of them only warnings are for operators.
+    let targets = tracing_subscriber::filter::Targets::new()
+        .with_default(settings.log.min(tracing::level_filters::LevelFilter::WARN))
+        .with_target("gilmok", settings.log);
+    // A log that is there already stays.
+    drop(tracing_subscriber::registry().with(targets).with(lines).try_init());
+}
+
+fn start_metrics() -> PrometheusHandle {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    // A recorder that is there already stays.
+    drop(metrics::set_global_recorder(recorder));
+    metrics::describe_counter!("gilmok_writes_total", "Writes of operators by what became of them.");
+    handle
+}
