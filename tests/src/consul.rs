@@ -183,7 +183,7 @@ fn archive_in_stanzas(text: &str) -> Option<(String, String)> {
     })
 }
 
-/// A running agent, its own server and leader, that keeps nothing. Ends when dropped, and with the test's process.
+/// An agent that is a server. Ends when dropped, and with the test's process.
 #[derive(Debug)]
 pub struct Consul {
     scratch: Scratch,
@@ -200,6 +200,14 @@ struct Running {
     shell: Child,
     input: Option<ChildStdin>,
     pid: u32,
+}
+
+impl Running {
+    /// Whether the agent runs, even if it is stopped; what has ended stays a zombie below its shell.
+    fn is_alive(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        stat.rsplit_once(')').is_some_and(|(_, state)| !state.trim_start().starts_with('Z'))
+    }
 }
 
 impl Drop for Running {
@@ -227,17 +235,56 @@ impl Consul {
         tokio::task::spawn_blocking(found).await.expect("looking for consul does not panic");
         let mut log = String::new();
         for _ in 0..STARTS_MAX {
-            let ports = std::array::from_fn(|_| free_port());
-            let origin = Origin::Http { host: "127.0.0.1".into(), port: ports[0] };
-            let client = Client::new(Settings::new(origin)).expect("plain http needs no files");
-            let (scratch, token) = (Scratch::new(), token.map(str::to_owned));
-            let mut consul = Self { scratch, ports, config: config.clone(), token, running: None, client };
+            let mut consul = Self::new(config.clone(), token);
             if consul.run().await {
                 return consul;
             }
             log = consul.log();
         }
         panic!("consul does not come up:\n{log}");
+    }
+
+    /// Three servers that elect a leader, so that one may be lost, and keep what they know on disk.
+    ///
+    /// # Panics
+    /// When there is no Consul, or they do not come up.
+    pub async fn start_three() -> [Self; 3] {
+        tokio::task::spawn_blocking(found).await.expect("looking for consul does not panic");
+        let mut logs = String::new();
+        for _ in 0..STARTS_MAX {
+            let mut servers: [Self; 3] = std::array::from_fn(|_| Self::new(json!({}), None));
+            let joined = servers.each_ref().map(|server| format!("127.0.0.1:{}", server.ports[2]));
+            for (number, server) in servers.iter_mut().enumerate() {
+                server.config = json!({
+                    "server": true,
+                    "bootstrap_expect": 3,
+                    "node_name": format!("server-{number}"),
+                    "data_dir": server.scratch.path().join("data"),
+                    "retry_join": joined,
+                    "retry_interval": "1s",
+                    "performance": { "raft_multiplier": 1 },
+                });
+                server.spawn();
+            }
+            let mut ready = true;
+            for server in &servers {
+                ready &= server.ready().await;
+                logs += &server.log();
+            }
+            if ready {
+                return servers;
+            }
+        }
+        panic!("three servers do not come up:\n{logs}");
+    }
+
+    /// An agent that does not run yet.
+    fn new(config: Value, token: Option<&str>) -> Self {
+        let ports = std::array::from_fn(|_| free_port());
+        let origin = Origin::Http { host: "127.0.0.1".into(), port: ports[0] };
+        let client = Client::new(Settings::new(origin)).expect("plain http needs no files");
+        let (scratch, token) = (Scratch::new(), token.map(str::to_owned));
+        Self { scratch, ports, config, token, running: None, client }
     }
 
     /// Where it answers.
@@ -257,7 +304,7 @@ impl Consul {
         self.running = None;
     }
 
-    /// Starts it again where it was: with nothing in it, and counting from 1.
+    /// Starts it again where it was. A single agent has nothing in it then, and counts from 1.
     ///
     /// # Panics
     /// When it does not come up.
@@ -294,6 +341,15 @@ impl Consul {
         self.put(&format!("/v1/agent/service/deregister/{id}"), &Value::Null).await;
     }
 
+    /// `GET`s from the agent's API; says the status and the body.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub async fn get(&self, target: &str) -> (u16, String) {
+        let response = self.send(&self.signed(Request::get(target))).await;
+        (response.status.as_u16(), String::from_utf8_lossy(&response.body).into_owned())
+    }
+
     /// `PUT`s to the agent's API.
     ///
     /// # Panics
@@ -323,8 +379,17 @@ impl Consul {
         }
     }
 
-    /// Starts the process; false when it ended before it was ready.
+    /// Starts the process and waits until it is ready; false when it ended before.
     async fn run(&mut self) -> bool {
+        self.spawn();
+        let ready = self.ready().await;
+        if !ready {
+            self.running = None;
+        }
+        ready
+    }
+
+    fn spawn(&mut self) {
         let [http, server, serf] = self.ports;
         let mut config = json!({
             "bind_addr": "127.0.0.1",
@@ -341,7 +406,9 @@ impl Consul {
         shell
             .args(["-c", "\"$@\" >&2 </dev/null & echo $!; read -r _; kill -9 $!; wait $!", "sh"])
             .arg(program())
-            .args(["agent", "-dev", "-config-file"])
+            .arg("agent")
+            .args((!self.is_one_of_several()).then_some("-dev"))
+            .arg("-config-file")
             .arg(config)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -350,21 +417,26 @@ impl Consul {
         let input = shell.stdin.take();
         let pid = read_line(&mut shell).trim().parse().expect("the shell tells the agent's id");
         self.running = Some(Running { shell, input, pid });
+    }
 
+    fn is_one_of_several(&self) -> bool {
+        self.config.get("retry_join").is_some()
+    }
+
+    /// Waits until there is a leader and the agent's own node is known, since only then a registration is taken.
+    async fn ready(&self) -> bool {
+        let nodes = Request::get("/v1/catalog/nodes?consistent").timeout(Duration::from_secs(1));
+        let nodes = self.signed(nodes);
         let deadline = Instant::now() + SOON;
-        while Instant::now() < deadline && Path::new(&format!("/proc/{pid}/stat")).exists() {
-            // A registration is taken only once there is a leader and the agent's own node is known.
-            let request = Request::get("/v1/health/node/self").timeout(Duration::from_secs(1));
-            let leader = Request { target: "/v1/catalog/nodes".to_owned(), ..self.signed(request) };
-            if let Ok(response) = self.client.send(&leader).await
+        while Instant::now() < deadline && self.running.as_ref().is_some_and(Running::is_alive) {
+            if let Ok(response) = self.client.send(&nodes).await
                 && response.status.is_success()
-                && response.body.len() > 10
+                && response.body.windows(9).any(|part| part == b"127.0.0.1")
             {
                 return true;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        self.running = None;
         false
     }
 }

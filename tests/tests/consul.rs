@@ -9,7 +9,7 @@ use gilmok_control_plane::http_client::{Client, Origin, Request, Settings as Htt
 use gilmok_control_plane::membership::consul::{Consul as Mirror, Settings, start};
 use gilmok_control_plane::membership::{Status, View};
 use gilmok_tests::consul::{Consul, free_port};
-use gilmok_tests::eventually::SOON;
+use gilmok_tests::eventually::{SOON, eventually};
 use gilmok_tests::process::Signal;
 use gilmok_tests::relay::Relay;
 use gilmok_tests::scratch::Scratch;
@@ -278,13 +278,51 @@ async fn a_token_that_may_see_nothing_removes_nothing() {
     // The anonymous one is answered, with an empty list.
     scratch.write("token", "anonymous\n");
     scene.keeps_at_least(&["a", "b", "c"], Duration::from_secs(5)).await;
-    let request = Request::get("/v1/health/service/ads");
-    let seen = Client::new(HttpSettings::new(consul.origin())).unwrap().send(&request).await.unwrap();
+    let seen = Client::new(HttpSettings::new(consul.origin())).unwrap();
+    let seen = seen.send(&Request::get("/v1/health/service/ads")).await.unwrap();
     assert_eq!((seen.status.as_u16(), seen.body.as_ref()), (200, b"[]\n".as_slice()));
     scratch.write("token", "root-token\n");
     scene.keeps_at_least(&["a", "b", "c"], Duration::from_millis(1_100)).await;
     consul.register("ads", "f", 9_006, json!({})).await;
     scene.shows(&["a", "b", "c", "d", "e", "f"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_leader_everything_stays_and_with_a_new_one_it_goes_on() {
+    let mut servers = Consul::start_three().await;
+    with_three(&servers[0]).await;
+    let mut scene = Scene::of(servers[0].origin(), |_| {});
+    scene.shows(&["a", "b", "c"]).await;
+    // One server alone is no quorum: it has no leader, and says so after a while.
+    servers[1].stop();
+    servers[2].stop();
+    eventually("the leader is missed", async || {
+        let (status, said) = servers[0].get("/v1/health/service/ads").await;
+        if said.contains("No cluster leader") { Ok(()) } else { Err(format!("{status} {said}")) }
+    })
+    .await;
+    assert_eq!(servers[0].get("/v1/health/service/ads?stale").await.0, 200);
+    scene.keeps(&["a", "b", "c"], Duration::from_secs(4)).await;
+    servers[1].start_again().await;
+    servers[2].start_again().await;
+    servers[0].register("ads", "d", 9_004, json!({})).await;
+    scene.shows(&["a", "b", "c", "d"]).await;
+    servers[0].deregister("d").await;
+    scene.shows(&["a", "b", "c"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_agent_is_asked_when_one_dies() {
+    let mut servers = Consul::start_three().await;
+    with_three(&servers[0]).await;
+    // A service of a node that dies turns critical with its node: what is watched lives elsewhere.
+    let origins = [servers[1].origin(), servers[2].origin()];
+    let mut scene = Scene::of(origins[0].clone(), |settings| settings.addresses = origins.into());
+    scene.shows(&["a", "b", "c"]).await;
+    servers[1].stop();
+    scene.keeps(&["a", "b", "c"], Duration::from_secs(1)).await;
+    servers[0].register("ads", "d", 9_004, json!({})).await;
+    scene.shows(&["a", "b", "c", "d"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -142,7 +142,8 @@ impl Client {
             Ok(response) => checked(response),
             Err(error) => Err(error.into()),
         };
-        if matches!(sent, Err(Error::Unreachable(_))) {
+        // An agent that is gone, or has lost its servers; no leader is everybody's trouble.
+        if matches!(sent, Err(Error::Unreachable(_) | Error::Refused { status: 500.., .. })) {
             self.links[current].disconnect();
             self.current.store((current + 1) % self.links.len(), Ordering::Relaxed);
         }

@@ -59,7 +59,7 @@ impl Pace {
 /// The pause after the first error.
 const BACK_OFF_FIRST: Duration = Duration::from_millis(250);
 /// The pause after many errors.
-const BACK_OFF_MAX: Duration = Duration::from_secs(15);
+const BACK_OFF_MAX: Duration = Duration::from_secs(8);
 
 /// An exponential pause with jitter, so that many watches do not come back at the same moment.
 #[derive(Debug, Default)]
@@ -132,7 +132,7 @@ mod tests {
     fn the_back_off_grows_with_jitter_up_to_its_limit() {
         let mut back_off = BackOff::default();
         let pauses: Vec<u128> = (0..8).map(|_| back_off.next(1.0).as_millis()).collect();
-        assert_eq!(pauses, [250, 500, 1_000, 2_000, 4_000, 8_000, 15_000, 15_000]);
+        assert_eq!(pauses, [250, 500, 1_000, 2_000, 4_000, 8_000, 8_000, 8_000]);
         back_off.reset();
         assert_eq!(back_off.next(0.0).as_millis(), 125);
     }
