@@ -1,11 +1,13 @@
 //! What operators type, and `gilmok demo`: a whole mesh as child processes of this one executable.
 //!
-//! In reading order: the command line (here), the programs of the mesh in this executable (`child`), and what
+//! In reading order: the command line (here), a mesh of this executable's children (`demo`, `child`) and what
 //! operators ask and tell a control plane (`commands`).
 
 mod child;
 
 mod commands;
+
+mod demo;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -29,6 +31,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Run a whole mesh on loopback and tell what happens in it
+    Demo(demo::Arguments),
     #[command(flatten)]
     Operate(Command),
     #[command(flatten)]
@@ -38,6 +42,7 @@ enum Task {
 /// Runs `gilmok` with these arguments, the program's name first, until it has ended.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match Cli::try_parse_from(args) {
+        Ok(Cli { task: Task::Demo(arguments) }) => demo::run(&arguments),
         Ok(Cli { task: Task::Operate(command) }) => commands::run(command),
         Ok(Cli { task: Task::Child(program) }) => child::run(program),
         Err(error) => {

@@ -1,0 +1,9 @@
+//! The chapters of the story, one file each: what is done, what must come of it, and what is told.
+
+pub(crate) mod endpoint_dies;
+
+pub(crate) mod config_change;
+
+pub(crate) mod bad_document;
+
+pub(crate) mod control_plane_dies;

@@ -1,0 +1,178 @@
+//! `gilmok demo`: a whole mesh on loopback, all of it children of this one process, and a story told with it.
+//!
+//! In reading order: who is where (`layout`, `settings`), the processes (`process`, `mesh`), how they are talked to
+//! (`talk`, `traffic`), the story (`story`, `chapters`), how it is told (`tell`, `guide`), and where it keeps its
+//! files (`scratch`).
+
+mod layout;
+
+mod settings;
+
+mod process;
+
+mod mesh;
+
+mod talk;
+
+mod traffic;
+
+mod story;
+
+mod chapters;
+
+mod tell;
+
+mod guide;
+
+mod scratch;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::Args;
+use gilmok_control_plane::http_client::{Client, Origin, Request, Settings};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::EXIT_INTERNAL;
+use mesh::{Concerning, Mesh};
+use scratch::Scratch;
+use story::{STORY_MAX, Stage};
+use tell::Teller;
+
+/// How long an app that the reader killed stays dead.
+const DEAD_FOR: Duration = Duration::from_secs(5);
+/// How often it is looked whether one is dead.
+const WATCH: Duration = Duration::from_millis(200);
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Play the story to its end and leave, with 0 when everything came as told
+    #[arg(long)]
+    once: bool,
+    /// Take membership from this Consul instead of the embedded registry, e.g. http://127.0.0.1:8500
+    #[arg(long, value_name = "URL")]
+    consul: Option<Origin>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    let teller = Teller::begin();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        teller.title("Gilmok: a whole mesh on this machine, every process of it this one executable");
+        runtime.block_on(demo(arguments, &teller))
+    });
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            teller.show(&format!("gilmok demo: {error:#}"));
+            ExitCode::from(EXIT_INTERNAL)
+        }
+    }
+}
+
+async fn demo(arguments: &Arguments, teller: &Teller) -> anyhow::Result<ExitCode> {
+    let mut stop = Stop::listen()?;
+    let consul = arguments.consul.as_ref();
+    if let Some(origin) = consul {
+        reach(origin).await?;
+    }
+    let consul = consul.map(ToString::to_string);
+    let mut scratch = Scratch::create()?;
+    let mut mesh = Mesh::start(scratch.path(), consul.as_deref())?;
+    teller.show(&guide::what_is_where(&mesh, consul.as_deref()));
+    let mut stage = Stage { mesh: &mut mesh, teller };
+    // Boxed: the story is one large future.
+    let story = Box::pin(tokio::time::timeout(STORY_MAX, story::play(&mut stage)));
+    let outcome = tokio::select! {
+        outcome = story => outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("not done after {} s", STORY_MAX.as_secs()))),
+        () = stop.asked() => {
+            mesh.end().await;
+            return Ok(if arguments.once { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+        }
+    };
+    if let Err(error) = outcome {
+        scratch.keep();
+        tell_failure(teller, &mut mesh, &error);
+        mesh.end().await;
+        return Ok(ExitCode::FAILURE);
+    }
+    teller.title("That was the story");
+    if arguments.once {
+        teller.say("everything came as told");
+    } else {
+        teller.show(&guide::what_to_try(&mesh));
+        let outcome = tokio::select! {
+            outcome = keep_whole(teller, &mut mesh) => outcome,
+            () = stop.asked() => Ok(()),
+        };
+        teller.say("ending every process");
+        mesh.end().await;
+        return outcome.map(|()| ExitCode::SUCCESS);
+    }
+    mesh.end().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Brings back what the reader kills, after a while in which it can be seen dead.
+async fn keep_whole(teller: &Teller, mesh: &mut Mesh) -> anyhow::Result<()> {
+    let mut dead_since = None;
+    loop {
+        tokio::time::sleep(WATCH).await;
+        match (mesh.check_running(), dead_since) {
+            (Ok(()), _) => dead_since = None,
+            (Err(error), None) => {
+                teller.say(&format!("{}; it comes back in {} s", error.root_cause(), DEAD_FOR.as_secs()));
+                dead_since = Some(Instant::now());
+            }
+            (Err(_), Some(since)) if since.elapsed() >= DEAD_FOR => {
+                teller.say(&format!("started again: {}", mesh.bring_back()?.join(", ")));
+                dead_since = None;
+            }
+            (Err(_), Some(_)) => {}
+        }
+    }
+}
+
+fn tell_failure(teller: &Teller, mesh: &mut Mesh, error: &anyhow::Error) {
+    teller.title("FAILED");
+    teller.say(&format!("{error:#}"));
+    let mut concerned: Vec<_> =
+        error.downcast_ref::<Concerning>().map(|at| at.0.clone()).into_iter().collect();
+    if let Err(ended) = mesh.check_running() {
+        teller.say(&format!("{ended:#}"));
+        concerned.extend(ended.downcast_ref::<Concerning>().map(|at| at.0.clone()));
+    }
+    concerned.dedup();
+    for name in concerned {
+        teller.show(&format!("\nthe end of the log of {name}:\n{}", mesh.last_words(&name)));
+    }
+    teller.show(&format!("\nall logs and settings: {}", mesh.dir.display()));
+}
+
+/// Whether a Consul is there at all: without one nothing would come of the rest.
+async fn reach(origin: &Origin) -> anyhow::Result<()> {
+    let client = Client::new(Settings::new(origin.clone()))?;
+    let answer = client.send(&Request::get("/v1/status/leader")).await.context("no Consul")?;
+    anyhow::ensure!(answer.status.is_success(), "no Consul at {origin}: {}", talk::brief(&answer));
+    Ok(())
+}
+
+/// Ctrl-C, or a polite request to end.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! The settings files of the demo's children, and the document that the mesh begins with.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::layout::{App, Layout, Machine};
+
+/// How long a registration is believed without another word: short, so that a reader sees it lapse.
+const REGISTRATION_TTL: &str = "3s";
+
+/// control-plane.toml.
+pub(crate) fn control_plane(layout: &Layout, dir: &Path, consul: Option<&str>) -> String {
+    let store = toml_text(&dir.join("store").to_string_lossy());
+    let mut text = format!("listen = \"{}\"\n\n[store]\ndir = {store}\n", layout.control_plane);
+    if let Some(consul) = consul {
+        push(&mut text, format_args!("\n[membership.consul]\naddress = {}\n", toml_text(consul)));
+    }
+    text
+}
+
+/// proxy.toml of one machine.
+pub(crate) fn proxy(layout: &Layout, machine: usize, dir: &Path, consul: Option<&str>) -> String {
+    let Machine { name, outbound, admin } = &layout.machines[machine];
+    let mut text = format!("node = \"{name}\"\n\n[listen]\noutbound = \"{outbound}\"\nadmin = \"{admin}\"\n");
+    let state = toml_text(&dir.join(format!("state-{name}")).to_string_lossy());
+    push(
+        &mut text,
+        format_args!(
+            "\n[source]\ncontrol_plane = [\"http://{}\"]\n\n[state]\ndir = {state}\n\n[workers]\ncount = 1\n",
+            layout.control_plane
+        ),
+    );
+    push(&mut text, format_args!("\n[registration]\nttl = \"{REGISTRATION_TTL}\"\n"));
+    if let Some(consul) = consul {
+        push(&mut text, format_args!("consul = {}\n", toml_text(consul)));
+    }
+    // Nobody calls any more when the demo leaves.
+    push(&mut text, format_args!("\n[drain]\nannounce = \"0s\"\ndeadline = \"2s\"\n"));
+    for app in layout.apps_on(machine) {
+        let App { service, version, shard, address, inbound, .. } = app;
+        push(
+            &mut text,
+            format_args!(
+                "\n[[apps]]\nservice = \"{service}\"\nversion = \"{version}\"\nshard = \"{shard}\"\n\
+                 address = \"{address}\"\ninbound = \"{inbound}\"\n\
+                 health_check = {{ path = \"/healthz\", interval = \"500ms\", unhealthy_threshold = 2 }}\n"
+            ),
+        );
+    }
+    text
+}
+
+/// What the operator of the demo says first.
+pub(crate) fn document() -> Value {
+    json!({
+        "services": {
+            "shop": {"request_timeout": "10s"},
+            "ads": {"request_timeout": "1s"},
+            "checkout": {"request_timeout": "2s"},
+            "profile": {"request_timeout": "2s"},
+        },
+        "routes": [
+            {"hosts": ["shop.example.com"], "service": "shop"},
+        ],
+    })
+}
+
+/// A string of TOML: JSON's escapes are among its own.
+fn toml_text(text: &str) -> String {
+    Value::String(text.to_owned()).to_string()
+}
+
+fn push(text: &mut String, piece: std::fmt::Arguments<'_>) {
+    text.write_fmt(piece).expect("invariant: a string takes any text");
+}
+
+#[cfg(test)]
+mod tests {
+    use gilmok_config::document::Document;
+    use gilmok_proxy::settings::Settings;
+
+    use super::*;
+
+    #[test]
+    fn the_mesh_begins_with_a_sound_document() {
+        let document = Document::parse_json(&document()).unwrap();
+        let layout = Layout::choose().unwrap();
+        for app in &layout.apps {
+            assert!(document.services.keys().any(|name| name.to_string() == app.service), "{}", app.name);
+        }
+    }
+
+    #[test]
+    fn the_proxies_understand_their_settings() {
+        let layout = Layout::choose().unwrap();
+        let dir = std::env::temp_dir().join(format!("gilmok-demo-settings-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        for consul in [None, Some("http://127.0.0.1:8500")] {
+            for machine in 0..layout.machines.len() {
+                let file = dir.join("proxy.toml");
+                std::fs::write(&file, proxy(&layout, machine, &dir, consul)).unwrap();
+                let args = ["gilmok-proxy".into(), "--config".into(), file.into_os_string()];
+                let (_, settings) = Settings::load(args, &|_| None).unwrap();
+                assert_eq!(settings.apps.len(), layout.apps_on(machine).count());
+            }
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

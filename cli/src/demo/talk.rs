@@ -1,0 +1,77 @@
+//! HTTP for the demo: what is asked of the control plane, of the apps, and of the mesh through a proxy.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use gilmok_control_plane::http_client::{Client, Origin, Request, Response, Settings};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
+use hyper::{Method, StatusCode};
+use serde_json::Value;
+
+/// How long one request may take, from our side.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client of one address. Requests one after the other share a connection.
+///
+/// # Errors
+/// Never for an address of an IP and a port.
+pub(crate) fn client(address: SocketAddr) -> anyhow::Result<Client> {
+    let origin: Origin = format!("http://{address}").parse().map_err(|hint| anyhow!("{address}: {hint}"))?;
+    Ok(Client::new(Settings::new(origin))?)
+}
+
+/// Asks over a connection of its own; any status is an answer.
+///
+/// # Errors
+/// When there is no answer.
+pub(crate) async fn ask(address: SocketAddr, method: Method, target: &str) -> anyhow::Result<Response> {
+    Ok(client(address)?.send(&Request::new(method, target).timeout(TIMEOUT)).await?)
+}
+
+/// `GET target` of a service, through the outbound listener of a proxy.
+pub(crate) fn of_service(service: &str, target: &str) -> anyhow::Result<Request> {
+    Ok(Request::get(target).timeout(TIMEOUT).header(HOST, HeaderValue::from_str(service)?))
+}
+
+/// A request with a JSON body.
+pub(crate) fn with_json(method: Method, target: &str, body: &Value) -> Request {
+    // A merge patch says so (RFC 7396).
+    let kind = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+    Request::new(method, target)
+        .timeout(TIMEOUT + TIMEOUT)
+        .header(CONTENT_TYPE, HeaderValue::from_static(kind))
+        .body(body.to_string())
+}
+
+/// Tells an app how to behave, at its own address: `slow?ms=300`, `fail`, `hang`, `die`, `ok`.
+///
+/// # Errors
+/// When it does not follow.
+pub(crate) async fn order(app: SocketAddr, order: &str) -> anyhow::Result<()> {
+    let answer = ask(app, Method::POST, &format!("/control/{order}")).await?;
+    if !answer.status.is_success() {
+        bail!("the app at {app} was told to {order} and answered {}", brief(&answer));
+    }
+    Ok(())
+}
+
+/// The answer as JSON, if it has the status that is expected.
+///
+/// # Errors
+/// Another status, or no JSON.
+pub(crate) fn json(answer: &Response, expected: StatusCode) -> anyhow::Result<Value> {
+    if answer.status != expected {
+        bail!("expected {expected}, got {}", brief(answer));
+    }
+    serde_json::from_slice(&answer.body).with_context(|| format!("no JSON: {}", brief(answer)))
+}
+
+/// An answer in one line.
+pub(crate) fn brief(answer: &Response) -> String {
+    const SHOWN_MAX: usize = 400;
+    let body = String::from_utf8_lossy(&answer.body);
+    let shown: String =
+        body.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(SHOWN_MAX).collect();
+    format!("{}: {shown}", answer.status)
+}

@@ -1,0 +1,81 @@
+//! How the demo speaks: plain lines on standard output, each with the time since it began.
+
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+/// Tells the story.
+#[derive(Debug)]
+pub(crate) struct Teller {
+    began: Instant,
+}
+
+impl Teller {
+    pub(crate) fn begin() -> Self {
+        Self { began: Instant::now() }
+    }
+
+    /// The title of what comes.
+    pub(crate) fn title(&self, text: &str) {
+        print(&format!("\n== {text}"));
+    }
+
+    /// One thing that happened, in a sentence.
+    pub(crate) fn say(&self, text: &str) {
+        print(&format!("[{:6.2} s] {text}", self.began.elapsed().as_secs_f64()));
+    }
+
+    /// Text as it is: tables, commands.
+    pub(crate) fn show(&self, text: &str) {
+        print(text);
+    }
+}
+
+/// A story that nobody reads any more is still played to its end.
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    drop(writeln!(out, "{text}").and_then(|()| out.flush()));
+}
+
+/// A time as people say it.
+pub(crate) fn in_words(time: Duration) -> String {
+    let ms = time.as_secs_f64() * 1e3;
+    if ms < 10.0 {
+        format!("{ms:.1} ms")
+    } else if ms < 1_000.0 {
+        format!("{ms:.0} ms")
+    } else {
+        format!("{:.1} s", ms / 1e3)
+    }
+}
+
+/// Rows in columns, two spaces apart, each line indented.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<_> = (0..columns)
+        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max())
+        .map(Option::unwrap_or_default)
+        .collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}", width = *width));
+        format!("  {}", cells.collect::<Vec<_>>().join("  ")).trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_as_people_say_them() {
+        for (micros, expected) in [(1_234, "1.2 ms"), (56_789, "57 ms"), (1_550_000, "1.6 s")] {
+            assert_eq!(in_words(Duration::from_micros(micros)), expected);
+        }
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let row = |cells: [&str; 2]| cells.map(str::to_owned).to_vec();
+        assert_eq!(table(&[row(["a", "b"]), row(["long", ""])]), "  a     b\n  long");
+    }
+}

@@ -1,0 +1,182 @@
+//! A little traffic: a few callers who ask one service again and again through one proxy, and keep count.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use gilmok_control_plane::http_client::{Client, Request, Response};
+use hyper::StatusCode;
+use tokio::task::JoinSet;
+
+use super::mesh::SOON;
+use super::talk;
+
+/// Callers at a time, and how long each rests between two requests.
+const CALLERS: usize = 2;
+const REST: Duration = Duration::from_millis(25);
+/// Failures that are kept word for word.
+const KEPT_MAX: usize = 5;
+const POLL: Duration = Duration::from_millis(10);
+
+/// Traffic that runs until it is stopped or dropped.
+#[derive(Debug)]
+pub(crate) struct Traffic {
+    tally: Arc<Mutex<Tally>>,
+    _callers: JoinSet<()>,
+}
+
+/// What came of the traffic so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) answered: u64,
+    pub(crate) failed: u64,
+    /// The first failures.
+    pub(crate) failures: Vec<String>,
+    pub(crate) slowest: Duration,
+    /// By process id, for the service itself and the parts of the shop's page.
+    pub(crate) answers_of: BTreeMap<u64, u64>,
+}
+
+impl Traffic {
+    /// Begins to call `service` through the outbound listener at `outbound`.
+    ///
+    /// # Errors
+    /// A service's name that is none.
+    pub(crate) fn start(outbound: SocketAddr, service: &str) -> anyhow::Result<Self> {
+        let tally = Arc::new(Mutex::new(Tally::default()));
+        let mut callers = JoinSet::new();
+        for caller in 0..CALLERS {
+            let user = format!("user-{caller}").parse()?;
+            let request = talk::of_service(service, "/?format=json")?;
+            let request = request.header(hyper::header::HeaderName::from_static("x-user-id"), user);
+            callers.spawn(keep_calling(talk::client(outbound)?, request, Arc::clone(&tally)));
+        }
+        Ok(Self { tally, _callers: callers })
+    }
+
+    /// What came of it so far.
+    pub(crate) fn so_far(&self) -> Tally {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until so many more requests have ended, well or not.
+    ///
+    /// # Errors
+    /// When they do not end.
+    pub(crate) async fn go_on_for(&self, requests: u64) -> anyhow::Result<()> {
+        let ended = |tally: &Tally| tally.answered + tally.failed;
+        let goal = ended(&self.so_far()) + requests;
+        self.until(&format!("{requests} more requests to end"), |tally| ended(tally) >= goal).await
+    }
+
+    /// Waits until this process has answered once more.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub(crate) async fn answered_by(&self, pid: u64) -> anyhow::Result<()> {
+        let of = |tally: &Tally| tally.answers_of.get(&pid).copied().unwrap_or(0);
+        let before = of(&self.so_far());
+        self.until(&format!("process {pid} to answer"), |tally| of(tally) > before).await
+    }
+
+    async fn until(&self, what: &str, reached: impl Fn(&Tally) -> bool) -> anyhow::Result<()> {
+        let deadline = Instant::now() + SOON;
+        while !reached(&self.so_far()) {
+            anyhow::ensure!(Instant::now() < deadline, "waited {} s for {what}", SOON.as_secs());
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+}
+
+impl Tally {
+    /// Fails when a request did.
+    ///
+    /// # Errors
+    /// How many failed, and what the first said.
+    pub(crate) fn none_failed(&self) -> anyhow::Result<()> {
+        let all = self.answered + self.failed;
+        let first = self.failures.join("\n  ");
+        anyhow::ensure!(self.failed == 0, "{} of {all} requests failed; the first:\n  {first}", self.failed);
+        Ok(())
+    }
+
+    fn count(&mut self, took: Duration, outcome: anyhow::Result<Vec<u64>>) {
+        self.slowest = self.slowest.max(took);
+        match outcome {
+            Ok(pids) => {
+                self.answered += 1;
+                for pid in pids {
+                    *self.answers_of.entry(pid).or_default() += 1;
+                }
+            }
+            Err(error) => {
+                self.failed += 1;
+                if self.failures.len() < KEPT_MAX {
+                    self.failures.push(format!("{error:#}"));
+                }
+            }
+        }
+    }
+}
+
+async fn keep_calling(client: Client, request: Request, tally: Arc<Mutex<Tally>>) {
+    loop {
+        let began = Instant::now();
+        let outcome = match client.send(&request).await {
+            Ok(answer) => who_answered(&answer),
+            Err(error) => Err(error.into()),
+        };
+        tally.lock().unwrap_or_else(PoisonError::into_inner).count(began.elapsed(), outcome);
+        tokio::time::sleep(REST).await;
+    }
+}
+
+/// The processes that took part in an answer; an error when a part of the page is missing.
+fn who_answered(answer: &Response) -> anyhow::Result<Vec<u64>> {
+    let said = talk::json(answer, StatusCode::OK)?;
+    let mut pids = vec![said["pid"].as_u64().context("an answer without a pid")?];
+    if let Some(parts) = said["parts"].as_object() {
+        for (service, part) in parts {
+            if let Some(failed) = part["failed"].as_str() {
+                anyhow::bail!("the page came without `{service}`: {failed}");
+            }
+            pids.extend(part["answer"]["pid"].as_u64());
+        }
+    }
+    Ok(pids)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use hyper::HeaderMap;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn answer(status: StatusCode, body: &Value) -> Response {
+        Response { status, headers: HeaderMap::new(), body: Bytes::from(body.to_string()) }
+    }
+
+    #[test]
+    fn a_page_with_a_missing_part_counts_as_failed() {
+        let whole = json!({"pid": 1, "parts": {"ads": {"answer": {"pid": 2}}}});
+        assert_eq!(who_answered(&answer(StatusCode::OK, &whole)).unwrap(), [1, 2]);
+        let missing = json!({"pid": 1, "parts": {"ads": {"failed": "answered 503"}}});
+        assert!(who_answered(&answer(StatusCode::OK, &missing)).is_err());
+        assert!(who_answered(&answer(StatusCode::BAD_GATEWAY, &whole)).is_err());
+    }
+
+    #[test]
+    fn failures_are_counted_and_told() {
+        let mut tally = Tally::default();
+        tally.count(Duration::from_millis(3), Ok(vec![7]));
+        tally.none_failed().unwrap();
+        tally.count(Duration::from_millis(9), Err(anyhow::anyhow!("refused")));
+        assert_eq!((tally.answered, tally.failed, tally.slowest.as_millis()), (1, 1, 9));
+        assert!(tally.none_failed().unwrap_err().to_string().contains("1 of 2 requests failed"));
+    }
+}

@@ -1,0 +1,101 @@
+//! The demo as CI and a newcomer meet it: its story comes true, and it leaves no process behind, however it ends.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use gilmok_tests::eventually::eventually;
+use gilmok_tests::process::{Process, Signal, program};
+use gilmok_tests::scratch::Scratch;
+use tokio::process::Command;
+use tokio::time::interval;
+
+/// The story's own limit, and some time to end in.
+const STORY_MAX: Duration = Duration::from_secs(150);
+/// A control plane, three proxies, seven apps.
+const CHILDREN: usize = 11;
+
+/// Parent and state of a process, as the kernel tells them.
+fn parent_and_state(pid: u32) -> Option<(u32, char)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may hold anything.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let mut fields = rest.split(' ');
+    let state = fields.next()?.chars().next()?;
+    Some((fields.next()?.parse().ok()?, state))
+}
+
+fn children_of(parent: u32) -> BTreeSet<u32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return BTreeSet::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| parent_and_state(*pid).is_some_and(|(of, _)| of == parent)).collect()
+}
+
+/// Whether a process is there, and is more than an end that nobody has collected.
+fn is_alive(pid: u32) -> bool {
+    parent_and_state(pid).is_some_and(|(_, state)| !matches!(state, 'Z' | 'X'))
+}
+
+async fn all_gone(children: &BTreeSet<u32>) {
+    eventually("every child to be gone", async || {
+        let alive: Vec<_> = children.iter().filter(|child| is_alive(**child)).collect();
+        if alive.is_empty() { Ok(()) } else { Err(format!("still there: {alive:?}")) }
+    })
+    .await;
+}
+
+fn start(args: &[&str], scratch: &Scratch) -> Process {
+    let mut command = Command::new(program());
+    // Whatever it leaves behind is ours to remove.
+    command.arg("demo").args(args).env("TMPDIR", scratch.path());
+    Process::spawn(command, &scratch.path().join("demo.log"))
+}
+
+async fn with_all_children(demo: &Process) -> BTreeSet<u32> {
+    eventually("the demo to have all its children", async || {
+        let children = children_of(demo.pid());
+        if children.len() == CHILDREN { Ok(children) } else { Err(format!("{children:?}\n{}", demo.log())) }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn the_story_comes_true_and_leaves_no_process_behind() {
+    let scratch = Scratch::new();
+    let mut demo = start(&["--once"], &scratch);
+    let pid = demo.pid();
+    let mut seen = BTreeSet::new();
+    let mut ticks = interval(Duration::from_millis(50));
+    let status = {
+        let mut ended = std::pin::pin!(demo.ended(STORY_MAX));
+        loop {
+            tokio::select! {
+                status = ended.as_mut() => break status,
+                // Those that die in the story and those that come after them, too.
+                _ = ticks.tick() => seen.extend(children_of(pid)),
+            }
+        }
+    };
+    assert!(status.success(), "{status}:\n{}", demo.log());
+    assert!(seen.len() >= CHILDREN, "only {seen:?}:\n{}", demo.log());
+    all_gone(&seen).await;
+}
+
+#[tokio::test]
+async fn a_demo_that_is_interrupted_ends_its_children() {
+    let scratch = Scratch::new();
+    let mut demo = start(&[], &scratch);
+    let children = with_all_children(&demo).await;
+    demo.signal(Signal::Interrupt).await;
+    let status = demo.ended(STORY_MAX).await;
+    assert!(status.success(), "{status}:\n{}", demo.log());
+    all_gone(&children).await;
+}
+
+#[tokio::test]
+async fn a_demo_that_is_killed_takes_its_children_with_it() {
+    let scratch = Scratch::new();
+    let mut demo = start(&[], &scratch);
+    let children = with_all_children(&demo).await;
+    demo.kill().await;
+    all_gone(&children).await;
+}
