@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use gilmok_config::address::Address;
 use gilmok_config::endpoint::Endpoint;
 use gilmok_config::name::Name;
-use rustix::process::{Resource, Signal};
+use rustix::process::{Resource, Rlimit, Signal};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -45,7 +45,8 @@ const COMMAND_GRACE: Duration = Duration::from_secs(1);
 pub(crate) fn run(settings: &Settings, command: Option<&[OsString]>) -> ExitCode {
     let logs = Logs::start(settings.log);
     let metrics = Metrics::start();
-    raise_descriptor_limit();
+    let limit_before = raise_descriptor_limit();
+    let beside = command.map(|words| Beside { words, limit_before });
     let sockets = match Sockets::open(settings) {
         Ok(sockets) => sockets,
         Err(error) => {
@@ -56,7 +57,7 @@ pub(crate) fn run(settings: &Settings, command: Option<&[OsString]>) -> ExitCode
     // One thread for everything but requests; the workers have runtimes of their own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let code = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
-        let code = runtime.block_on(serve(settings, command, sockets, logs, metrics))?;
+        let code = runtime.block_on(serve(settings, beside.as_ref(), sockets, logs, metrics))?;
         // Not waiting for a disk or a resolver that is stuck.
         runtime.shutdown_background();
         Ok(code)
@@ -67,9 +68,33 @@ pub(crate) fn run(settings: &Settings, command: Option<&[OsString]>) -> ExitCode
     })
 }
 
+/// What runs beside the proxy.
+#[derive(Debug)]
+struct Beside<'a> {
+    words: &'a [OsString],
+    /// The limit of open files it is to have: programs that were never tried with a million may go wrong.
+    limit_before: Rlimit,
+}
+
+impl Beside<'_> {
+    fn start(&self) -> anyhow::Result<Command> {
+        let ours = rustix::process::getrlimit(Resource::Nofile);
+        // A command has the limits of who starts it, at that moment.
+        set_descriptor_limit(self.limit_before);
+        let started = Command::start(self.words);
+        set_descriptor_limit(ours);
+        started.with_context(|| {
+            format!(
+                "cannot start {}",
+                self.words.first().map_or_else(Default::default, |word| word.to_string_lossy())
+            )
+        })
+    }
+}
+
 async fn serve(
     settings: &Settings,
-    command: Option<&[OsString]>,
+    command: Option<&Beside<'_>>,
     sockets: Sockets,
     logs: Logs,
     metrics: Metrics,
@@ -150,7 +175,7 @@ async fn serve(
 /// Serves until the drain is over; the code to leave with.
 async fn live(
     times: DrainTimes,
-    command: Option<&[OsString]>,
+    command: Option<&Beside<'_>>,
     drain: &Drain,
     in_force: &InForce,
     shared: &Shared,
@@ -177,8 +202,7 @@ async fn live(
         // Told to leave before there was anything to leave.
         () = reached(drain, Phase::Announcing) => return Ok(ExitCode::SUCCESS),
     }
-    let mut running =
-        Command::start(command).with_context(|| format!("cannot start {}", command[0].display()))?;
+    let mut running = command.start()?;
     let ended = watch::Sender::new(None);
     let idle = async || {
         drop(ended.subscribe().wait_for(Option::is_some).await);
@@ -428,13 +452,18 @@ async fn finish<L>(workers: Vec<JoinHandle<()>>, writer: Option<access_log::Writ
 }
 
 /// Takes as many descriptors as the system grants: the usual soft limit of 1024 is less than our own limits.
-fn raise_descriptor_limit() {
-    let mut limit = rustix::process::getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum {
-        limit.current = limit.maximum;
-        if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
-            tracing::warn!("cannot raise the limit of open files: {error}");
-        }
+/// Answers what the limit was.
+fn raise_descriptor_limit() -> Rlimit {
+    let before = rustix::process::getrlimit(Resource::Nofile);
+    set_descriptor_limit(Rlimit { current: before.maximum, maximum: before.maximum });
+    before
+}
+
+fn set_descriptor_limit(limit: Rlimit) {
+    if rustix::process::getrlimit(Resource::Nofile) != limit
+        && let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit)
+    {
+        tracing::warn!("cannot change the limit of open files: {error}");
     }
 }
 

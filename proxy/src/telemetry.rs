@@ -25,7 +25,8 @@ impl Logs {
     /// Starts to log to stderr, one plain line per event. A log that is there already stays.
     pub(crate) fn start(level: LevelFilter) -> Self {
         let (filter, handle) = reload::Layer::new(targets(level));
-        let lines = fmt::layer().with_writer(stderr).with_ansi(false);
+        // When nobody reads stderr any more, telling so there would panic.
+        let lines = fmt::layer().with_writer(stderr).with_ansi(false).log_internal_errors(false);
         drop(tracing_subscriber::registry().with(filter).with(lines).try_init());
         Self { filter: handle, level: Mutex::new(level) }
     }

@@ -1,5 +1,7 @@
 //! `/config` and `/endpoints`: what is in force, where it comes from, what was refused, and who is called.
 
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use gilmok_config::unit::format_duration;
@@ -140,8 +142,7 @@ fn registration(registration: &Registration) -> Value {
 /// Every service with its endpoints, or one of them.
 pub(super) fn endpoints(admin: &Admin, only: Option<&str>) -> Value {
     let current = admin.in_force.load();
-    let wanted =
-        |upstream: &&std::sync::Arc<Upstream>| only.is_none_or(|name| upstream.name.as_str() == name);
+    let wanted = |upstream: &&Arc<Upstream>| only.is_none_or(|name| upstream.name.as_str() == name);
     let services: Vec<_> =
         current.upstreams.iter().filter(wanted).map(|upstream| service(upstream)).collect();
     json!({ "services": services })
@@ -150,10 +151,8 @@ pub(super) fn endpoints(admin: &Admin, only: Option<&str>) -> Value {
 /// One service as it lives now.
 pub(super) fn service(upstream: &Upstream) -> Value {
     let eligible = upstream.eligible();
-    let told = upstream.endpoints.iter().map(|state| {
-        let may = eligible.endpoints().iter().any(|may| std::sync::Arc::ptr_eq(may, state));
-        endpoint(state, may)
-    });
+    let may: HashSet<u64> = eligible.endpoints().iter().map(|state| state.id).collect();
+    let told = upstream.endpoints.iter().map(|state| endpoint(state, may.contains(&state.id)));
     json!({
         "service": upstream.name,
         "protocol": upstream.policy.protocol.as_str(),

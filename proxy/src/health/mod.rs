@@ -65,6 +65,7 @@ async fn follow(in_force: Arc<InForce>, in_flight: Arc<Semaphore>) {
     // Dropping the set ends the tasks.
     let mut tasks = JoinSet::new();
     let mut running: HashMap<Check, AbortHandle> = HashMap::new();
+    let mut policies: HashMap<ServiceName, HealthCheckPolicy> = HashMap::new();
     let mut generations = in_force.generations();
     loop {
         generations.mark_unchanged();
@@ -89,6 +90,7 @@ async fn follow(in_force: Arc<InForce>, in_flight: Arc<Semaphore>) {
             });
         }
         forget(&current);
+        policies = renew(&current, &policies);
         // What was noted while this snapshot was built may be missing in it.
         for upstream in current.upstreams.iter().filter(|upstream| upstream.policy.health_check.is_some()) {
             judge(upstream);
@@ -122,6 +124,22 @@ fn checks_of(current: &Current) -> HashMap<Check, Arc<EndpointState>> {
         }
     }
     checks
+}
+
+/// A check that was changed has to pass once before it is believed: the new path may be the wrong one.
+fn renew(
+    current: &Current,
+    before: &HashMap<ServiceName, HealthCheckPolicy>,
+) -> HashMap<ServiceName, HealthCheckPolicy> {
+    let mut policies = HashMap::new();
+    for upstream in &current.upstreams {
+        let Some(policy) = &upstream.policy.health_check else { continue };
+        if before.get(&upstream.name).is_some_and(|before| before.probe != policy.probe) {
+            upstream.shared.check_passed.store(false, Relaxed);
+        }
+        policies.insert(upstream.name.clone(), policy.clone());
+    }
+    policies
 }
 
 /// A service that is no longer checked has no sick endpoints.

@@ -41,9 +41,15 @@ async fn upright(status: u16) -> Upright {
 }
 
 fn document(checked: bool, addresses: &[std::net::SocketAddr]) -> Snapshot {
+    document_of(checked.then_some("/healthz"), addresses)
+}
+
+fn document_of(path: Option<&str>, addresses: &[std::net::SocketAddr]) -> Snapshot {
     let mut text = "[services.ads]\n".to_owned();
-    if checked {
-        text += "health_check = { path = \"/healthz\", interval = \"20ms\", timeout = \"1s\", unhealthy_threshold = 2 }\n";
+    if let Some(path) = path {
+        text += &format!(
+            "health_check = {{ path = \"{path}\", interval = \"20ms\", timeout = \"1s\", unhealthy_threshold = 2 }}\n"
+        );
     }
     for address in addresses {
         text += &format!("[[services.ads.endpoints]]\naddress = \"{address}\"\n");
@@ -103,6 +109,17 @@ async fn a_check_that_never_passed_takes_none_out() {
     assert_eq!(proxy.eligible(), 2);
     one.status.store(200, Relaxed);
     eventually("believed", || !proxy.fails_open() && proxy.eligible() == 1).await;
+}
+
+#[tokio::test]
+async fn a_changed_check_has_to_pass_before_it_is_believed() {
+    let app = upright(200).await;
+    let proxy = proxy(document(true, &[app.address]));
+    eventually("healthy", || proxy.healths() == [Health::Healthy]).await;
+    app.status.store(404, Relaxed);
+    proxy.in_force.put(document_of(Some("/mistyped"), &[app.address]), None);
+    eventually("failing open", || proxy.fails_open()).await;
+    assert_eq!(proxy.eligible(), 1);
 }
 
 #[tokio::test]

@@ -237,8 +237,8 @@ fn finish((status, body): (StatusCode, Bytes)) -> Result<Bytes, HttpError> {
     if status.is_success() { Ok(body) } else { Err(HttpError::Status { status, said: shown(&body) }) }
 }
 
-/// What of an answer may stand in a message: bounded, one line.
-fn shown(body: &[u8]) -> String {
+/// What of somebody else's words may stand in a message: bounded, one line.
+pub(super) fn shown(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(&body[..body.len().min(SAID_BYTES_MAX)]);
     text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

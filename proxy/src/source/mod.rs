@@ -29,7 +29,7 @@ use tokio::time::sleep;
 
 use self::acks::Reporter;
 pub(crate) use self::feed::Identity;
-use self::feed::{Feed, Joiner, STORE_BYTES_MAX};
+use self::feed::{Feed, Joiner, STORE_BYTES_MAX, is_store};
 use self::file::{MeshFile, Read};
 use self::last_known_good::Keeper;
 use self::status::Status;
@@ -162,8 +162,8 @@ impl Sources {
         let Some(feed) = &self.feed else {
             return Err("this proxy follows a mesh file; there is no store to accept".to_owned());
         };
-        if store.is_empty() || store.len() > STORE_BYTES_MAX {
-            return Err(format!("a store's name has 1 to {STORE_BYTES_MAX} bytes"));
+        if !is_store(store) {
+            return Err(format!("a store's name has 1 to {STORE_BYTES_MAX} visible ASCII characters"));
         }
         feed.accept(store);
         Ok(())

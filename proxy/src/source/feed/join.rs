@@ -19,8 +19,13 @@ use crate::source::last_known_good::Remembered;
 /// Most services that membership may speak of; those that the document does not name cost memory only.
 const MEMBERSHIP_SERVICES_MAX: usize = 2 * gilmok_config::document::SERVICES_MAX;
 
-/// Longest name of a store, in bytes; it goes into queries and messages.
+/// Longest name of a store, in bytes.
 pub(crate) const STORE_BYTES_MAX: usize = 200;
+
+/// Whether a store may have this name; it goes into queries and log lines.
+pub(crate) fn is_store(name: &str) -> bool {
+    !name.is_empty() && name.len() <= STORE_BYTES_MAX && name.bytes().all(|byte| byte.is_ascii_graphic())
+}
 
 /// Joins what control planes say. One for the whole life of the process.
 #[derive(Debug, Default)]
@@ -75,6 +80,8 @@ pub(crate) enum FeedError {
     ForeignStore { ours: String, found: String },
     #[error("a line out of order: {0}")]
     Order(&'static str),
+    #[error("its store has a name that no store has")]
+    StoreName,
     #[error("it speaks of more than {0}")]
     TooMany(String),
     #[error("it speaks wire level {0}; this proxy understands {WIRE_LEVEL_MIN} to {WIRE_LEVEL}")]
@@ -177,8 +184,8 @@ impl Joiner {
         if !(WIRE_LEVEL_MIN..=WIRE_LEVEL).contains(&wire) {
             return Err(FeedError::Wire(wire));
         }
-        if store.len() > STORE_BYTES_MAX {
-            return Err(FeedError::TooMany(format!("{STORE_BYTES_MAX} bytes of a store's name")));
+        if !is_store(&store) {
+            return Err(FeedError::StoreName);
         }
         if let Some(ours) = self.store.as_ref().filter(|ours| **ours != store) {
             return Err(FeedError::ForeignStore { ours: ours.clone(), found: store });
@@ -409,7 +416,8 @@ mod tests {
             (vec![SYNCED], "something before the hello"),
             (vec![hello("s", 1), hello("s", 1)], "a second hello"),
             (vec![hello("s", 1), SYNCED, SYNCED], "synced twice"),
-            (vec![hello(&"s".repeat(1_000), 1)], "bytes of a store's name"),
+            (vec![hello(&"s".repeat(1_000), 1)], "a name that no store has"),
+            (vec![hello("s\nERROR all is lost", 1)], "a name that no store has"),
         ] {
             let (put, told) = play(&mut Joiner::default(), lines);
             assert!(put.is_empty() && told[0].contains(expected), "{told:?}");

@@ -13,8 +13,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use self::join::{Connection, Step};
-pub(crate) use self::join::{Joiner, STORE_BYTES_MAX};
-use super::http::{Client, Lines, TokenHeader};
+pub(crate) use self::join::{Joiner, STORE_BYTES_MAX, is_store};
+use super::http::{Client, Lines, TokenHeader, shown};
 use super::last_known_good::Remembered;
 use super::status::Status;
 use crate::current::InForce;
@@ -206,8 +206,11 @@ impl Feed {
         connection: &mut Connection,
         line: &Bytes,
     ) -> Result<(), String> {
-        let line = FeedLine::parse(line).inspect_err(|why| {
+        let line = FeedLine::parse(line).map_err(|why| {
+            // It repeats what was sent, which may be anything.
+            let why = shown(why.as_bytes());
             self.status.reject(format!("control plane {server}"), None, &Problems::whole(why.clone()), None);
+            why
         })?;
         let hello = match &line {
             FeedLine::Hello { revision, hash, .. } => Some((*revision, hash.clone())),
