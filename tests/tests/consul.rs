@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-/// A mirror of the service `ads`.
+/// A mirror of a real Consul, of the service `ads` unless said otherwise.
 struct Scene {
     mirror: Mirror,
     _names: watch::Sender<BTreeSet<ServiceName>>,
@@ -26,9 +26,18 @@ struct Scene {
 
 impl Scene {
     fn of(origin: Origin, adjust: impl FnOnce(&mut Settings)) -> Self {
+        Self::of_services(origin, adjust, ["ads"])
+    }
+
+    fn of_services<N: AsRef<str>>(
+        origin: Origin,
+        adjust: impl FnOnce(&mut Settings),
+        names: impl IntoIterator<Item = N>,
+    ) -> Self {
         let mut settings = Settings::at(origin);
         adjust(&mut settings);
-        let names = watch::Sender::new([ServiceName::parse("ads").expect("a sound name")].into());
+        let names = names.into_iter().map(|name| ServiceName::parse(name.as_ref()).expect("a sound name"));
+        let names = watch::Sender::new(names.collect());
         let mirror = start(settings, &Arc::default(), names.subscribe()).expect("plain http needs no files");
         Self { mirror, _names: names }
     }
@@ -323,6 +332,22 @@ async fn the_next_agent_is_asked_when_one_dies() {
     scene.keeps(&["a", "b", "c"], Duration::from_secs(1)).await;
     servers[0].register("ads", "d", 9_004, json!({})).await;
     scene.shows(&["a", "b", "c", "d"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_services_than_an_agent_takes_connections_are_mirrored() {
+    let consul = Consul::start().await;
+    let names: Vec<String> = (0..220).map(|number| format!("s{number}")).collect();
+    for (name, port) in names.iter().zip(9_001..) {
+        consul.register(name, name, port, json!({})).await;
+    }
+    let mut scene = Scene::of_services(consul.origin(), |_| {}, &names);
+    scene.until("every service is there", |view| alive(view).len() == 220).await;
+    for name in &names {
+        consul.register(name, &format!("{name}-b"), 20_000, json!({})).await;
+    }
+    scene.until("every service has another", |view| alive(view).len() == 440).await;
+    assert!(scene.mirror.contacts.ages().iter().all(|(_, age)| *age < 10.0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

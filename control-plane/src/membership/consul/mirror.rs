@@ -203,7 +203,9 @@ impl Mirror {
                     }
                     self.publish();
                 }
-                Some(ended) = self.tasks.join_next_with_id() => self.bury(ended.map_or_else(|error| error.id(), |(id, ())| id)),
+                Some(ended) = self.tasks.join_next_with_id() => {
+                    self.bury(ended.map_or_else(|error| error.id(), |(id, ())| id));
+                }
                 _ = tick.tick() => self.look_after(),
                 () = view.closed() => return,
             }
@@ -252,8 +254,9 @@ impl Mirror {
                 tag_watch.running = running;
             }
         }
+        let tagged = self.tagged.keys().filter(|service| !self.asked_for.contains(*service));
         let wanted: BTreeSet<ServiceName> =
-            self.asked_for.iter().chain(self.tagged.keys()).take(WATCHES_MAX).cloned().collect();
+            self.asked_for.iter().chain(tagged).take(WATCHES_MAX).cloned().collect();
         let full = wanted.len() == WATCHES_MAX;
         if full && !self.full {
             tracing::error!("{WATCHES_MAX} services are mirrored, which is the most; any more are not");

@@ -2,14 +2,17 @@
 //!
 //! Consul has answered valid, empty lists during elections and after restarts, and a check may turn critical for a
 //! moment when its service registers again. So what would leave the balancing stays until
-//! - one more non-stale read agrees, for a single instance that is gone or in maintenance;
-//! - non-stale reads have agreed for [`FLAP_HOLD`], for an instance whose check turned critical;
-//! - non-stale reads have agreed for [`MASS_HOLD`], when nothing or less than half would be left;
-//! - for good, when nothing would be left and the token may simply not be allowed to see what there is.
+//! - one more read agrees, for a single instance that is gone or in maintenance;
+//! - reads have agreed for [`FLAP_HOLD`], for an instance whose check turned critical;
+//! - reads have agreed for [`MASS_HOLD`], when nothing or less than half would be left;
+//! - for good, when the list is empty and the token may simply not be allowed to see what there is.
+//!
+//! Only believed reads count, i.e. not stale ones; the last one, too, on which the loss is acted upon.
 //!
 //! Pure: time and evidence are arguments.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -69,10 +72,10 @@ pub(super) struct Listing<K, V> {
 #[derive(Clone, Copy, Debug)]
 struct Leaving {
     since: Instant,
+    /// When a believed read first agreed.
+    believed_since: Option<Instant>,
     /// Whether there has been a read after the first one.
     read_again: bool,
-    /// Whether one of those is believed.
-    confirmed: bool,
 }
 
 impl<K: Ord + Clone, V: Standing> Listing<K, V> {
@@ -92,7 +95,8 @@ impl<K: Ord + Clone, V: Standing> Listing<K, V> {
         let is_in = |list: &BTreeMap<K, V>| list.values().filter(|v| v.standing() == Stand::In).count();
         let (before, left) = (is_in(&self.current), is_in(&fresh));
         let mass = left == 0 || left * 2 < before;
-        let in_doubt = left == 0 && !evidence.may_empty;
+        // What is visible, if only as critical, is not hidden.
+        let in_doubt = fresh.is_empty() && !evidence.may_empty;
 
         let mut next = fresh;
         let mut confirm_in: Option<Duration> = None;
@@ -104,15 +108,19 @@ impl<K: Ord + Clone, V: Standing> Listing<K, V> {
                 Duration::ZERO
             };
             let hold = if mass { MASS_HOLD } else { flap };
-            let age = now.saturating_duration_since(leaving.since);
-            if leaving.confirmed && age >= hold && !in_doubt {
-                continue;
-            }
-            // The first read again is immediate; if it could not confirm, the next ones are further and further apart.
-            let rest = match hold.checked_sub(age) {
-                Some(rest) if leaving.confirmed => rest,
-                Some(_) | None if !leaving.read_again => Duration::ZERO,
-                Some(_) | None => (age / 2).max(UNCONFIRMED_AGAIN_MIN),
+            let age = |since| now.saturating_duration_since(since);
+            // The first read again is immediate. What is believed need only go on for the rest of its time; while
+            // nothing is, the reads are further and further apart.
+            let rest = match leaving.believed_since {
+                _ if !leaving.read_again => Duration::ZERO,
+                Some(since) if evidence.believed => {
+                    let rest = hold.saturating_sub(age(since));
+                    if rest.is_zero() && !in_doubt {
+                        continue;
+                    }
+                    rest
+                }
+                Some(_) | None => (age(leaving.since) / 2).max(UNCONFIRMED_AGAIN_MIN),
             };
             confirm_in = Some(confirm_in.map_or(rest, |least| least.min(rest)));
             if let Some(kept) = self.current.get(&key) {
@@ -137,15 +145,18 @@ impl<K: Ord + Clone, V: Standing> Listing<K, V> {
             if value.standing() != Stand::In || !lost(key) {
                 continue;
             }
-            match self.leaving.get_mut(key) {
-                Some(leaving) => {
+            let leaving = match self.leaving.entry(key.clone()) {
+                Entry::Occupied(known) => {
+                    let leaving = known.into_mut();
                     leaving.read_again = true;
-                    leaving.confirmed |= evidence.believed;
+                    leaving
                 }
-                None => {
-                    let leaving = Leaving { since: now, read_again: false, confirmed: false };
-                    self.leaving.insert(key.clone(), leaving);
+                Entry::Vacant(new) => {
+                    new.insert(Leaving { since: now, believed_since: None, read_again: false })
                 }
+            };
+            if evidence.believed {
+                leaving.believed_since.get_or_insert(now);
             }
         }
     }
@@ -286,6 +297,23 @@ mod tests {
     }
 
     #[test]
+    fn two_seconds_begin_and_end_with_a_believed_read() {
+        // There was a leader, then none: a stale read is not the end of the two seconds.
+        let mut scene = Scene::known("abc");
+        scene.read(MS, "", SURE);
+        scene.read(MS, "", SURE);
+        let settled = scene.read(MASS_HOLD, "", STALE);
+        assert!(!settled.changed && settled.confirm_in.is_some());
+        assert!(scene.read(MS, "", SURE).changed);
+        // There was no leader, then one: a stale read is not their beginning.
+        let mut scene = Scene::known("abc");
+        scene.read(MS, "", STALE);
+        scene.read(MASS_HOLD, "", SURE);
+        scene.holds("abc");
+        assert!(scene.read(MASS_HOLD, "", SURE).changed);
+    }
+
+    #[test]
     fn half_may_leave_without_delay() {
         let mut scene = Scene::known("abcd");
         scene.read(MS, "ab", SURE);
@@ -349,6 +377,14 @@ mod tests {
         // What is left shows that the token sees: now it counts.
         assert!(scene.read(MS, "c", DENIED).changed);
         scene.holds("c");
+    }
+
+    #[test]
+    fn what_is_visible_as_critical_is_not_hidden() {
+        let mut scene = Scene::known("ab");
+        scene.read(MS, "(ab)", DENIED);
+        assert!(scene.read(MASS_HOLD, "(ab)", DENIED).changed);
+        scene.holds("(ab)");
     }
 
     #[test]
