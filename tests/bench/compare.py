@@ -92,7 +92,8 @@ def main():
             shutil.copy(HERE / "flags.json", work / "flags.json")
             proxy = work / (name + ".proxy.toml")
             admin = PORT[name] + 1000
-            proxy.write_text(f'node = "bench"\n[listen]\noutbound = "127.0.0.1:{PORT[name]}"\nadmin = "127.0.0.1:{admin}"\nofrep = "127.0.0.1:{admin + 100}"\n'
+            ofrep = f'ofrep = "127.0.0.1:{admin + 100}"\n' if name == "gilmok-full" else ""
+            proxy.write_text(f'node = "bench"\n[listen]\noutbound = "127.0.0.1:{PORT[name]}"\nadmin = "127.0.0.1:{admin}"\n{ofrep}'
                              f'[source]\nmesh_file = "{mesh}"\n[state]\ndir = "{work}/state-{name}"\n[workers]\ncount = 1\n')
             commands[name] = [os.path.abspath(a.gilmok), "--config", str(proxy)]
         else:

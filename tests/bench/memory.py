@@ -29,10 +29,12 @@ def gilmok(binary, work, name, port, services):
     return [binary, "--config", str(settings)]
 
 
-def haproxy(work, name, port, services):
-    text = (HERE / "haproxy.cfg").read_text().replace("@PORT@", str(port)).replace("@BACKEND@", str(BACKEND)).replace("maxconn 8192", "maxconn 50000")
-    rules = "".join(f"  use_backend s{n} if {{ req.hdr(host) -i s{n} }}\n" for n in range(services - 1))
-    text = text.replace("  default_backend b\n", rules + "  default_backend b\n")
+def haproxy(work, name, port, services, connections):
+    text = (HERE / "haproxy.cfg").read_text().replace("@PORT@", str(port)).replace("@BACKEND@", str(BACKEND)).replace("maxconn 8192", f"maxconn {connections + 500}")
+    if services > 1:
+        # A map is looked up in a tree; a list of rules would be walked.
+        (work / f"{name}.map").write_text("".join(f"s{n} s{n}\n" for n in range(services - 1)))
+        text = text.replace("  default_backend b\n", f"  use_backend %[req.hdr(host),lower,map_str({work}/{name}.map,b)]\n")
     for n in range(services - 1):
         text += f"backend s{n}\n" + "".join(f"  server e{e} 10.{n % 250}.{n // 250}.{e + 1}:8080\n" for e in range(ENDPOINTS))
     path = work / f"{name}.cfg"
@@ -84,13 +86,13 @@ def main():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # Both ends are on this machine, and the proxy may hold as many as this process.
-    connections = min(a.connections, hard - 1_000)
+    connections = min(a.connections, hard // 2 - 1_000)  # HAProxy reserves two descriptors for each
     if connections < a.connections:
         print(f"only {connections} connections: `ulimit -n` is {hard}")
     work = pathlib.Path(tempfile.mkdtemp(prefix="gilmok-memory-"))
     work.chmod(0o755)  # the backend's worker is another user
     (work / "www").mkdir()
-    makers = {"gilmok": lambda n, p, s: gilmok(a.gilmok, work, n, p, s), "haproxy": lambda n, p, s: haproxy(work, n, p, s), "envoy": lambda n, p, s: envoy(a.envoy, work, n, p, s)}
+    makers = {"gilmok": lambda n, p, s: gilmok(a.gilmok, work, n, p, s), "haproxy": lambda n, p, s: haproxy(work, n, p, s, connections), "envoy": lambda n, p, s: envoy(a.envoy, work, n, p, s)}
     there = {"gilmok": os.path.exists(a.gilmok), "haproxy": shutil.which("haproxy"), "envoy": a.envoy}
     names = [n for n in a.only.split(",") if there[n] or print(f"left out: {n} (not found)")]
     running, result = [], {}
