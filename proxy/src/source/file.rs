@@ -126,6 +126,7 @@ fn reject(path: &Path, problems: &Problems, status: &Status) {
         tracing::error!("{}: {problem}", path.display());
     }
     tracing::error!("{}: refused; what was in force stays in force", path.display());
+    // Told in any case: who asks for a reading wants to hear of it.
     status.reject(path.display().to_string(), None, problems, None);
 }
 

@@ -83,22 +83,31 @@ impl Status {
     }
 
     /// Notes that something was not taken. `refused` is what control planes are told of it.
+    /// Answers whether it is news: what is said again and again is counted once.
     pub(crate) fn reject(
         &self,
         from: impl Into<String>,
         revision: Option<u64>,
         problems: &Problems,
         refused: Option<Refused>,
-    ) {
+    ) -> bool {
+        let from = from.into();
         let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut inner = self.lock();
+        let again = inner.rejection.as_ref().is_some_and(|before| {
+            before.from == from && before.revision == revision && before.problems == *problems
+        });
+        if again {
+            return false;
+        }
         inner.rejected_total += 1;
-        inner.rejection = Some(Rejection { from: from.into(), revision, problems: problems.clone(), at });
+        inner.rejection = Some(Rejection { from, revision, problems: problems.clone(), at });
         drop(inner);
         metrics::counter!("gilmok_config_rejected_total").increment(1);
         if refused.is_some() {
             self.refused.send_replace(refused);
         }
+        true
     }
 
     /// What the source says is in force: what was refused before is history.

@@ -94,7 +94,7 @@ impl Feed {
         let joiner = self.joiner();
         if let Some((snapshot, applied)) = joiner.fall_back() {
             tracing::warn!(
-                "no control plane has answered; serving the last known good state, revision {} of store {}",
+                "no control plane has said what to follow; serving the last known good state, revision {} of store {}",
                 applied.revision,
                 applied.store
             );
@@ -189,7 +189,12 @@ impl Feed {
                 next = if gathered < GATHERED_MAX { lines.ready() } else { None };
             }
             if let Some((snapshot, applied)) = joiner.take(connection) {
-                tracing::info!("control plane {server}: revision {} is in force", applied.revision);
+                let before = self.in_force.load().applied.as_ref().map(|applied| applied.revision);
+                if before == Some(applied.revision) {
+                    tracing::debug!("control plane {server}: other endpoints are in force");
+                } else {
+                    tracing::info!("control plane {server}: revision {} is in force", applied.revision);
+                }
                 self.status.set_source(format!("control plane {server}"));
                 self.in_force.put(snapshot, Some(applied));
             }
@@ -235,19 +240,16 @@ impl Feed {
     }
 
     fn tell_refusal(&self, server: &Server, refused: Refused) {
-        for problem in &refused.problems.0 {
-            tracing::error!("control plane {server}, revision {}: {problem}", refused.revision);
+        let (revision, problems) = (refused.revision, refused.problems.clone());
+        let from = format!("control plane {server}");
+        if !self.status.reject(from, Some(revision), &problems, Some(refused)) {
+            return;
+        }
+        for problem in &problems.0 {
+            tracing::error!("control plane {server}, revision {revision}: {problem}");
         }
         tracing::error!(
-            "control plane {server}: revision {} refused; what was in force stays in force",
-            refused.revision
-        );
-        let problems = refused.problems.clone();
-        self.status.reject(
-            format!("control plane {server}"),
-            Some(refused.revision),
-            &problems,
-            Some(refused),
+            "control plane {server}: revision {revision} refused; what was in force stays in force"
         );
     }
 }
