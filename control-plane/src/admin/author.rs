@@ -64,9 +64,10 @@ impl FromRequestParts<Arc<Admin>> for Author {
         };
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical());
         let who = words(&parts.headers, "gilmok-who");
+        let reason = terms.reason.as_deref().map(bounded);
         let author = state::Author {
             who: who.or_else(|| peer.map(|ip| ip.to_string())).unwrap_or_default(),
-            reason: words(&parts.headers, "gilmok-reason").or(terms.reason).map(bounded).unwrap_or_default(),
+            reason: words(&parts.headers, "gilmok-reason").or(reason).unwrap_or_default(),
             expected: if_match(&parts.headers)?,
         };
         Ok(Self { author, wait })
@@ -75,17 +76,18 @@ impl FromRequestParts<Arc<Admin>> for Author {
 
 impl Author {
     /// Writes, waits if that was asked for, and says what was done. `created` of a PUT is 201.
-    pub(super) async fn write(&self, admin: &Admin, command: &Command) -> Result<Response, Problem> {
-        let written = admin.state.write(command, &self.author).await;
-        let result = match &written {
-            Ok(written) if written.changed => "written",
-            Ok(_) => "unchanged",
-            Err(state::WriteError::Behind { .. } | state::WriteError::Contended) => "conflict",
-            Err(state::WriteError::Refused(_)) => "refused",
-            Err(state::WriteError::Store(_)) => "failed",
-        };
-        metrics::counter!("gilmok_writes_total", "kind" => command.kind(), "result" => result).increment(1);
-        let written = written?;
+    pub(super) async fn write(self, admin: &Admin, command: Command) -> Result<Response, Problem> {
+        let state = Arc::clone(&admin.state);
+        let author = self.author;
+        // In a task of its own, which ends with the write: a caller who leaves half-way must not leave
+        // a revision behind that is on disk and that nobody is told of.
+        let writing = tokio::spawn(async move {
+            let written = state.write(&command, &author).await;
+            count(&command, &written);
+            written.map_err(|error| Problem::of_write(error, &command))
+        });
+        let ended = |_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the control plane is about to end");
+        let written = writing.await.map_err(ended)??;
         let mut done = Done { revision: written.revision, converged: None, lagging: Vec::new() };
         let mut status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
         if let Some(wait) = self.wait {
@@ -98,6 +100,17 @@ impl Author {
         }
         Ok((status, [(header::ETAG, etag(done.revision))], Json(done)).into_response())
     }
+}
+
+fn count(command: &Command, written: &Result<state::Written, state::WriteError>) {
+    let result = match written {
+        Ok(written) if written.changed => "written",
+        Ok(_) => "unchanged",
+        Err(state::WriteError::Behind { .. } | state::WriteError::Contended) => "conflict",
+        Err(state::WriteError::Refused(_)) => "refused",
+        Err(state::WriteError::Store(_)) => "failed",
+    };
+    metrics::counter!("gilmok_writes_total", "kind" => command.kind(), "result" => result).increment(1);
 }
 
 /// A revision as a strong validator.
@@ -116,10 +129,11 @@ fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
 }
 
 fn words(headers: &HeaderMap, name: &str) -> Option<String> {
-    let text = String::from_utf8_lossy(headers.get(name)?.as_bytes()).into_owned();
-    (!text.is_empty()).then(|| bounded(text))
+    let text = bounded(&String::from_utf8_lossy(headers.get(name)?.as_bytes()));
+    (!text.is_empty()).then_some(text)
 }
 
-fn bounded(text: String) -> String {
-    if text.chars().count() <= WORDS_MAX { text } else { text.chars().take(WORDS_MAX).collect() }
+/// What people read in tables and logs: one line of bounded length.
+fn bounded(text: &str) -> String {
+    text.trim().chars().filter(|c| !c.is_control()).take(WORDS_MAX).collect()
 }

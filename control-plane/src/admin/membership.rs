@@ -3,15 +3,17 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use gilmok_config::name::ServiceName;
+use gilmok_config::endpoint::{Endpoint, PRIORITY_MAX, WEIGHT_MAX};
+use gilmok_config::problem::{Problem as Fault, Problems};
 use gilmok_config::wire::Registration;
 use serde_json::{Value, json};
 
 use super::Admin;
+use super::named::{Named, NamedEndpoint};
 use super::problem::Problem;
 use crate::membership::registry::Registered;
 
@@ -25,9 +27,8 @@ pub(super) async fn list(State(admin): State<Arc<Admin>>) -> Json<Value> {
     params(("service" = String, Path)), responses((status = 200, body = Value), (status = 404, body = Problem)))]
 pub(super) async fn read(
     State(admin): State<Arc<Admin>>,
-    Path(service): Path<String>,
+    Named(name): Named,
 ) -> Result<Json<Value>, Problem> {
-    let name = ServiceName::parse(&service).map_err(Problem::bad_request)?;
     match admin.state.view().members.get(&name) {
         Some(members) => Ok(Json(json!(members))),
         None => Err(Problem::not_found(format!("nobody has said anything of a service `{name}`"))),
@@ -40,13 +41,32 @@ pub(super) async fn read(
     responses((status = 200, body = Value), (status = 201, body = Value), (status = 422, body = Problem)))]
 pub(super) async fn register(
     State(admin): State<Arc<Admin>>,
-    Path((service, id)): Path<(String, String)>,
+    NamedEndpoint(name, id): NamedEndpoint,
     body: Result<Json<Registration>, JsonRejection>,
 ) -> Result<Response, Problem> {
-    let name = ServiceName::parse(&service).map_err(Problem::bad_request)?;
-    let registered = admin.state.registry.put(name, &id, body?.0)?;
+    let Json(registration) = body?;
+    check(&registration.endpoint)?;
+    let registered = admin.state.registry.put(name, &id, registration)?;
     let status = if registered == Registered::Created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(json!({ "id": id }))).into_response())
+}
+
+/// The bounds that a document's grammar sets for its endpoints.
+fn check(endpoint: &Endpoint) -> Result<(), Problem> {
+    let bounded = [("weight", endpoint.weight, WEIGHT_MAX), ("priority", endpoint.priority, PRIORITY_MAX)];
+    let faults =
+        bounded.into_iter().filter(|(_, value, most)| value > most).map(|(path, value, most)| Fault {
+            path: path.to_owned(),
+            line: None,
+            what: format!("{value} is out of range"),
+            hint: Some(format!("0 to {most}")),
+        });
+    let faults: Vec<Fault> = faults.collect();
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(Problem::faulty(Problems(faults), "the endpoint is not sound"))
+    }
 }
 
 #[utoipa::path(delete, path = "/v1/membership/{service}/{id}", tag = "membership", summary = "Take an endpoint out",
@@ -54,9 +74,8 @@ pub(super) async fn register(
     responses((status = 204), (status = 404, body = Problem)))]
 pub(super) async fn deregister(
     State(admin): State<Arc<Admin>>,
-    Path((service, id)): Path<(String, String)>,
+    NamedEndpoint(name, id): NamedEndpoint,
 ) -> Result<StatusCode, Problem> {
-    let name = ServiceName::parse(&service).map_err(Problem::bad_request)?;
     if admin.state.registry.delete(&name, &id) {
         Ok(StatusCode::NO_CONTENT)
     } else {

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
+use axum::extract::State;
+use axum::extract::rejection::{BytesRejection, JsonRejection};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use gilmok_config::name::ServiceName;
 use serde_json::{Value, json};
 
 use super::Admin;
 use super::author::{Author, Done, Terms, etag};
+use super::named::Named;
 use super::problem::Problem;
 use crate::intent::{self, Command};
 
@@ -32,10 +32,6 @@ fn revised(headers: &HeaderMap, revision: u64, body: Value) -> Response {
     ([(header::ETAG, tag)], Json(body)).into_response()
 }
 
-fn named(text: &str) -> Result<ServiceName, Problem> {
-    ServiceName::parse(text).map_err(Problem::bad_request)
-}
-
 #[utoipa::path(get, path = "/v1/mesh", tag = "mesh", summary = "The whole document",
     responses((status = 200, description = "As operators wrote it; ETag is its revision", body = Value)))]
 pub(super) async fn read_mesh(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
@@ -53,7 +49,7 @@ pub(super) async fn put_mesh(
     author: Author,
     body: Result<Json<Value>, JsonRejection>,
 ) -> Result<Response, Problem> {
-    author.write(&admin, &Command::PutMesh(body?.0)).await
+    author.write(&admin, Command::PutMesh(body?.0)).await
 }
 
 #[utoipa::path(get, path = "/v1/services", tag = "services", summary = "Every service's table",
@@ -68,10 +64,10 @@ pub(super) async fn list_services(State(admin): State<Arc<Admin>>, headers: Head
     params(("service" = String, Path)), responses((status = 200, body = Value), (status = 404, body = Problem)))]
 pub(super) async fn read_service(
     State(admin): State<Arc<Admin>>,
-    Path(service): Path<String>,
+    service: Named,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let name = named(&service)?;
+    let name = service.0;
     let (document, revision) = current(&admin);
     match intent::service(&document, &name) {
         Some(table) => Ok(revised(&headers, revision, table.clone())),
@@ -85,11 +81,11 @@ pub(super) async fn read_service(
         (status = 412, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn put_service(
     State(admin): State<Arc<Admin>>,
-    Path(service): Path<String>,
+    service: Named,
     author: Author,
     body: Result<Json<Value>, JsonRejection>,
 ) -> Result<Response, Problem> {
-    author.write(&admin, &Command::PutService(named(&service)?, body?.0)).await
+    author.write(&admin, Command::PutService(service.0, body?.0)).await
 }
 
 #[utoipa::path(patch, path = "/v1/services/{service}", tag = "services",
@@ -99,10 +95,10 @@ pub(super) async fn put_service(
         (status = 412, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn patch_service(
     State(admin): State<Arc<Admin>>,
-    Path(service): Path<String>,
+    service: Named,
     author: Author,
     headers: HeaderMap,
-    body: bytes::Bytes,
+    body: Result<bytes::Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     // axum's Json takes `application/json` and `…+json`; a patch's own type is the latter.
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
@@ -111,19 +107,19 @@ pub(super) async fn patch_service(
         let detail = "a patch is application/merge-patch+json or application/json";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
     }
-    let patch = serde_json::from_slice(&body)
+    let patch = serde_json::from_slice(&body?)
         .map_err(|error| Problem::bad_request(format!("the body is not JSON: {error}")))?;
-    author.write(&admin, &Command::PatchService(named(&service)?, patch)).await
+    author.write(&admin, Command::PatchService(service.0, patch)).await
 }
 
 #[utoipa::path(delete, path = "/v1/services/{service}", tag = "services", summary = "Delete one service",
     params(("service" = String, Path), Terms),
     responses((status = 200, body = Done), (status = 202, body = Done), (status = 404, body = Problem),
-        (status = 412, body = Problem), (status = 422, description = "A route needs it", body = Problem)))]
+        (status = 409, description = "A route needs it", body = Problem), (status = 412, body = Problem)))]
 pub(super) async fn delete_service(
     State(admin): State<Arc<Admin>>,
-    Path(service): Path<String>,
+    service: Named,
     author: Author,
 ) -> Result<Response, Problem> {
-    author.write(&admin, &Command::DeleteService(named(&service)?)).await
+    author.write(&admin, Command::DeleteService(service.0)).await
 }

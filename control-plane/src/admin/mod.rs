@@ -4,6 +4,8 @@ mod problem;
 
 mod access;
 
+mod named;
+
 mod author;
 
 mod mesh;

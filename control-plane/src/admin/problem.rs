@@ -1,14 +1,14 @@
 //! The one place where an error becomes HTTP: `application/problem+json` (RFC 9457).
 
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use gilmok_config::problem::Problems;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::intent::Refusal;
+use crate::intent::{Command, Refusal};
 use crate::membership::registry::RegistryRefusal;
 use crate::publish::FeedRefusal;
 use crate::state::WriteError;
@@ -73,8 +73,14 @@ impl IntoResponse for Problem {
     }
 }
 
-impl From<WriteError> for Problem {
-    fn from(error: WriteError) -> Self {
+impl Problem {
+    /// What is not sound, with every fault.
+    pub(super) fn faulty(problems: Problems, detail: &str) -> Self {
+        Self { problems, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail) }
+    }
+
+    /// Why nothing was written.
+    pub(super) fn of_write(error: WriteError, command: &Command) -> Self {
         match error {
             WriteError::Behind { head } => Self::new(
                 StatusCode::PRECONDITION_FAILED,
@@ -83,23 +89,20 @@ impl From<WriteError> for Problem {
             WriteError::Contended => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "too many writers at once; try again").later(1)
             }
-            WriteError::Refused(refusal) => refusal.into(),
+            WriteError::Refused(Refusal::NoService(name)) => {
+                Self::not_found(format!("there is no service `{name}`"))
+            }
+            WriteError::Refused(Refusal::Faulty(problems)) => {
+                let faulty = Self::faulty(problems, "the document would not be sound; nothing was changed");
+                match command {
+                    // Nothing is wrong with what was asked for; what is there stands against it.
+                    Command::DeleteService(_) | Command::Restore { .. } => {
+                        Self { problems: faulty.problems, ..Self::new(StatusCode::CONFLICT, faulty.detail) }
+                    }
+                    Command::PatchService(..) | Command::PutMesh(_) | Command::PutService(..) => faulty,
+                }
+            }
             WriteError::Store(error) => error.into(),
-        }
-    }
-}
-
-impl From<Refusal> for Problem {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Faulty(problems) => Self {
-                problems,
-                ..Self::new(
-                    StatusCode::UNPROCESSABLE_ENTITY,
-                    "the document would not be sound; nothing was changed",
-                )
-            },
-            Refusal::NoService(name) => Self::not_found(format!("there is no service `{name}`")),
         }
     }
 }
@@ -139,6 +142,12 @@ impl From<JsonRejection> for Problem {
             other => other,
         };
         Self::new(status, rejection.body_text())
+    }
+}
+
+impl From<BytesRejection> for Problem {
+    fn from(rejection: BytesRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
     }
 }
 

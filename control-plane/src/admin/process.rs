@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -20,10 +20,14 @@ pub(super) async fn alive() -> &'static str {
 
 #[utoipa::path(get, path = "/readyz", tag = "process",
     summary = "Whether the store and REST work; says nothing of Consul",
-    responses((status = 200, body = String), (status = 500, body = Problem)))]
+    responses((status = 200, body = String), (status = 500, body = Problem),
+        (status = 503, description = "About to end", body = Problem)))]
 pub(super) async fn ready(State(admin): State<Arc<Admin>>) -> Result<&'static str, Problem> {
-    // One read tells whether the store still answers.
-    admin.state.store.revisions(u64::MAX, 1).await?;
+    if *admin.stop.borrow() {
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "about to end"));
+    }
+    // One small read tells whether the store still answers.
+    admin.state.store.audit(u64::MAX, 1).await?;
     Ok("ready\n")
 }
 
@@ -81,8 +85,8 @@ pub(super) async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     for report in state.publisher.acks.all().iter().filter(|report| report.is_live(now)) {
         let applied = report.ack.applied.as_ref().filter(|applied| applied.store == state.store.id());
         let lag = revision.saturating_sub(applied.map_or(0, |applied| applied.revision));
-        let node: String = report.ack.node.chars().filter(|c| !matches!(c, '"' | '\\' | '\n')).collect();
-        text.push_str(&format!("gilmok_feed_lag_revisions{{proxy=\"{node}\"}} {lag}\n"));
+        // Names were checked when the ack was taken and need no escaping.
+        text.push_str(&format!("gilmok_feed_lag_revisions{{proxy=\"{}\"}} {lag}\n", report.ack.node));
     }
     if let Some(contacts) = &admin.contacts {
         contacts.render(&mut text);

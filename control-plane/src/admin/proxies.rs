@@ -57,8 +57,9 @@ pub(super) async fn feed(
         return Err(Problem::new(StatusCode::CONFLICT, detail));
     }
     let lines = admin.state.publisher.follow(admin.stop.clone())?;
-    let store = follower.store.as_deref().unwrap_or("no store");
-    let node: String = follower.node.chars().take(NODE_BYTES_MAX).collect();
+    let bounded = |text: &str| text.chars().take(NODE_BYTES_MAX).collect::<String>();
+    let store = follower.store.as_deref().map_or_else(|| "no store".to_owned(), bounded);
+    let node = bounded(&follower.node);
     tracing::info!(
         "the proxy {node:?} follows; it had revision {} of {store:?}",
         follower.revision.unwrap_or(0)
@@ -89,11 +90,19 @@ pub(super) async fn ack(
     body: Result<Json<Ack>, JsonRejection>,
 ) -> Result<StatusCode, Problem> {
     let Json(ack) = body?;
-    if ack.node.is_empty() || ack.node.len() > NODE_BYTES_MAX {
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "node: 1 to 200 bytes"));
+    // It becomes a label of a metric.
+    if !is_node(&ack.node) {
+        let detail = "node: 1 to 200 letters, digits, '-', '_' and '.'";
+        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
     }
     admin.state.publisher.acks.note(ack);
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Whether a text may name a node, as the proxy's own settings have it.
+fn is_node(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    !text.is_empty() && text.len() <= NODE_BYTES_MAX && text.bytes().all(allowed)
 }
 
 #[utoipa::path(get, path = "/v1/proxies", tag = "proxies",

@@ -20,7 +20,7 @@ use super::author::{Author, Done, Terms};
 use super::problem::Problem;
 use super::proxies::Lines;
 use crate::intent::Command;
-use crate::store::{AuditEntry, Revision};
+use crate::store::{AuditEntry, PAGE_MAX, Revision};
 
 /// Entries of a page when nothing else is asked for.
 const PAGE: usize = 50;
@@ -40,7 +40,7 @@ pub(super) struct Page {
 impl Page {
     fn bounds(page: Result<Query<Self>, QueryRejection>) -> Result<(u64, usize), Problem> {
         let Query(page) = page?;
-        Ok((page.before.unwrap_or(u64::MAX), page.limit.unwrap_or(PAGE)))
+        Ok((page.before.unwrap_or(u64::MAX), page.limit.unwrap_or(PAGE).min(PAGE_MAX)))
     }
 }
 
@@ -51,8 +51,17 @@ pub(super) async fn list(
     page: Result<Query<Page>, QueryRejection>,
 ) -> Result<Json<Value>, Problem> {
     let (before, limit) = Page::bounds(page)?;
-    let revisions = admin.state.store.revisions(before, limit).await?;
-    Ok(Json(json!(revisions.iter().map(without_document).collect::<Vec<_>>())))
+    let store = &admin.state.store;
+    let head = store.head().map_or(0, |head| head.number);
+    let mut number = head.min(before.saturating_sub(1));
+    let mut revisions = Vec::new();
+    // One at a time: a document may have 32 MiB, and a page of them would not fit.
+    while number > 0 && revisions.len() < limit {
+        let Some(revision) = store.revision(number).await? else { break };
+        revisions.push(without_document(&revision));
+        number -= 1;
+    }
+    Ok(Json(json!(revisions)))
 }
 
 fn without_document(revision: &Revision) -> Value {
@@ -82,14 +91,15 @@ async fn find(admin: &Admin, number: u64) -> Result<Revision, Problem> {
 #[utoipa::path(post, path = "/v1/revisions/{number}/restore", tag = "revisions",
     summary = "Put an earlier document in force as a new revision", params(("number" = u64, Path), Terms),
     responses((status = 200, body = Done), (status = 202, body = Done), (status = 404, body = Problem),
-        (status = 412, body = Problem), (status = 422, body = Problem)))]
+        (status = 409, description = "It is no sound document any more", body = Problem),
+        (status = 412, body = Problem)))]
 pub(super) async fn restore(
     State(admin): State<Arc<Admin>>,
     number: Result<Path<u64>, PathRejection>,
     author: Author,
 ) -> Result<Response, Problem> {
     let revision = find(&admin, number?.0).await?;
-    author.write(&admin, &Command::Restore { number: revision.number, document: revision.document }).await
+    author.write(&admin, Command::Restore { number: revision.number, document: revision.document }).await
 }
 
 #[utoipa::path(get, path = "/v1/audit", tag = "revisions", summary = "Who did what when and why, newest first",

@@ -16,6 +16,7 @@ use crate::store::Store;
 /// A control plane on a free port, gone with the test.
 struct Served {
     client: Client,
+    address: SocketAddr,
     folder: PathBuf,
     _stop: watch::Sender<bool>,
 }
@@ -34,7 +35,7 @@ impl Served {
         // Ends with the test's runtime.
         tokio::spawn(async move { axum::serve(listener, app).await });
         let client = Client::new(Settings::new(format!("http://{address}").parse().unwrap())).unwrap();
-        Self { client, folder, _stop: stop }
+        Self { client, address, folder, _stop: stop }
     }
 
     async fn ask(
@@ -141,6 +142,13 @@ async fn nonsense_is_answered_with_a_problem() {
         (put.clone(), "/v1/membership/ads/a", vec![], "{}", 422),
         (put.clone(), "/v1/membership/ads/a", vec![], r#"{"address":"nowhere"}"#, 422),
         (put.clone(), "/v1/membership/ads/a", vec![], r#"{"address":"10.0.0.1:1","ttl":"1y"}"#, 422),
+        (put.clone(), "/v1/membership/ads/a", vec![], r#"{"address":"10.0.0.1:1","weight":65536}"#, 422),
+        (put.clone(), "/v1/membership/ads/a", vec![], r#"{"address":"10.0.0.1:1","priority":128}"#, 422),
+        (put.clone(), "/v1/membership/ads/%ff", vec![], r#"{"address":"10.0.0.1:1"}"#, 400),
+        (put.clone(), "/v1/membership/ads/%20", vec![], r#"{"address":"10.0.0.1:1"}"#, 422),
+        (put.clone(), "/v1/services/%ff", vec![], "{}", 400),
+        (Method::GET, "/v1/services/%ff", vec![], "", 400),
+        (Method::PATCH, "/v1/services/ads", vec![], "{", 400),
         (Method::PATCH, "/v1/services/none", vec![], "{}", 404),
         (Method::DELETE, "/v1/services/none", vec![], "", 404),
         (Method::DELETE, "/v1/membership/none/a", vec![], "", 404),
@@ -154,6 +162,7 @@ async fn nonsense_is_answered_with_a_problem() {
         (Method::GET, "/v1/feed?node=a&wire=99", vec![], "", 409),
         (Method::GET, "/v1/feed", vec![], "", 400),
         (Method::POST, "/v1/feed/acks", vec![], "{}", 422),
+        (Method::POST, "/v1/feed/acks", vec![], r#"{"node":"a\"} 1","instance":"1","wire":1}"#, 422),
         (Method::POST, "/v1/mesh", vec![], "{}", 405),
         (Method::GET, "/v2/mesh", vec![], "", 404),
     ] {
@@ -171,10 +180,71 @@ async fn nonsense_is_answered_with_a_problem() {
 async fn a_body_that_is_too_large_is_refused() {
     let served = Served::start("large").await;
     let body = format!("{{\"x\":\"{}\"}}", "x".repeat(BODY_BYTES_MAX));
-    assert_eq!(
-        served.ask(Method::PUT, "/v1/services/ads", &[], &body).await.0,
-        StatusCode::PAYLOAD_TOO_LARGE
-    );
+    for method in [Method::PUT, Method::PATCH] {
+        let (status, problem) = served.ask(method, "/v1/services/ads", &[], &body).await;
+        assert_eq!((status, &problem["status"]), (StatusCode::PAYLOAD_TOO_LARGE, &json!(413)));
+    }
+    // A whole document may be larger.
+    let (status, problem) = served.ask(Method::PUT, "/v1/mesh", &[], &body).await;
+    assert_eq!((status, &problem["problems"][0]["path"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("x")));
+}
+
+#[tokio::test]
+async fn a_writer_who_leaves_half_way_leaves_nothing_unpublished() {
+    use tokio::io::AsyncWriteExt as _;
+    let served = Served::start("leaves").await;
+    for round in 1..=20_u32 {
+        let body = json!({"max_concurrent": round}).to_string();
+        let length = body.len();
+        let head = format!(
+            "PUT /v1/services/ads HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+        );
+        let mut caller = tokio::net::TcpStream::connect(served.address).await.unwrap();
+        caller.write_all((head + &body).as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_micros(u64::from(round) * 50)).await;
+        drop(caller);
+    }
+    let told = async {
+        loop {
+            let head = served.get("/v1/status").await.1["revision"].clone();
+            let (_, told) = served.get("/v1/explain?service=ads").await;
+            if head.as_u64() > Some(0) && told["revision"] == head {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), told).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_something_else_needs_is_a_conflict() {
+    let served = Served::start("needed").await;
+    let document = json!({"services": {"ads": {}}, "routes": [{"path_prefix": "/ads", "service": "ads"}]});
+    assert_eq!(served.put("/v1/mesh", &document).await.0, StatusCode::CREATED);
+    let (status, problem) = served.ask(Method::DELETE, "/v1/services/ads", &[], "").await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    assert_eq!(problem["problems"][0]["path"], "routes[0].service");
+}
+
+#[tokio::test]
+async fn revisions_are_read_page_by_page() {
+    let served = Served::start("pages").await;
+    for limit in 1..=5 {
+        served.put("/v1/services/ads", &json!({"max_concurrent": limit})).await;
+    }
+    let numbers = |page: &Value| {
+        page.as_array().unwrap().iter().map(|one| one["revision"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    let (_, page) = served.get("/v1/revisions?limit=2").await;
+    assert_eq!(numbers(&page), [5, 4]);
+    assert!(page[0].get("document").is_none());
+    let (_, page) = served.get("/v1/revisions?limit=9&before=4").await;
+    assert_eq!(numbers(&page), [3, 2, 1]);
+    assert_eq!(numbers(&served.get("/v1/audit?limit=2&before=5").await.1), [4, 3]);
+    for before in ["0", "1"] {
+        assert_eq!(served.get(&format!("/v1/revisions?before={before}")).await.1, json!([]));
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,37 @@
+//! What a path names: a service, an endpoint of one. What is no name is a problem like any other.
+
+use axum::extract::{FromRequestParts, Path};
+use axum::http::request::Parts;
+use gilmok_config::name::ServiceName;
+
+use super::problem::Problem;
+
+/// The service that the path names.
+#[derive(Debug)]
+pub(super) struct Named(pub(super) ServiceName);
+
+/// The service and the id of one of its endpoints.
+#[derive(Debug)]
+pub(super) struct NamedEndpoint(pub(super) ServiceName, pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path(name) = Path::<String>::from_request_parts(parts, state).await?;
+        Ok(Self(parse(&name)?))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for NamedEndpoint {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path((service, id)) = Path::<(String, String)>::from_request_parts(parts, state).await?;
+        Ok(Self(parse(&service)?, id))
+    }
+}
+
+fn parse(name: &str) -> Result<ServiceName, Problem> {
+    ServiceName::parse(name).map_err(Problem::bad_request)
+}
