@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use gilmok_tests::consul::Consul;
 use gilmok_tests::eventually::eventually;
-use gilmok_tests::process::{Process, Signal, program};
+use gilmok_tests::process::{Process, Signal, program, send_signal};
 use gilmok_tests::scratch::Scratch;
 use tokio::process::Command;
 use tokio::time::interval;
@@ -58,10 +59,10 @@ async fn with_all_children(demo: &Process) -> BTreeSet<u32> {
     .await
 }
 
-#[tokio::test]
-async fn the_story_comes_true_and_leaves_no_process_behind() {
+/// Plays the story; it must come true and leave nobody behind.
+async fn play(args: &[&str]) {
     let scratch = Scratch::new();
-    let mut demo = start(&["--once"], &scratch);
+    let mut demo = start(args, &scratch);
     let pid = demo.pid();
     let mut seen = BTreeSet::new();
     let mut ticks = interval(Duration::from_millis(50));
@@ -78,6 +79,46 @@ async fn the_story_comes_true_and_leaves_no_process_behind() {
     assert!(status.success(), "{status}:\n{}", demo.log());
     assert!(seen.len() >= CHILDREN, "only {seen:?}:\n{}", demo.log());
     all_gone(&seen).await;
+    let left = std::fs::read_dir(scratch.path()).expect("a scratch folder").flatten();
+    let left: Vec<_> = left.map(|entry| entry.file_name()).filter(|name| *name != "demo.log").collect();
+    assert!(left.is_empty(), "files left behind: {left:?}");
+}
+
+#[tokio::test]
+async fn the_story_comes_true_and_leaves_no_process_behind() {
+    play(&["--once"]).await;
+}
+
+#[tokio::test]
+async fn the_story_comes_true_with_a_real_consul() {
+    let consul = Consul::start().await;
+    play(&["--once", "--consul", &consul.origin().to_string()]).await;
+    let (status, services) = consul.get("/v1/catalog/services").await;
+    let names: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(&services).expect("Consul answers JSON");
+    let names: Vec<_> = names.keys().map(String::as_str).collect();
+    assert_eq!((status, names), (200, vec!["consul"]), "the demo takes back what it registered");
+}
+
+#[tokio::test]
+async fn a_story_that_does_not_come_true_says_what_failed_and_shows_the_log() {
+    let scratch = Scratch::new();
+    let mut demo = start(&["--once"], &scratch);
+    let children = with_all_children(&demo).await;
+    let shop = children.iter().find(|pid| {
+        let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&arguments).contains("--service=shop")
+    });
+    send_signal(*shop.expect("the shop runs"), Signal::Kill).await;
+    let status = demo.ended(STORY_MAX).await;
+    let said = demo.log();
+    assert_eq!(status.code(), Some(1), "{said}");
+    for expected in
+        ["FAILED", "shop has ended by itself: signal: 9", "the end of the log of shop", "listens on"]
+    {
+        assert!(said.contains(expected), "{expected:?} is not in:\n{said}");
+    }
+    all_gone(&children).await;
 }
 
 #[tokio::test]

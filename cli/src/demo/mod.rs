@@ -31,7 +31,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
-use gilmok_control_plane::http_client::{Client, Origin, Request, Settings};
+use gilmok_control_plane::http_client::{Client, Request, Settings};
+use gilmok_proxy::settings::Server;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::EXIT_INTERNAL;
@@ -52,7 +53,7 @@ pub(crate) struct Arguments {
     once: bool,
     /// Take membership from this Consul instead of the embedded registry, e.g. http://127.0.0.1:8500
     #[arg(long, value_name = "URL")]
-    consul: Option<Origin>,
+    consul: Option<Server>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
@@ -65,7 +66,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            teller.show(&format!("gilmok demo: {error:#}"));
+            tell::complain(&error);
             ExitCode::from(EXIT_INTERNAL)
         }
     }
@@ -74,8 +75,8 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 async fn demo(arguments: &Arguments, teller: &Teller) -> anyhow::Result<ExitCode> {
     let mut stop = Stop::listen()?;
     let consul = arguments.consul.as_ref();
-    if let Some(origin) = consul {
-        reach(origin).await?;
+    if let Some(consul) = consul {
+        reach(consul).await?;
     }
     let consul = consul.map(ToString::to_string);
     let mut scratch = Scratch::create()?;
@@ -151,10 +152,11 @@ fn tell_failure(teller: &Teller, mesh: &mut Mesh, error: &anyhow::Error) {
 }
 
 /// Whether a Consul is there at all: without one nothing would come of the rest.
-async fn reach(origin: &Origin) -> anyhow::Result<()> {
-    let client = Client::new(Settings::new(origin.clone()))?;
+async fn reach(consul: &Server) -> anyhow::Result<()> {
+    let origin = consul.to_string().parse().map_err(|hint| anyhow::anyhow!("{consul}: {hint}"))?;
+    let client = Client::new(Settings::new(origin))?;
     let answer = client.send(&Request::get("/v1/status/leader")).await.context("no Consul")?;
-    anyhow::ensure!(answer.status.is_success(), "no Consul at {origin}: {}", talk::brief(&answer));
+    anyhow::ensure!(answer.status.is_success(), "no Consul at {consul}: {}", talk::brief(&answer));
     Ok(())
 }
 

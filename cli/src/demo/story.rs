@@ -1,6 +1,6 @@
 //! The story that the demo tells: its chapters in order, and what they share.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use gilmok_control_plane::http_client::{Request, Response};
@@ -8,7 +8,7 @@ use hyper::{Method, StatusCode};
 use serde_json::Value;
 
 use super::chapters;
-use super::layout::CONTROL_PLANE;
+use super::layout::{App, CONTROL_PLANE, proxy_of};
 use super::mesh::Mesh;
 use super::tell::Teller;
 use super::{settings, talk};
@@ -82,24 +82,50 @@ impl Stage<'_> {
         said["revision"].as_u64().with_context(|| format!("no revision in {said}"))
     }
 
-    /// Waits until the control plane has heard of every proxy, and each runs what is in force.
+    /// Waits until every proxy follows the control plane again and runs what is in force.
     ///
     /// # Errors
     /// When one does not come.
-    pub(crate) async fn proxies_heard(&mut self) -> anyhow::Result<()> {
+    pub(crate) async fn proxies_back(&mut self) -> anyhow::Result<()> {
         let wanted = self.mesh.layout.machines.len();
-        let revision = self.revision().await?;
         let control_plane = self.mesh.control_plane()?;
         self.mesh
             .eventually(CONTROL_PLANE, "every proxy to reconnect", async || {
-                let answer = control_plane.send(&Request::get("/v1/proxies")).await?;
-                let said = talk::json(&answer, StatusCode::OK)?;
-                let proxies = said.as_array().map(Vec::as_slice).unwrap_or_default();
-                let current = proxies.iter().filter(|proxy| proxy["applied"]["revision"] == revision).count();
-                anyhow::ensure!(current == wanted, "{said}");
+                let answer = control_plane.send(&Request::get("/v1/status")).await?;
+                let status = talk::json(&answer, StatusCode::OK)?;
+                let proxies = &status["proxies"];
+                let all = |key: &str| proxies[key].as_u64() == u64::try_from(wanted).ok();
+                let in_step = proxies["lagging"].as_array().is_some_and(Vec::is_empty);
+                anyhow::ensure!(all("live") && all("following") && in_step, "{status}");
                 Ok(())
             })
             .await
+    }
+
+    /// Waits until every proxy counts an app among its service's endpoints, or none does; when that was.
+    ///
+    /// # Errors
+    /// When that does not come.
+    pub(crate) async fn until_known(&mut self, app: &App, wanted: bool) -> anyhow::Result<Instant> {
+        let address = app.inbound.to_string();
+        for machine in self.mesh.layout.machines.clone() {
+            let what = format!("{} to be {}", app.name, if wanted { "known" } else { "forgotten" });
+            let proxy = proxy_of(&machine);
+            self.mesh
+                .eventually(&proxy, &what, async || {
+                    let answer = talk::ask(machine.admin, Method::GET, "/endpoints").await?;
+                    let said = talk::json(&answer, StatusCode::OK)?;
+                    let services = said["services"].as_array().map(Vec::as_slice).unwrap_or_default();
+                    let of_service = services.iter().find(|service| service["service"] == app.service);
+                    let endpoints = of_service.and_then(|service| service["endpoints"].as_array());
+                    let known =
+                        endpoints.into_iter().flatten().any(|endpoint| endpoint["address"] == *address);
+                    anyhow::ensure!(known == wanted, "{said}");
+                    Ok(())
+                })
+                .await?;
+        }
+        Ok(Instant::now())
     }
 
     /// What a host is answered with through the proxy of each machine.

@@ -30,6 +30,11 @@ impl Teller {
     }
 }
 
+/// What kept the demo from beginning or going on, where errors belong.
+pub(crate) fn complain(error: &anyhow::Error) {
+    drop(writeln!(std::io::stderr().lock(), "gilmok demo: {error:#}"));
+}
+
 /// A story that nobody reads any more is still played to its end.
 fn print(text: &str) {
     let mut out = std::io::stdout().lock();

@@ -41,19 +41,22 @@ pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     let after = stage.revision().await?;
     anyhow::ensure!(before == after, "it came back with revision {after}, and had {before}");
     stage.teller.say(&format!("it was started again and still has revision {after}"));
-    // Answered once every proxy runs it: so they have all come back.
-    stage.proxies_heard().await?;
+    stage.proxies_back().await?;
     stage.teller.say(&format!("all proxies have reconnected, {} after its start", in_words(began.elapsed())));
+    let began = Instant::now();
     let revision = stage
         .write_and_wait(Method::PATCH, "/v1/services/ads", &json!({"hosts": [HOST]}))
         .await
         .with_context(|| Concerning(CONTROL_PLANE.to_owned()))?;
+    let took = began.elapsed();
     let statuses = stage.statuses_of(HOST).await?;
     anyhow::ensure!(statuses.iter().all(|status| *status == StatusCode::OK), "{HOST}: {statuses:?}");
     traffic.go_on_for(PAGES / 2).await?;
     let tally = traffic.so_far();
     tally.none_failed()?;
-    stage.teller.say(&format!("and take the next change: revision {revision} runs everywhere"));
+    stage
+        .teller
+        .say(&format!("the next change runs everywhere after {}, as revision {revision}", in_words(took)));
     stage.teller.say(&format!("{} pages in all, none failed", tally.answered));
     Ok(())
 }

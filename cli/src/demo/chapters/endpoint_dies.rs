@@ -23,18 +23,25 @@ pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     traffic.go_on_for(PAGES).await?;
     stage.teller.say("callers on web-1 load the shop's page; it is made of ads, checkout and profile");
 
+    let died = Instant::now();
     talk::order(victim.address, "die").await.with_context(|| Concerning(VICTIM.to_owned()))?;
     stage.mesh.process(VICTIM)?.ends(SOON).await?;
     stage
         .teller
         .say(&format!("{VICTIM} was told to die (POST /control/die) and is gone; {PAGES} pages later:"));
-    traffic.go_on_for(PAGES).await?;
+    let (pages, known) = tokio::join!(traffic.go_on_for(PAGES), stage.until_known(&victim, false));
+    pages?;
+    let forgotten = known?.saturating_duration_since(died);
     let tally = traffic.so_far();
     tally.none_failed()?;
     stage.teller.say(&format!(
         "{} pages, none failed; the slowest took {}. What {VICTIM} could not take went to ads-2",
         tally.answered,
         in_words(tally.slowest)
+    ));
+    stage.teller.say(&format!(
+        "the proxy beside it missed its health checks and took it out: forgotten everywhere {} after its death",
+        in_words(forgotten)
     ));
 
     stage.mesh.process(VICTIM)?.start_again()?;
