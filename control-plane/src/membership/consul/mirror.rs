@@ -20,7 +20,7 @@ use super::settings::Settings;
 use super::settle::{Stand, Standing};
 use super::watch::{Style, WATCHDOG};
 use crate::http_client;
-use crate::membership::{Member, Source, View};
+use crate::membership::{Member, Source, Status, View};
 
 /// Most services that are watched. Names come from the mesh document and from Consul's catalog, never from requests.
 const WATCHES_MAX: usize = 2_000;
@@ -216,24 +216,12 @@ impl Mirror {
     /// by name may have been there for its tag: it stays until the catalog has spoken.
     fn remember(&mut self, last_known: &View, names: &BTreeSet<ServiceName>) {
         let with_tag = self.tag_watch.is_some();
-        for (service, members) in &last_known.members {
-            let list = members.iter().filter(|member| member.source == Source::Consul).map(|member| {
-                let instance = Instance {
-                    endpoint: member.endpoint.clone(),
-                    status: member.status,
-                    note: member.note.clone(),
-                };
-                ((member.node.clone(), member.id.clone()), instance)
-            });
-            let list: BTreeMap<_, _> = list.collect();
-            if list.is_empty() || !(with_tag || names.contains(service)) {
-                continue;
-            }
+        for service in last_known.endpoints.keys().filter(|service| with_tag || names.contains(*service)) {
+            let known = Known::new(instances_of(last_known, service));
             if !names.contains(service) {
                 self.tagged.insert(service.clone(), None);
             }
-            self.services
-                .insert(service.clone(), Watched { known: Some(Known::new(list)), ..Watched::default() });
+            self.services.insert(service.clone(), Watched { known: Some(known), ..Watched::default() });
         }
     }
 
@@ -408,6 +396,27 @@ impl Mirror {
             changed
         });
     }
+}
+
+/// The instances of a service as a view has them. Where it has only endpoints, they stand for themselves: Consul's
+/// first answer brings the instances, and they leave as confirmed as anything else.
+fn instances_of(view: &View, service: &ServiceName) -> BTreeMap<Key, Instance> {
+    let members = view.members.get(service).into_iter().flatten();
+    let members = members.filter(|member| member.source == Source::Consul).map(|member| {
+        let Member { endpoint, status, note, .. } = member.clone();
+        ((member.node.clone(), member.id.clone()), Instance { endpoint, status, note })
+    });
+    let list: BTreeMap<Key, Instance> = members.collect();
+    if !list.is_empty() {
+        return list;
+    }
+    let endpoints = view.endpoints.get(service).into_iter().flat_map(|list| list.iter().enumerate());
+    let nameless = endpoints.map(|(number, endpoint)| {
+        let note = "known from before the start".to_owned();
+        let instance = Instance { endpoint: endpoint.clone(), status: Status::Passing, note };
+        ((String::new(), number.to_string()), instance)
+    });
+    nameless.collect()
 }
 
 /// Asks the agent again and again whether it denies what no rule names.

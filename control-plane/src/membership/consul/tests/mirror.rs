@@ -342,6 +342,22 @@ async fn what_was_known_last_serves_until_consul_says_otherwise() {
 }
 
 #[tokio::test]
+async fn endpoints_without_names_serve_until_the_named_ones_are_there() {
+    let before = Scene::of_ads(&["a", "b", "c"]).await;
+    let endpoints = before.consul.view.borrow().endpoints.clone();
+    let last_known = Arc::new(View { endpoints: endpoints.clone(), ..View::default() });
+    let fake = Fake::start().await;
+    fake.break_down(Some(Fault::Reset));
+    fake.set("ads", &["a", "b", "d"]);
+    let mut scene = Scene::knowing(&last_known, fake, |_| {}, &["ads"]);
+    let other = scene.consul.view.wait_for(|view| view.endpoints != endpoints);
+    assert!(timeout(Duration::from_millis(300), other).await.is_err());
+    scene.fake.break_down(None);
+    scene.shows("ads", &["a", "b", "d"]).await;
+    assert_eq!(scene.consul.view.borrow().members[&name("ads")].len(), 3);
+}
+
+#[tokio::test]
 async fn the_next_address_is_asked_when_one_fails() {
     let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let origin = format!("http://{}", dead.local_addr().unwrap()).parse().unwrap();

@@ -1,0 +1,159 @@
+//! The whole mesh on a real Consul: a control plane that mirrors it, proxies that follow, apps that register in it.
+
+use std::time::Duration;
+
+use gilmok_tests::caller::{Caller, get};
+use gilmok_tests::consul::Consul;
+use gilmok_tests::control_plane::ControlPlane;
+use gilmok_tests::eventually::eventually;
+use gilmok_tests::process::Signal;
+use gilmok_tests::proxy::{Proxy, ProxySettings};
+use gilmok_tests::scratch::Scratch;
+use gilmok_tests::upstream::Upstream;
+use serde_json::json;
+use tokio::time::Instant;
+
+/// A control plane that mirrors this Consul and knows the service `ads`, called in turn.
+async fn plane_on(consul: &Consul) -> ControlPlane {
+    let tables = format!("[membership.consul]\naddress = \"{}\"\n", consul.origin());
+    let plane = ControlPlane::start_with(&tables, Scratch::new()).await;
+    plane.put("/v1/services/ads", &json!({ "load_balancer": "round_robin" })).await;
+    plane
+}
+
+/// Who answers for `ads` over this connection.
+async fn who(caller: &mut Caller) -> String {
+    let answer = caller.ask(get("ads", "/")).await;
+    assert_eq!(answer.status(), 200, "{answer:?}");
+    answer.text()
+}
+
+async fn says(proxy: &Proxy, text: &str) {
+    eventually(text, async || {
+        let answer = proxy.get("ads", "/").await;
+        if answer.status() == 200 && answer.text() == text { Ok(()) } else { Err(format!("{answer:?}")) }
+    })
+    .await;
+}
+
+/// A share of sorted times.
+fn at(times: &[Duration], percent: usize) -> Duration {
+    times[(times.len() * percent).div_ceil(100) - 1]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_is_in_and_out_of_the_balancing_within_200_ms() {
+    const CHANGES: usize = 50;
+    /// Turns of the balancing after which an instance that has not answered is out.
+    const TURNS: usize = 12;
+    let consul = Consul::start().await;
+    let apps = [Upstream::saying("a").await, Upstream::saying("b").await, Upstream::saying("c").await];
+    for (app, id) in apps.iter().zip(["a", "b", "c"]) {
+        consul.register("ads", id, app.address.port(), json!({})).await;
+    }
+    let guest = Upstream::saying("guest").await;
+    let plane = plane_on(&consul).await;
+    let proxy = Proxy::start_with(ProxySettings::of_control_planes(&[plane.address])).await;
+    eventually("the three to be known", async || {
+        let endpoints = plane.json("/v1/membership/ads").await.to_string();
+        if endpoints.contains("\"c\"") { Ok(()) } else { Err(endpoints) }
+    })
+    .await;
+    eventually("the proxy to call them", async || {
+        let answer = proxy.get("ads", "/").await;
+        if answer.status() == 200 { Ok(()) } else { Err(format!("{answer:?}")) }
+    })
+    .await;
+    let mut caller = proxy.caller().await;
+    let (mut into, mut out) = (Vec::new(), Vec::new());
+    for _ in 0..CHANGES {
+        let begin = Instant::now();
+        consul.register("ads", "guest", guest.address.port(), json!({})).await;
+        while who(&mut caller).await != "guest" {
+            assert!(begin.elapsed() < Duration::from_secs(20), "never in\n{}", plane.process.log());
+        }
+        into.push(begin.elapsed());
+        let begin = Instant::now();
+        consul.deregister("guest").await;
+        let (mut last, mut absent) = (begin.elapsed(), 0);
+        while absent < TURNS {
+            if who(&mut caller).await == "guest" {
+                (last, absent) = (begin.elapsed(), 0);
+            } else {
+                absent += 1;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(20), "never out\n{}", plane.process.log());
+        }
+        out.push(last);
+    }
+    for (what, times) in [("registered → first call", &mut into), ("deregistered → last call", &mut out)]
+    {
+        times.sort();
+        println!("{what}: median {:?}, p99 {:?}, worst {:?}", at(times, 50), at(times, 99), at(times, 100));
+        assert!(at(times, 99) < Duration::from_millis(200), "{what}: {times:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_registers_in_consul_and_is_called_through_its_sidecar() {
+    let consul = Consul::start().await;
+    let app = Upstream::saying("from the app").await;
+    let registration = format!("[registration]\nconsul = \"{}\"\n", consul.origin());
+    let settings = ProxySettings::of_mesh("[services.ads]\n")
+        .app("ads", app.address, "version = \"v2\"\n")
+        .table(&registration);
+    let mut sidecar = Proxy::start_with(settings).await;
+    let plane = plane_on(&consul).await;
+    let caller = Proxy::start_with(ProxySettings::of_control_planes(&[plane.address])).await;
+    says(&caller, "from the app").await;
+    let membership = plane.json("/v1/membership/ads").await.to_string();
+    for part in [
+        "\"inbound\":true",
+        "\"version\":\"v2\"",
+        "\"passing\"",
+        "\"consul\"",
+        &sidecar.inbound(0).to_string(),
+    ] {
+        assert!(membership.contains(part), "{part}: {membership}");
+    }
+    // It says good-bye itself; the only instance of a service is believed gone after two seconds.
+    sidecar.terminate().await;
+    eventually("the app to be gone", async || {
+        let membership = plane.json("/v1/membership/ads").await.to_string();
+        if membership.contains("v2") { Err(membership) } else { Ok(()) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consul_that_dies_or_hangs_fails_no_request_and_is_followed_again() {
+    let mut consul = Consul::start().await;
+    let (app, other) = (Upstream::saying("app").await, Upstream::saying("other").await);
+    consul.register("ads", "app", app.address.port(), json!({})).await;
+    let plane = plane_on(&consul).await;
+    let proxy = Proxy::start_with(ProxySettings::of_control_planes(&[plane.address])).await;
+    says(&proxy, "app").await;
+    consul.signal(Signal::Stop).await;
+    let mut caller = proxy.caller().await;
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(2) {
+        assert_eq!(who(&mut caller).await, "app");
+    }
+    consul.stop();
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(3) {
+        assert_eq!(who(&mut caller).await, "app");
+    }
+    assert_eq!(plane.get("/readyz").await.status(), 200, "readiness does not speak of Consul");
+    // A control plane that starts without Consul begins with what was known last.
+    let tables = format!("[membership.consul]\naddress = \"{}\"\n", consul.origin());
+    let plane = plane.restart_after(Signal::Terminate, &tables).await;
+    assert!(plane.json("/v1/membership/ads").await.to_string().contains(&app.address.to_string()));
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(1) {
+        assert_eq!(who(&mut caller).await, "app");
+    }
+    consul.start_again().await;
+    consul.register("ads", "other", other.address.port(), json!({})).await;
+    says(&proxy, "other").await;
+}
