@@ -29,7 +29,7 @@ impl FromStr for Address {
         if let Some(path) = text.strip_prefix("unix://") {
             let path = PathBuf::from(path);
             // sun_path holds 108 bytes, the last one 0.
-            let fits = path.as_os_str().len() < 108;
+            let fits = path.as_os_str().len() < 108 && !text.contains('\0');
             return if path.is_absolute() && fits { Ok(Self::Unix(path)) } else { Err(HINT) };
         }
         if let Ok(socket) = text.parse::<SocketAddr>() {
@@ -95,6 +95,7 @@ mod tests {
             ":80",
             "a b:80",
             "unix://rel",
+            "unix:///a\0b",
             "http://x:1",
         ] {
             assert!(text.parse::<Address>().is_err(), "{text}");

@@ -62,19 +62,19 @@ impl Listener {
 /// # Errors
 /// The refusal, when it goes nowhere.
 pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>) -> Result<Decision, Refusal> {
-    let (routes, own, routed) = snapshot.at_host(facts.host);
-    if facts.listener == Listener::Edge && !routed {
+    let at_host = snapshot.at_host(facts.host);
+    if facts.listener == Listener::Edge && !at_host.is_routed() {
         return Err(Refusal::NoDestination);
     }
-    for index in routes {
-        let route = &snapshot.routes()[*index];
+    for index in at_host.routes() {
+        let route = &snapshot.routes()[index];
         if route.matches(facts.method, facts.path, facts.headers)
             && let Some(service) = snapshot.service_index(route.service.as_str())
         {
-            return Ok(Decision { service, route: Some(*index) });
+            return Ok(Decision { service, route: Some(index) });
         }
     }
-    match own {
+    match at_host.service {
         // An edge listener shows outsiders what routes say and nothing else.
         Some(service) if facts.listener != Listener::Edge => Ok(Decision { service, route: None }),
         _ => Err(Refusal::NoDestination),

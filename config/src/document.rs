@@ -60,10 +60,12 @@ impl Document {
     }
 
     fn check_routes(&self, routes: Option<&Value<'_>>) {
-        let Some(items) = routes.and_then(Value::items) else { return };
-        for item in items {
-            let Some(mut table) = item.table() else { continue };
-            let Some(service) = table.optional("service") else { continue };
+        // What is no list, no table or no text was told when the routes were read.
+        let Some(items) = routes.filter(|value| value.is_list()).and_then(Value::items) else { return };
+        for item in items.iter().filter(|item| item.is_table()) {
+            let Some(service) = item.table().and_then(|mut table| table.optional("service")) else {
+                continue;
+            };
             let known = service.is_text().then(|| service.text()).flatten();
             if let Some(name) = known
                 && !self.services.contains_key(name)
@@ -98,8 +100,12 @@ fn read_services(value: &Value<'_>) -> BTreeMap<ServiceName, ServicePolicy> {
             }
         })
         .collect();
-    for (name, _) in &names {
-        hosts.extend(own_hosts(name).map(|host| (host, name.clone())));
+    for (name, table) in &names {
+        for host in own_hosts(name) {
+            if let Some(other) = hosts.insert(host.clone(), name.clone()) {
+                table.fault(format!("`{name}` and `{other}` both answer to `{host}`"), "another name");
+            }
+        }
     }
     for (name, table) in names {
         let Some(policy) = ServicePolicy::read(&table) else { continue };

@@ -1,6 +1,7 @@
 //! An endpoint: one address that answers for a service, with its version, shard, role, zone, weight and priority.
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::address::Address;
 use crate::grammar::Value;
@@ -24,10 +25,10 @@ pub struct Endpoint {
     #[serde(default, skip_serializing_if = "Name::is_empty")]
     pub zone: Name,
     /// 0 to [`WEIGHT_MAX`], relative to the others; 0 takes no new requests.
-    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[serde(default = "one", skip_serializing_if = "is_one", deserialize_with = "weight")]
     pub weight: u32,
     /// 0 to [`PRIORITY_MAX`]; 1 is used when no healthy endpoint of 0 is left, and so on.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_zero", deserialize_with = "priority")]
     pub priority: u32,
     /// True for the address of a sidecar's inbound listener: what answers there with
     /// `Proxy-Status: gilmok; error=…` is the sidecar, not the application.
@@ -91,6 +92,23 @@ impl Endpoint {
         let role = role.unwrap_or_default();
         Some(Self { address: address?, version, shard, role, zone, weight, priority, inbound })
     }
+}
+
+fn weight<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    bounded(deserializer, "weight", WEIGHT_MAX)
+}
+
+fn priority<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    bounded(deserializer, "priority", PRIORITY_MAX)
+}
+
+/// What comes over the wire keeps to the same ranges as what stands in a document: sums are made of it.
+fn bounded<'de, D: Deserializer<'de>>(deserializer: D, what: &str, most: u32) -> Result<u32, D::Error> {
+    let value = u32::deserialize(deserializer)?;
+    if value > most {
+        return Err(D::Error::custom(format_args!("{value} is no {what}, which is 0 to {most}")));
+    }
+    Ok(value)
 }
 
 fn one() -> u32 {

@@ -3,6 +3,7 @@
 //! A reader takes what it knows by name and calls [`Table::finish`], which tells every key that nobody asked for.
 //! Values answer `None` after noting what is wrong, so that a reader simply goes on.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -10,11 +11,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::node::{Kind, Node};
-use crate::problem::{Problem, Problems};
+use crate::problem::{Problem, Problems, shown};
 use crate::unit::{format_duration, parse_duration, parse_size};
 
-/// Most faults that are kept: enough to mend a file by, few enough to read.
-pub const PROBLEMS_MAX: usize = 100;
+pub use crate::problem::PROBLEMS_MAX;
 
 /// The faults found so far.
 ///
@@ -236,7 +236,11 @@ impl<'d> Value<'d> {
     }
 
     fn child(&self, key: &str, node: &'d Node) -> Self {
-        let path = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
+        // Keys are free text: bounded, without control characters, and quoted where TOML would quote them.
+        let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+        let is_plain = !key.is_empty() && key.len() <= 63 && key.bytes().all(is_bare);
+        let key = if is_plain { Cow::Borrowed(key) } else { Cow::Owned(format!("\"{}\"", shown(key))) };
+        let path = if self.path.is_empty() { key.into_owned() } else { format!("{}.{key}", self.path) };
         Self { node, path, faults: self.faults }
     }
 }
@@ -281,7 +285,7 @@ impl<'d> Table<'d> {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => format!("known here: {}", self.known.join(", ")),
             };
-            self.value.child(&shown(key), node).fault("unknown key", hint);
+            self.value.child(key, node).fault("unknown key", hint);
         }
     }
 }
@@ -296,16 +300,6 @@ fn found(node: &Node) -> String {
         Kind::Table(_) => "a table".to_owned(),
         Kind::Text(text) => format!("\"{}\"", shown(text)),
     }
-}
-
-/// What of a text may stand in a message: bounded, and without control characters.
-fn shown(text: &str) -> String {
-    const SHOWN_CHARS_MAX: usize = 60;
-    let mut out: String = text.chars().take(SHOWN_CHARS_MAX).flat_map(char::escape_debug).collect();
-    if text.chars().nth(SHOWN_CHARS_MAX).is_some() {
-        out.push('…');
-    }
-    out
 }
 
 /// The known word that is at most two edits away, if any.

@@ -1,12 +1,14 @@
 //! The language of the mesh: what it can be told, whether that is sound, what it means for one request.
 //!
 //! Pure by rule: no IO, no clock, no task, no dice. Time, liveness and randomness are arguments.
-//! In reading order: what is wrong with a document ([`problem`]), how text becomes a tree ([`node`]) and
+//! In reading order: what is wrong with a document ([`problem`]), how text becomes a tree ([`json`], [`node`]) and
 //! the tree is read ([`grammar`]), the words ([`name`], [`address`], [`unit`]), the policies of a service
-//! ([`service`], [`retry`], [`health`]), the [`route`]s, the whole [`document`], what it means together
+//! ([`service`], [`health`]), the [`route`]s, the whole [`document`], what it means together
 //! with who is alive ([`snapshot`]), the brain ([`decide`]), and what the two planes tell each other ([`wire`]).
 
 pub mod problem;
+
+pub mod json;
 
 pub mod node;
 

@@ -4,15 +4,12 @@ use std::collections::BTreeMap;
 
 use serde_json::Value as Json;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeString, DeTable, DeValue};
 
-use crate::problem::{Problem, Problems};
+use crate::json;
+use crate::problem::{PROBLEMS_MAX, Problem, Problems};
 
-/// How deep a document may nest. TOML and JSON both parse recursively; nothing in the grammar needs more.
-pub const DEPTH_MAX: usize = 64;
-
-/// How large a document may be, in bytes. 1,000 services with ten endpoints each take about 1 MiB.
-pub const DOCUMENT_BYTES_MAX: usize = 32 << 20;
+pub use crate::json::{DEPTH_MAX, DOCUMENT_BYTES_MAX};
 
 /// One value of a document.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,7 +49,7 @@ impl Node {
         let lines = LineIndex::new(text);
         let (table, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {
-            let faults = errors.iter().map(|error| Problem {
+            let faults = errors.iter().take(PROBLEMS_MAX).map(|error| Problem {
                 path: String::new(),
                 line: error.span().map(|span| lines.line_of(span.start)),
                 what: format!("not TOML: {}", error.message()),
@@ -61,7 +58,11 @@ impl Node {
             return Err(Problems(faults.collect()));
         }
         let line = Some(lines.line_of(table.span().start));
-        Ok(Self { kind: lower_table(table.get_ref(), &lines), line })
+        let kind = lower_table(table.get_ref(), &lines, 1).map_err(|line| {
+            let what = format!("nested deeper than {DEPTH_MAX}");
+            Problems(vec![Problem { path: String::new(), line: Some(line), what, hint: None }])
+        })?;
+        Ok(Self { kind, line })
     }
 
     /// Reads JSON text.
@@ -69,13 +70,7 @@ impl Node {
     /// # Errors
     /// The first syntax fault with its line and column.
     pub fn parse_json(text: &[u8]) -> Result<Self, Problems> {
-        if text.len() > DOCUMENT_BYTES_MAX {
-            return Err(too_large());
-        }
-        // serde_json stops at a nesting of 128 by itself.
-        serde_json::from_slice::<Json>(text)
-            .map(|json| Self::from(&json))
-            .map_err(|error| Problems::whole(format!("not JSON: {error}")))
+        json::parse(text).map(|json| Self::from(&json))
     }
 
     /// The same tree as JSON, as it is kept and answered by the control plane.
@@ -118,30 +113,36 @@ fn too_large() -> Problems {
     Problems::whole(format!("larger than {} MiB", DOCUMENT_BYTES_MAX >> 20))
 }
 
-fn lower_table(table: &DeTable<'_>, lines: &LineIndex) -> Kind {
-    let entries = table.iter().map(|(key, value)| {
+/// The error is the line where it nests too deeply.
+fn lower_table(table: &DeTable<'_>, lines: &LineIndex, depth: usize) -> Result<Kind, usize> {
+    let entry = |(key, value): (&Spanned<DeString<'_>>, &Spanned<DeValue<'_>>)| {
         // The key's line, not the value's: a table's value has the span of its header or is synthetic.
-        (key.get_ref().to_string(), lower(value, lines, lines.line_of(key.span().start)))
-    });
-    Kind::Table(entries.collect())
+        let line = lines.line_of(key.span().start);
+        Ok((key.get_ref().to_string(), lower(value, lines, line, depth)?))
+    };
+    table.iter().map(entry).collect::<Result<_, _>>().map(Kind::Table)
 }
 
-fn lower(value: &Spanned<DeValue<'_>>, lines: &LineIndex, line: usize) -> Node {
+fn lower(value: &Spanned<DeValue<'_>>, lines: &LineIndex, line: usize, depth: usize) -> Result<Node, usize> {
     let kind = match value.get_ref() {
         DeValue::String(text) => Kind::Text(text.to_string()),
         DeValue::Integer(digits) => match i64::from_str_radix(digits.as_str(), digits.radix()) {
             Ok(value) => Kind::Integer(value),
-            Err(_) => Kind::Text(digits.as_str().to_owned()),
+            // Too large for a whole number, and no text either: nothing in the grammar takes it.
+            Err(_) => Kind::Float(digits.as_str().parse().unwrap_or(f64::INFINITY)),
         },
         DeValue::Float(digits) => digits.as_str().parse().map_or(Kind::Float(f64::NAN), Kind::Float),
         DeValue::Boolean(value) => Kind::Boolean(*value),
         DeValue::Datetime(moment) => Kind::Text(moment.to_string()),
-        DeValue::Array(items) => Kind::List(
-            items.iter().map(|item| lower(item, lines, lines.line_of(item.span().start))).collect(),
-        ),
-        DeValue::Table(table) => lower_table(table, lines),
+        DeValue::Array(_) | DeValue::Table(_) if depth >= DEPTH_MAX => return Err(line),
+        DeValue::Array(items) => {
+            let item =
+                |item: &Spanned<DeValue<'_>>| lower(item, lines, lines.line_of(item.span().start), depth + 1);
+            Kind::List(items.iter().map(item).collect::<Result<_, _>>()?)
+        }
+        DeValue::Table(table) => lower_table(table, lines, depth + 1)?,
     };
-    Node { kind, line: Some(line) }
+    Ok(Node { kind, line: Some(line) })
 }
 
 /// Where each line of a text begins, so that an offset becomes a line by binary search.
@@ -181,6 +182,43 @@ mod tests {
         let problems = Node::parse_toml("a = \nb = 1\nc = = 2\n").unwrap_err();
         let lines: Vec<_> = problems.0.iter().map(|problem| problem.line).collect();
         assert!(lines.contains(&Some(1)) && lines.contains(&Some(3)), "{problems}");
+    }
+
+    #[test]
+    fn nesting_is_bounded_however_it_is_written() {
+        let told = |text: &str| Node::parse_toml(text).map(|_| ()).map_err(|problems| problems.to_string());
+        let dotted = |keys: usize| vec!["a"; keys].join(".");
+        let lists = |depth: usize| format!("a = {}{}", "[".repeat(depth), "]".repeat(depth));
+        assert_eq!(told(&lists(DEPTH_MAX - 1)), Ok(()));
+        assert_eq!(
+            told(&format!("b = 1\n{}", lists(DEPTH_MAX))),
+            Err("line 2: nested deeper than 64".into())
+        );
+        assert_eq!(told(&format!("{} = 1", dotted(DEPTH_MAX))), Ok(()));
+        for deep in [
+            lists(100_000),
+            format!("{} = 1", dotted(100_000)),
+            format!("[{}]", dotted(100_000)),
+            format!("a = {}1{}", format!("{{{} = ", dotted(79)).repeat(79), "}".repeat(79)),
+            "a = {b = ".repeat(100_000),
+        ] {
+            assert!(told(&deep).is_err());
+        }
+    }
+
+    #[test]
+    fn odd_texts_are_read_as_they_are_meant_or_refused() {
+        let node = |text: &str| Node::parse_toml(text).unwrap().to_json().to_string();
+        assert_eq!(node("\u{feff}a = 1\r\n[b]\r\nc = 1_000\r\n"), r#"{"a":1,"b":{"c":1000}}"#);
+        assert_eq!(node("a = 0x1F\nb = 0b11"), node("a = 31\nb = 3"));
+        assert_eq!(Node::parse_toml("a = 1\r\nb = = 2\r\n").unwrap_err().0[0].line, Some(2));
+        for text in ["a = 99999999999999999999", "a = 0xFFFFFFFFFFFFFFFFF", "a = nan", "a = -inf"] {
+            let Kind::Table(root) = Node::parse_toml(text).unwrap().kind else { panic!("no table") };
+            assert!(matches!(root["a"].kind, Kind::Float(_)), "{text}");
+        }
+        assert!(Node::parse_toml("a = 1\na = 2").is_err(), "a key that stands twice");
+        let many = "= \n".repeat(5_000);
+        assert!(Node::parse_toml(&many).unwrap_err().0.len() <= PROBLEMS_MAX);
     }
 
     #[test]

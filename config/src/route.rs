@@ -7,12 +7,14 @@ use regex::Regex;
 
 use crate::grammar::{Table, Value};
 use crate::name::ServiceName;
-use crate::service::read_host;
+use crate::service::read_hosts;
 
 /// Most routes of a mesh.
 pub const ROUTES_MAX: usize = 10_000;
 /// Largest compiled size of a `path_regex`, in bytes; the engine runs in linear time.
-const REGEX_BYTES_MAX: usize = 1 << 20;
+const REGEX_BYTES_MAX: usize = 256 << 10;
+/// Most routes with a `path_regex`: what they hold in memory together is bounded by this.
+const REGEXES_MAX: usize = 1_000;
 
 /// One `[[routes]]` table.
 #[derive(Clone, Debug)]
@@ -67,7 +69,7 @@ impl Route {
 
     fn read(value: &Value<'_>) -> Option<Self> {
         let mut table = value.table()?;
-        let hosts = table.optional("hosts").and_then(|v| v.list(read_host)).unwrap_or_default();
+        let hosts = table.optional("hosts").and_then(|v| read_hosts(&v)).unwrap_or_default();
         let path = read_path(&mut table);
         let methods = table.optional("methods").and_then(|v| v.list(read_method)).unwrap_or_default();
         let headers = table.optional("headers").and_then(|v| read_headers(&v)).unwrap_or_default();
@@ -134,10 +136,16 @@ pub(crate) fn read_all(value: &Value<'_>) -> Vec<Route> {
         return Vec::new();
     }
     let mut routes: Vec<Route> = Vec::with_capacity(items.len());
+    let mut regexes = 0;
     // Only routes that share a host, or have none, can cover each other.
     let mut by_host: std::collections::HashMap<String, Vec<usize>> = std::collections::HashMap::new();
     for item in &items {
         let Some(route) = Route::read(item) else { continue };
+        regexes += usize::from(matches!(route.path, PathMatch::Regex(_)));
+        if regexes > REGEXES_MAX {
+            item.fault("too many routes with a path_regex", format!("at most {REGEXES_MAX}"));
+            break;
+        }
         let mut candidates: Vec<usize> = by_host.get("").cloned().unwrap_or_default();
         candidates.extend(route.hosts.first().and_then(|host| by_host.get(host)).into_iter().flatten());
         if let Some(earlier) = candidates.into_iter().find(|earlier| routes[*earlier].covers(&route)) {
@@ -170,8 +178,9 @@ fn read_path(table: &mut Table<'_>) -> Option<PathMatch> {
         (None, Some(exact), None) => read_absolute(&exact).map(|path| PathMatch::Exact(path.to_owned())),
         (None, None, Some(regex)) => {
             let text = regex.text()?;
-            let whole = format!("^(?:{text})$");
-            match regex::RegexBuilder::new(&whole).size_limit(REGEX_BYTES_MAX).build() {
+            // First by itself: `a)|(b` is sound only inside of what makes it match the whole path.
+            let build = |text: &str| regex::RegexBuilder::new(text).size_limit(REGEX_BYTES_MAX).build();
+            match build(text).and_then(|_| build(&format!("^(?:{text})$"))) {
                 Ok(compiled) => Some(PathMatch::Regex(compiled)),
                 Err(error) => {
                     let what = error.to_string().lines().last().unwrap_or_default().to_owned();
@@ -214,7 +223,7 @@ fn read_method(value: &Value<'_>) -> Option<Method> {
 }
 
 fn read_headers(value: &Value<'_>) -> Option<Vec<(HeaderName, HeaderValue)>> {
-    let mut headers = Vec::new();
+    let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::new();
     for (name, expected) in value.entries()? {
         let parsed = HeaderName::from_bytes(name.as_bytes());
         if parsed.is_err() {
@@ -226,6 +235,9 @@ fn read_headers(value: &Value<'_>) -> Option<Vec<(HeaderName, HeaderValue)>> {
             expected.fault("not a header value", "visible ASCII characters");
         }
         if let (Ok(name), Some(wanted)) = (parsed, wanted) {
+            if headers.iter().any(|(other, _)| *other == name) {
+                expected.fault("the same header again in other letters", "one value for each header");
+            }
             headers.push((name, wanted));
         }
     }

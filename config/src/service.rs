@@ -9,7 +9,7 @@ use crate::host;
 
 /// Most endpoints of one service.
 pub const ENDPOINTS_MAX: usize = 10_000;
-/// Most additional hosts of one service.
+/// Most hosts of one service beside its own names, and of one route.
 pub const HOSTS_MAX: usize = 100;
 
 /// One `[services.NAME]` table.
@@ -107,10 +107,7 @@ impl ServicePolicy {
     pub(crate) fn read(value: &Value<'_>) -> Option<Self> {
         let mut table = value.table()?;
         let default = Self::default();
-        let hosts = table.optional("hosts").and_then(|v| v.list(read_host)).unwrap_or_default();
-        if hosts.len() > HOSTS_MAX {
-            value.fault(format!("{} hosts", hosts.len()), format!("at most {HOSTS_MAX}"));
-        }
+        let hosts = table.optional("hosts").and_then(|v| read_hosts(&v)).unwrap_or_default();
         let protocol = table.optional("protocol").and_then(|v| read_protocol(&v)).unwrap_or_default();
         let load_balancer = table.optional("load_balancer").and_then(|v| v.choice(&LOAD_BALANCERS));
         let mut duration = |key, default, least| {
@@ -138,7 +135,25 @@ impl ServicePolicy {
     }
 }
 
-pub(crate) fn read_host(value: &Value<'_>) -> Option<String> {
+/// The hosts of a service or a route.
+pub(crate) fn read_hosts(value: &Value<'_>) -> Option<Vec<String>> {
+    let items = value.items()?;
+    if items.len() > HOSTS_MAX {
+        value.fault(format!("{} hosts", items.len()), format!("at most {HOSTS_MAX}"));
+        return None;
+    }
+    let mut hosts: Vec<String> = Vec::with_capacity(items.len());
+    for item in &items {
+        let Some(host) = read_host(item) else { continue };
+        if hosts.contains(&host) {
+            item.fault(format!("the host `{host}` is listed twice"), "");
+        }
+        hosts.push(host);
+    }
+    Some(hosts)
+}
+
+fn read_host(value: &Value<'_>) -> Option<String> {
     let text = value.text()?;
     let host = host::canonical(text);
     if host.is_none() {

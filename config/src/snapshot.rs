@@ -19,8 +19,9 @@ pub struct Snapshot {
     services: Vec<Service>,
     routes: Vec<Route>,
     by_host: HashMap<Box<str>, Host>,
-    /// The routes that match every host, for hosts that `by_host` does not have.
-    elsewhere: Vec<usize>,
+    /// The routes that match every host. Kept once and merged while deciding: in the list of each host
+    /// they would take hosts × routes.
+    anywhere: Vec<usize>,
 }
 
 /// A service of a snapshot.
@@ -36,12 +37,10 @@ pub struct Service {
 /// What a host leads to.
 #[derive(Debug, Default)]
 struct Host {
-    /// Routes in the document's order, those for every host among them.
+    /// Routes that name this host, in the document's order.
     routes: Vec<usize>,
     /// The service that answers to this name by itself.
     service: Option<usize>,
-    /// Whether a route names this host, which is what edge listeners ask.
-    routed: bool,
 }
 
 impl Snapshot {
@@ -79,20 +78,13 @@ impl Snapshot {
                 self.by_host.entry(host.into()).or_default().service.get_or_insert(index);
             }
         }
-        for host in self.routes.iter().flat_map(|route| &route.hosts) {
-            self.by_host.entry(host.as_str().into()).or_default().routed = true;
-        }
         for (index, route) in self.routes.iter().enumerate() {
             if route.hosts.is_empty() {
-                self.elsewhere.push(index);
-                for host in self.by_host.values_mut() {
-                    host.routes.push(index);
-                }
+                self.anywhere.push(index);
             }
             for name in &route.hosts {
-                if let Some(host) = self.by_host.get_mut(name.as_str())
-                    && host.routes.last() != Some(&index)
-                {
+                let host = self.by_host.entry(name.as_str().into()).or_default();
+                if host.routes.last() != Some(&index) {
                     host.routes.push(index);
                 }
             }
@@ -115,12 +107,41 @@ impl Snapshot {
         self.services.binary_search_by(|service| service.name.as_str().cmp(name)).ok()
     }
 
-    /// The routes that may match for a canonical host, in order, and the service that answers to it by itself.
-    pub(crate) fn at_host(&self, host: &str) -> (&[usize], Option<usize>, bool) {
-        match self.by_host.get(host) {
-            Some(host) => (&host.routes, host.service, host.routed),
-            None => (&self.elsewhere, None, false),
+    /// What a canonical host leads to.
+    pub(crate) fn at_host(&self, host: &str) -> AtHost<'_> {
+        let found = self.by_host.get(host);
+        AtHost {
+            named: found.map_or(&[], |host| &host.routes),
+            anywhere: &self.anywhere,
+            service: found.and_then(|host| host.service),
         }
+    }
+}
+
+/// What a host leads to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AtHost<'s> {
+    named: &'s [usize],
+    anywhere: &'s [usize],
+    /// The service that answers to this name by itself.
+    pub(crate) service: Option<usize>,
+}
+
+impl AtHost<'_> {
+    /// Whether a route names this host, which is what edge listeners ask.
+    pub(crate) fn is_routed(&self) -> bool {
+        !self.named.is_empty()
+    }
+
+    /// The places of the routes that may match, in the document's order.
+    pub(crate) fn routes(self) -> impl Iterator<Item = usize> {
+        let (mut named, mut anywhere) =
+            (self.named.iter().copied().peekable(), self.anywhere.iter().copied().peekable());
+        std::iter::from_fn(move || match (named.peek(), anywhere.peek()) {
+            (Some(of_host), Some(of_all)) if of_host > of_all => anywhere.next(),
+            (Some(_), _) => named.next(),
+            (None, _) => anywhere.next(),
+        })
     }
 }
 
