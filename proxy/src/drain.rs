@@ -64,8 +64,13 @@ impl Drain {
         });
     }
 
-    /// Waits for the begin of the drain and leads it to its end: `deregistered` is run at once and may take
-    /// at most the whole announcement, then the deadline is waited for, or for `idle`, which resolves while nothing is left.
+    /// Ends what is left now: whoever asks a second time does not want to wait.
+    pub(crate) fn hurry(&self) {
+        self.advance(Phase::Over);
+    }
+
+    /// Waits for the begin of the drain and leads it to its end: `deregistered` is run at once, then callers
+    /// are let in and out in order until the deadline, or until `idle`, which resolves while nothing is left.
     pub(crate) async fn lead(
         &self,
         times: DrainTimes,
@@ -75,6 +80,18 @@ impl Drain {
         let mut phases = self.phases();
         // The sender lives in self: this cannot fail.
         drop(phases.wait_for(|phase| *phase >= Phase::Announcing).await);
+        tokio::select! {
+            () = self.lead_in_order(times, deregistered, idle) => self.advance(Phase::Over),
+            _ = phases.wait_for(|phase| *phase == Phase::Over) => {}
+        }
+    }
+
+    async fn lead_in_order(
+        &self,
+        times: DrainTimes,
+        deregistered: impl Future<Output = ()>,
+        idle: impl AsyncFn(),
+    ) {
         let began = Instant::now();
         tracing::info!(
             "draining: not ready; accepting for another {:?}, done in {:?} at the latest",
@@ -97,9 +114,6 @@ impl Drain {
         if tokio::time::timeout(deadline.saturating_duration_since(Instant::now()), idle()).await.is_err() {
             tracing::warn!("draining: the deadline is over; ending what is left");
         }
-        self.advance(Phase::Over);
-        // Those who wait for `Over` share this thread or wake within a moment; nothing depends on it.
-        tokio::time::sleep(Duration::ZERO).await;
     }
 }
 
@@ -148,6 +162,20 @@ mod tests {
         drain.phases().wait_for(|phase| *phase == Phase::Over).await.unwrap();
         assert_eq!(start.elapsed().as_millis() / 10, 300);
         lead.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_in_a_hurry_does_not_wait() {
+        let drain = Drain::new();
+        drain.begin();
+        let start = Instant::now();
+        let lead = drain.lead(TIMES, std::future::pending(), async || std::future::pending().await);
+        let hurry = async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            drain.hurry();
+        };
+        tokio::join!(lead, hurry);
+        assert_eq!(start.elapsed().as_millis() / 10, 50);
     }
 
     #[tokio::test(start_paused = true)]

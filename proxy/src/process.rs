@@ -285,6 +285,8 @@ async fn signals(
             _ = quit.recv() => Signal::QUIT,
         };
         match heard {
+            // Somebody at a terminal who asks twice.
+            Signal::INT if drain.phase() > Phase::Serving => drain.hurry(),
             Signal::TERM | Signal::INT => drain.begin(),
             Signal::HUP => {
                 tracing::info!("told to read files anew");

@@ -58,14 +58,19 @@ pub fn command() -> Command {
         .subcommand(run);
     OVERRIDABLE.iter().fold(command, |command, setting| {
         let name = if setting.form == Form::Path { "PATH" } else { "VALUE" };
-        command.arg(
-            Arg::new(setting.path)
-                .long(setting.flag)
-                .value_name(name)
-                .global(true)
-                .value_parser(clap::value_parser!(OsString))
-                .help(format!("{} [env: {}]", setting.help, setting.variable())),
-        )
+        let mut arg = Arg::new(setting.path)
+            .long(setting.flag)
+            .value_name(name)
+            .global(true)
+            .value_parser(clap::value_parser!(OsString))
+            .help(format!("{} [env: {}]", setting.help, setting.variable()));
+        if setting.form == Form::List {
+            arg = arg.action(ArgAction::Append);
+        }
+        if setting.path == "source.control_plane" {
+            arg = arg.visible_alias("control-plane");
+        }
+        command.arg(arg)
     })
 }
 
@@ -90,7 +95,7 @@ impl Arguments {
         let config = one::<PathBuf>(inner, "config").or_else(|| given("GILMOK_CONFIG").map(PathBuf::from));
         let mut said = Vec::new();
         for setting in &OVERRIDABLE {
-            if let Some(text) = one::<OsString>(inner, setting.path) {
+            if let Some(text) = joined(inner, setting.path) {
                 said.push(Said { setting, origin: format!("--{}", setting.flag), text });
             } else if let Some(text) = given(&setting.variable()) {
                 said.push(Said { setting, origin: setting.variable(), text });
@@ -112,6 +117,12 @@ impl Arguments {
         };
         Ok(Self { config, task, said })
     }
+}
+
+/// What was said of a setting; lists may be said in several flags.
+fn joined(matches: &ArgMatches, name: &str) -> Option<OsString> {
+    let values: Vec<OsString> = matches.try_get_many::<OsString>(name).ok().flatten()?.cloned().collect();
+    Some(values.join(std::ffi::OsStr::new(",")))
 }
 
 fn one<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, name: &str) -> Option<T> {

@@ -157,8 +157,13 @@ fn flags_win_over_the_environment_and_both_over_the_file() {
     let variables = [("GILMOK_NODE", "variable"), ("GILMOK_ZONE", "variable"), ("GILMOK_CONFIG", file)];
     let (_, settings) = load(&["--node", "flag", "--workers-count", "2"], &variables).unwrap();
     assert_eq!((settings.node.as_str(), settings.zone.as_str(), settings.workers), ("flag", "variable", 2));
-    let (_, settings) = load(&["--source-control-plane", "http://a:1,http://b:2"], &variables).unwrap();
-    assert!(matches!(settings.source, Source::ControlPlanes { servers, .. } if servers.len() == 2));
+    for planes in [
+        &["--source-control-plane", "http://a:1,http://b:2"][..],
+        &["--control-plane", "http://a:1", "--control-plane", "http://b:2"],
+    ] {
+        let (_, settings) = load(planes, &variables).unwrap();
+        assert!(matches!(settings.source, Source::ControlPlanes { servers, .. } if servers.len() == 2));
+    }
 }
 
 #[test]
