@@ -255,6 +255,10 @@ impl Listen {
         listen.admin = socket("admin");
         listen.edge = socket("edge");
         listen.metrics = socket("metrics");
+        // The key is the design's; a settings file that has it already must not keep this version from starting.
+        if let Some(ofrep) = socket("ofrep") {
+            tracing::warn!("listen.ofrep = {ofrep} is not opened: this version evaluates no flags yet");
+        }
         if let Some(trusted) = table.optional("trusted").and_then(|v| v.list(Value::parsed::<Network>)) {
             listen.trusted = trusted;
         }
