@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use gilmok_config::service::{LoadBalancer, Protocol};
-use http::header::{CONNECTION, HeaderValue, TE, UPGRADE};
+use http::header::{CONNECTION, UPGRADE};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -115,11 +115,13 @@ pub(crate) async fn attempt(
     fit_protocol(&mut request, upstream);
     // Taken when it is sent, put back when nothing of it reached the application.
     let mut unsent = Some(request);
+    // The moment the request came: near enough for choosing, and one reading of the clock less.
+    let now_ms = clock::ms_of(record.started());
     let mut except = None;
     let mut retries = 0;
     let mut permit = None;
     loop {
-        let (endpoint, others) = pick(upstream, except).ok_or(Fault::NoEndpoint)?;
+        let (endpoint, others) = pick(upstream, except, now_ms).ok_or(Fault::NoEndpoint)?;
         let failed = match try_endpoint(record, upstream, &endpoint, &mut unsent, deadline, others).await {
             Ok(answered) => return Ok(answered),
             Err(failed) => failed,
@@ -165,8 +167,7 @@ impl Drop for RetryPermit<'_> {
 }
 
 /// Chooses an endpoint and says whether there are others.
-fn pick(upstream: &Upstream, except: Option<u64>) -> Option<(Arc<EndpointState>, bool)> {
-    let now_ms = clock::now_ms();
+fn pick(upstream: &Upstream, except: Option<u64>, now_ms: u64) -> Option<(Arc<EndpointState>, bool)> {
     upstream.shared.called_at_ms.store(now_ms, Relaxed);
     let choice = Choice {
         balancer: upstream.policy.load_balancer,
@@ -199,13 +200,14 @@ async fn try_endpoint(
         tell_target(request, endpoint);
     }
     let mut trying = Trying { endpoint, worker: record.worker.index, outcome: Outcome::Cancelled };
-    let began = Instant::now();
+    let measures = upstream.policy.load_balancer == LoadBalancer::PeakEwma;
+    let began = measures.then(Instant::now);
     let pool = record.worker.pools.of(endpoint);
     let result = exchange(&pool, upstream, unsent, deadline, &trying).await;
     match result.and_then(|answered| refuse_sidecar_error(endpoint, answered)) {
         Ok(answered) => {
             trying.outcome = Outcome::Answered;
-            if upstream.policy.load_balancer == LoadBalancer::PeakEwma {
+            if let Some(began) = began {
                 note_latency(endpoint, began.elapsed(), clock::now_ms());
             }
             Ok(answered)
@@ -345,9 +347,6 @@ fn fit_protocol(request: &mut Request<Upload>, upstream: &Upstream) {
     let headers = request.headers_mut();
     match upstream.policy.protocol {
         Protocol::Http1 => {
-            if headers.contains_key(TE) && !headers.contains_key(UPGRADE) {
-                headers.insert(CONNECTION, HeaderValue::from_static("te"));
-            }
             *request.version_mut() = http::Version::HTTP_11;
         }
         Protocol::H2 => {

@@ -151,8 +151,9 @@ pub(crate) fn authority<'r>(
         // HTTP/1.0 without a Host names nothing.
         None => return Err(Fault::NoDestination),
     };
-    // Whatever names nothing in the end, a Host that is there must be one.
-    if field.is_some_and(|field| host::canonical(field).is_none()) && request.version() != Version::HTTP_2 {
+    // A Host that is there must be one, even where the request's target wins over it.
+    let is_shadowed = target.is_some() && request.version() != Version::HTTP_2;
+    if is_shadowed && field.is_some_and(|field| host::canonical(field).is_none()) {
         return Err(Fault::BadRequest("Host is no host"));
     }
     host::canonical(named).map(Some).ok_or(Fault::BadRequest("Host is no host"))

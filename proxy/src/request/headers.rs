@@ -1,6 +1,6 @@
 //! What is taken off and put on between two hops. Strip first, then add: nothing a caller sends removes what we set.
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
 
 use super::head::{Seen, tokens};
@@ -70,6 +70,7 @@ pub(crate) fn prepare_request(
     headers.reserve(ADDED_MAX);
     if seen.te_trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
     }
     if let Some(protocol) = upgrade {
         headers.insert(header::UPGRADE, protocol);
@@ -87,8 +88,9 @@ pub(crate) fn prepare_answer(
     method: &Method,
     length: Option<u64>,
 ) {
-    let (mut connection, mut hop_fields, mut framing) = (false, false, false);
-    for name in headers.keys() {
+    let (mut connection, mut hop_fields, mut transfer_encoding) = (false, false, false);
+    let mut lengths: (usize, Option<u64>) = (0, None);
+    for (name, value) in &*headers {
         match name.as_str() {
             "connection" => connection = true,
             "te"
@@ -96,10 +98,11 @@ pub(crate) fn prepare_answer(
             | "keep-alive"
             | "proxy-connection"
             | "proxy-authenticate"
-            | "proxy-authorization" => {
-                hop_fields = true;
+            | "proxy-authorization" => hop_fields = true,
+            "content-length" => {
+                lengths = (lengths.0 + 1, value.to_str().ok().and_then(|told| told.parse().ok()))
             }
-            "content-length" | "transfer-encoding" => framing = true,
+            "transfer-encoding" => transfer_encoding = true,
             _ => {}
         }
     }
@@ -111,29 +114,33 @@ pub(crate) fn prepare_answer(
             headers.remove(name);
         }
     }
-    if framing {
+    if transfer_encoding {
         headers.remove(header::TRANSFER_ENCODING);
+    }
+    if lengths.0 > 0 {
         // The length of a body that is not sent is news that only the endpoint has.
         let is_news = *method == Method::HEAD || status == StatusCode::NOT_MODIFIED;
         // What hyper would write anew from the body may stay.
-        let is_same = || length.is_some() && length == told_length(headers);
-        if !is_news && !is_same() {
+        let is_same = lengths.0 == 1 && length.is_some() && length == lengths.1;
+        if !is_news && !is_same {
             headers.remove(header::CONTENT_LENGTH);
         }
     }
 }
 
-/// The one length that the headers tell; `None` when they tell none or several.
-fn told_length(headers: &HeaderMap) -> Option<u64> {
-    let mut lines = headers.get_all(header::CONTENT_LENGTH).iter();
-    let only = lines.next()?;
-    if lines.next().is_some() { None } else { only.to_str().ok()?.parse().ok() }
-}
-
 /// Takes off `Connection` and what it names, except what routing needs and what we set: a caller cannot name that away.
 fn strip_named(headers: &mut HeaderMap) {
-    let lines: Vec<HeaderValue> = headers.get_all(header::CONNECTION).iter().cloned().collect();
-    headers.remove(header::CONNECTION);
+    let Entry::Occupied(lines) = headers.entry(header::CONNECTION) else { return };
+    let (_, mut lines) = lines.remove_entry_mult();
+    // Nearly always it is this one word, which names no field.
+    let (first, second) = (lines.next(), lines.next());
+    let is_word = |line: &HeaderValue| {
+        line.as_bytes().eq_ignore_ascii_case(b"keep-alive") || line.as_bytes().eq_ignore_ascii_case(b"close")
+    };
+    if second.is_none() && first.as_ref().is_some_and(is_word) {
+        return;
+    }
+    let lines: Vec<HeaderValue> = first.into_iter().chain(second).chain(lines).collect();
     for name in lines.iter().flat_map(tokens) {
         if let Ok(name) = HeaderName::from_bytes(name.as_bytes())
             && name != header::HOST

@@ -40,6 +40,8 @@ const H2_HEADER_LIST_BYTES_MAX: u32 = 64 << 10;
 #[derive(Debug)]
 pub(crate) struct Pools {
     bounds: Bounds,
+    /// The time of the last sweep: near enough to say since when a connection is idle, without reading the clock.
+    swept_at_ms: Rc<Cell<u64>>,
     by_id: RefCell<HashMap<u64, Rc<Pool>, BuildHasherDefault<IdHasher>>>,
 }
 
@@ -56,6 +58,7 @@ struct Bounds {
 pub(crate) struct Pool {
     state: Arc<EndpointState>,
     bounds: Bounds,
+    swept_at_ms: Rc<Cell<u64>>,
     idle: RefCell<Vec<Idle>>,
     h2: RefCell<Vec<Rc<H2Connection>>>,
     /// One opens at a time: others that need a connection wait for it instead of opening as many.
@@ -108,25 +111,30 @@ impl Pools {
             idle_ms_max: ms(limits.upstream_idle_timeout),
             age_ms_max: ms(limits.upstream_max_age),
         };
-        Self { bounds, by_id: RefCell::default() }
+        let swept_at_ms = Rc::new(Cell::new(clock::now_ms()));
+        Self { bounds, swept_at_ms, by_id: RefCell::default() }
     }
 
     /// The pool of an endpoint, made at its first request.
     pub(crate) fn of(&self, state: &Arc<EndpointState>) -> Rc<Pool> {
         if state.id == EndpointState::OUTSIDE {
-            let pool = Pool::new(Arc::clone(state), self.bounds);
+            let pool = self.make(state);
             pool.closed.set(true);
             return Rc::new(pool);
         }
         let mut by_id = self.by_id.borrow_mut();
-        let pool =
-            by_id.entry(state.id).or_insert_with(|| Rc::new(Pool::new(Arc::clone(state), self.bounds)));
+        let pool = by_id.entry(state.id).or_insert_with(|| Rc::new(self.make(state)));
         Rc::clone(pool)
+    }
+
+    fn make(&self, state: &Arc<EndpointState>) -> Pool {
+        Pool::new(Arc::clone(state), self.bounds, Rc::clone(&self.swept_at_ms))
     }
 
     /// Closes what is idle for too long. Called each second.
     pub(crate) fn sweep(&self) {
         let now_ms = clock::now_ms();
+        self.swept_at_ms.set(now_ms);
         self.by_id.borrow_mut().retain(|_, pool| {
             pool.sweep(now_ms);
             pool.is_used()
@@ -151,10 +159,11 @@ impl Pools {
 }
 
 impl Pool {
-    fn new(state: Arc<EndpointState>, bounds: Bounds) -> Self {
+    fn new(state: Arc<EndpointState>, bounds: Bounds, swept_at_ms: Rc<Cell<u64>>) -> Self {
         Self {
             state,
             bounds,
+            swept_at_ms,
             idle: RefCell::default(),
             h2: RefCell::default(),
             h2_opening: tokio::sync::Mutex::new(()),
@@ -209,7 +218,7 @@ impl Pool {
     }
 
     fn put_back(&self, sender: http1::SendRequest<Upload>, born_ms: u64) {
-        let now_ms = clock::now_ms();
+        let now_ms = self.swept_at_ms.get();
         let mut idle = self.idle.borrow_mut();
         let aged = now_ms.saturating_sub(born_ms) > self.bounds.age_ms_max;
         if self.closed.get() || idle.len() >= self.bounds.idle_max || aged {
