@@ -2,7 +2,7 @@
 //!
 //! Pure by rule: no IO, no clock, no task, no dice. Time, liveness and randomness are arguments.
 //! In reading order: what is wrong with a document ([`problem`]), how text becomes a tree ([`json`], [`node`]) and
-//! the tree is read ([`grammar`]), the words ([`name`], [`address`], [`unit`]), the policies of a service
+//! the tree is read ([`grammar`]), the words ([`name`], [`address`], [`mod@unit`]), the policies of a service
 //! ([`service`], [`health`]), the [`route`]s, the whole [`document`], what it means together
 //! with who is alive ([`snapshot`]), the brain ([`decide`]), and what the two planes tell each other ([`wire`]).
 

@@ -1,6 +1,6 @@
 //! Membership from Consul: a mirror of who is alive, that nothing leaves because a call failed.
 //!
-//! In reading order: what is asked ([`client`]) and answered (`answer`, `error`), what an instance means to us
+//! In reading order: what is asked (`client`) and answered (`answer`, `error`), what an instance means to us
 //! (`mapping`), what of a new list is believed (`settle`), how often may be asked (`pace`), the state machine of one
 //! watch (`watch`), the task that runs it (`follow`), and the mirror that keeps one watch for each service (`mirror`).
 //! The client is our own: `docs/decisions/0001-own-consul-client.md` says why. The rules that it keeps, each with
