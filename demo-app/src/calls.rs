@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 /// How long the whole of one call may take: an app that waits for ever hangs with the one it calls.
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Most of an answer that is read.
 const ANSWER_BYTES_MAX: usize = 256 << 10;
 /// What ties the calls of one request together, and says for whom they are made.

@@ -50,7 +50,7 @@ pub(crate) fn what_to_try(mesh: &Mesh) -> String {
     let Machine { outbound, admin, .. } = web;
     let rows = [
         (format!("curl -s -H 'Host: shop' http://{outbound}/"), "the shop, as web-1 calls it"),
-        (format!("open http://{shop}/ in a browser"), "the same as a page"),
+        (format!("http://{shop}/"), "the same as a page, for a browser"),
         (format!("curl -s -H 'Host: ads' http://{outbound}/"), "again and again: both endpoints of ads"),
         (format!("curl -X POST http://{ads}/control/die"), "ads-1 dies; it comes back after a while"),
         (format!("curl -X POST 'http://{checkout}/control/slow?ms=800'"), "also fail?percent=50, hang, ok"),

@@ -7,8 +7,12 @@ use serde_json::{Value, json};
 
 use super::layout::{App, Layout, Machine};
 
-/// How long a registration is believed without another word: short, so that a reader sees it lapse.
-const REGISTRATION_TTL: &str = "3s";
+/// How long a registration is believed without another word: short, so that a reader sees it lapse, and long enough
+/// for a machine that is busy with other things.
+const REGISTRATION_TTL: &str = "6s";
+/// A dead app is found out within a second or so; one that is only slow has more time.
+const HEALTH_CHECK: &str =
+    r#"{ path = "/healthz", interval = "500ms", timeout = "2s", unhealthy_threshold = 2 }"#;
 
 /// control-plane.toml.
 pub(crate) fn control_plane(layout: &Layout, dir: &Path, consul: Option<&str>) -> String {
@@ -45,7 +49,7 @@ pub(crate) fn proxy(layout: &Layout, machine: usize, dir: &Path, consul: Option<
             format_args!(
                 "\n[[apps]]\nservice = \"{service}\"\nversion = \"{version}\"\nshard = \"{shard}\"\n\
                  address = \"{address}\"\ninbound = \"{inbound}\"\n\
-                 health_check = {{ path = \"/healthz\", interval = \"500ms\", unhealthy_threshold = 2 }}\n"
+                 health_check = {HEALTH_CHECK}\n"
             ),
         );
     }
@@ -57,9 +61,10 @@ pub(crate) fn document() -> Value {
     json!({
         "services": {
             "shop": {"request_timeout": "10s"},
-            "ads": {"request_timeout": "1s"},
-            "checkout": {"request_timeout": "2s"},
-            "profile": {"request_timeout": "2s"},
+            // Longer than the shop's own patience, so that it is the shop that says what is missing.
+            "ads": {"request_timeout": "5s"},
+            "checkout": {"request_timeout": "5s"},
+            "profile": {"request_timeout": "5s"},
         },
         "routes": [
             {"hosts": ["shop.example.com"], "service": "shop"},

@@ -1,7 +1,6 @@
 //! A little traffic: a few callers who ask one service again and again through one proxy, and keep count.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,8 @@ use gilmok_control_plane::http_client::{Client, Request, Response};
 use hyper::StatusCode;
 use tokio::task::JoinSet;
 
-use super::mesh::SOON;
+use super::layout::{Machine, proxy_of};
+use super::mesh::{Concerning, SOON};
 use super::talk;
 
 /// Callers at a time, and how long each rests between two requests.
@@ -23,6 +23,8 @@ const POLL: Duration = Duration::from_millis(10);
 /// Traffic that runs until it is stopped or dropped.
 #[derive(Debug)]
 pub(crate) struct Traffic {
+    /// The process whose log tells more when a request fails.
+    proxy: String,
     tally: Arc<Mutex<Tally>>,
     _callers: JoinSet<()>,
 }
@@ -31,34 +33,44 @@ pub(crate) struct Traffic {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) answered: u64,
-    pub(crate) failed: u64,
+    failed: u64,
     /// The first failures.
-    pub(crate) failures: Vec<String>,
+    failures: Vec<String>,
     pub(crate) slowest: Duration,
     /// By process id, for the service itself and the parts of the shop's page.
-    pub(crate) answers_of: BTreeMap<u64, u64>,
+    answers_of: BTreeMap<u64, u64>,
 }
 
 impl Traffic {
-    /// Begins to call `service` through the outbound listener at `outbound`.
+    /// Begins to call `service` through the proxy of a machine.
     ///
     /// # Errors
     /// A service's name that is none.
-    pub(crate) fn start(outbound: SocketAddr, service: &str) -> anyhow::Result<Self> {
+    pub(crate) fn start(machine: &Machine, service: &str) -> anyhow::Result<Self> {
         let tally = Arc::new(Mutex::new(Tally::default()));
         let mut callers = JoinSet::new();
         for caller in 0..CALLERS {
             let user = format!("user-{caller}").parse()?;
             let request = talk::of_service(service, "/?format=json")?;
             let request = request.header(hyper::header::HeaderName::from_static("x-user-id"), user);
-            callers.spawn(keep_calling(talk::client(outbound)?, request, Arc::clone(&tally)));
+            callers.spawn(keep_calling(talk::client(machine.outbound)?, request, Arc::clone(&tally)));
         }
-        Ok(Self { tally, _callers: callers })
+        Ok(Self { proxy: proxy_of(machine), tally, _callers: callers })
     }
 
     /// What came of it so far.
     pub(crate) fn so_far(&self) -> Tally {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What came of it so far, if no request has failed.
+    ///
+    /// # Errors
+    /// How many failed, and what the first said.
+    pub(crate) fn none_failed(&self) -> anyhow::Result<Tally> {
+        let tally = self.so_far();
+        tally.none_failed().with_context(|| Concerning(self.proxy.clone()))?;
+        Ok(tally)
     }
 
     /// Waits until so many more requests have ended, well or not.
@@ -92,11 +104,7 @@ impl Traffic {
 }
 
 impl Tally {
-    /// Fails when a request did.
-    ///
-    /// # Errors
-    /// How many failed, and what the first said.
-    pub(crate) fn none_failed(&self) -> anyhow::Result<()> {
+    fn none_failed(&self) -> anyhow::Result<()> {
         let all = self.answered + self.failed;
         let first = self.failures.join("\n  ");
         anyhow::ensure!(self.failed == 0, "{} of {all} requests failed; the first:\n  {first}", self.failed);

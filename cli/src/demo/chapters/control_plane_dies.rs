@@ -21,15 +21,14 @@ const PAGES: u64 = 100;
 pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     stage.teller.title(TITLE);
     let before = stage.revision().await?;
-    let traffic = Traffic::start(stage.mesh.layout.machines[0].outbound, "shop")?;
+    let traffic = Traffic::start(&stage.mesh.layout.machines[0], "shop")?;
     traffic.go_on_for(PAGES / 4).await?;
 
     stage.mesh.process(CONTROL_PLANE)?.kill().await?;
     stage.teller.say("the control plane was killed (kill -9)");
     let without = traffic.so_far().answered;
     traffic.go_on_for(PAGES).await?;
-    let tally = traffic.so_far();
-    tally.none_failed()?;
+    let tally = traffic.none_failed()?;
     stage.teller.say(&format!(
         "{} pages without it, none failed: the proxies go on with what they know",
         tally.answered - without
@@ -52,8 +51,7 @@ pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     let statuses = stage.statuses_of(HOST).await?;
     anyhow::ensure!(statuses.iter().all(|status| *status == StatusCode::OK), "{HOST}: {statuses:?}");
     traffic.go_on_for(PAGES / 2).await?;
-    let tally = traffic.so_far();
-    tally.none_failed()?;
+    let tally = traffic.none_failed()?;
     stage
         .teller
         .say(&format!("the next change runs everywhere after {}, as revision {revision}", in_words(took)));

@@ -19,7 +19,7 @@ const PAGES: u64 = 60;
 pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     stage.teller.title(TITLE);
     let victim = stage.mesh.layout.app(VICTIM)?.clone();
-    let traffic = Traffic::start(stage.mesh.layout.machines[0].outbound, "shop")?;
+    let traffic = Traffic::start(&stage.mesh.layout.machines[0], "shop")?;
     traffic.go_on_for(PAGES).await?;
     stage.teller.say("callers on web-1 load the shop's page; it is made of ads, checkout and profile");
 
@@ -32,8 +32,7 @@ pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     let (pages, known) = tokio::join!(traffic.go_on_for(PAGES), stage.until_known(&victim, false));
     pages?;
     let forgotten = known?.saturating_duration_since(died);
-    let tally = traffic.so_far();
-    tally.none_failed()?;
+    let tally = traffic.none_failed()?;
     stage.teller.say(&format!(
         "{} pages, none failed; the slowest took {}. What {VICTIM} could not take went to ads-2",
         tally.answered,
@@ -50,7 +49,7 @@ pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     traffic.answered_by(pid).await.with_context(|| Concerning(VICTIM.to_owned()))?;
     let back = began.elapsed();
     traffic.go_on_for(PAGES / 2).await?;
-    traffic.so_far().none_failed()?;
+    traffic.none_failed()?;
     stage.teller.say(&format!("{VICTIM} was started again and took part {} later", in_words(back)));
     Ok(())
 }
