@@ -22,8 +22,8 @@ struct Contact {
     answered: Instant,
     /// The last sign of life of the watch itself.
     turned: Instant,
-    /// What its last try failed with.
-    fault: Option<String>,
+    /// The kind of error that its last try failed with.
+    fault: Option<&'static str>,
 }
 
 impl Contacts {
@@ -87,13 +87,13 @@ impl Contacts {
         contact.fault.take().is_some() && watches.values().all(|contact| contact.fault.is_none())
     }
 
-    /// Notes an error; says whether it is news, i.e. no other watch fails with the same one.
-    pub(super) fn failed(&self, watch: &str, fault: &str) -> bool {
+    /// Notes an error; says whether its kind is news, i.e. neither this watch nor another fails with the same.
+    pub(super) fn failed(&self, watch: &str, kind: &'static str) -> bool {
         let mut watches = self.lock();
-        let news = watches.values().all(|contact| contact.fault.as_deref() != Some(fault));
+        let news = watches.values().all(|contact| contact.fault != Some(kind));
         if let Some(contact) = watches.get_mut(watch) {
             contact.turned = Instant::now();
-            contact.fault = Some(fault.to_owned());
+            contact.fault = Some(kind);
         }
         news
     }

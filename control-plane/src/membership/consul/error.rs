@@ -36,6 +36,22 @@ pub enum Error {
     Unreachable(http_client::Error),
 }
 
+impl Error {
+    /// What is the same for errors with the same cause, whichever agent and watch they come from.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Decode { .. } => "decode",
+            Self::Forbidden { .. } => "forbidden",
+            Self::NoLeader => "no_leader",
+            Self::NotFound => "not_found",
+            Self::RateLimited { .. } => "rate_limited",
+            Self::Refused { .. } => "refused",
+            Self::TooLarge { .. } => "too_large",
+            Self::Unreachable(_) => "unreachable",
+        }
+    }
+}
+
 impl From<http_client::Error> for Error {
     fn from(error: http_client::Error) -> Self {
         match error {

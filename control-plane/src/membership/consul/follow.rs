@@ -183,7 +183,7 @@ pub(super) async fn follow<Q: Question>(
 }
 
 fn tell_failure(contacts: &Contacts, label: &str, error: &Error) {
-    if contacts.failed(label, &error.to_string()) {
+    if contacts.failed(label, error.kind()) {
         tracing::warn!("consul watch {label}: {error}; keeping what was known last");
     } else {
         tracing::debug!("consul watch {label}: {error}");
