@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::serve::ListenerExt as _;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::admin::{Access, Admin, router};
+use crate::admin::{self, Access, Admin, Patience, router};
 use crate::membership::consul;
 use crate::settings::Settings;
 use crate::state::State;
@@ -24,8 +24,8 @@ use crate::store::Store;
 
 /// REST and feeds are little work; more threads would only cost memory beside the apps.
 const THREADS: usize = 2;
-/// How long requests in flight may take when the process ends.
-const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+/// How long the disk may take to keep the last membership when the process ends.
+const KEEP_WITHIN: Duration = Duration::from_secs(5);
 /// How often the metrics exporter tidies up.
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -43,6 +43,7 @@ pub(crate) fn restore(settings: &Settings, backup: &Path) -> anyhow::Result<()> 
 /// Serves until a signal ends it.
 pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
     start_log(&settings);
+    raise_descriptor_limit();
     let metrics = start_metrics();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
@@ -82,32 +83,33 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
         write_port_file(path, address).with_context(|| format!("cannot write {}", path.display()))?;
     }
     tracing::info!("listening on {address}");
-    // Without it the lines of a feed wait up to 40 ms for an acknowledgement.
-    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-    let app = router(Arc::new(admin)).into_make_service_with_connect_info::<SocketAddr>();
+    if !address.ip().is_loopback() && admin.access.token_file.is_none() {
+        tracing::warn!(
+            "callers from other hosts are refused: set token_file to let those in who know the token"
+        );
+    }
     let leave = async move {
         wait_for_signal().await;
         tracing::info!("leaving: ending feeds; proxies go on with what they have");
         stop.send_replace(true);
     };
-    let serving = axum::serve(listener, app).with_graceful_shutdown(leave);
-    let mut stopped = stopped;
-    let overdue = async {
-        drop(stopped.wait_for(|stopped| *stopped).await);
-        tokio::time::sleep(LEAVE_WITHIN).await;
-    };
-    tokio::select! {
-        served = serving => served.context("serving")?,
-        () = overdue => tracing::warn!("requests are in flight after {LEAVE_WITHIN:?}; ending them"),
-    }
+    tokio::join!(admin::serve(listener, router(Arc::new(admin)), Patience::default(), stopped), leave);
     for task in background {
         task.abort();
     }
     // What the next start begins with; a disk that hangs must not keep the process.
-    if timeout(LEAVE_WITHIN, state.keep_now()).await.is_err() {
+    if timeout(KEEP_WITHIN, state.keep_now()).await.is_err() {
         tracing::warn!("the last membership could not be kept");
     }
     Ok(())
+}
+
+/// Takes as many descriptors as the system grants: the usual soft limit of 1024 is that of 500 proxies.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!("cannot raise the limit of open files: {error}");
+    }
 }
 
 async fn follow(state: Arc<State>, mirror: Option<watch::Receiver<Arc<crate::membership::View>>>) {

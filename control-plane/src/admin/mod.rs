@@ -22,6 +22,10 @@ mod process;
 
 mod openapi;
 
+mod patience;
+
+mod serve;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +41,7 @@ use crate::state::State;
 
 pub use access::Access;
 pub use openapi::document as openapi_document;
+pub use serve::{Patience, serve};
 
 /// Largest body of a request that is no document, in bytes.
 const BODY_BYTES_MAX: usize = 64 << 10;

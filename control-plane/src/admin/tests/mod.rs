@@ -1,5 +1,7 @@
 //! REST over a real socket: the ways it is used, and the ways it is abused.
 
+mod connection;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -18,11 +20,15 @@ struct Served {
     client: Client,
     address: SocketAddr,
     folder: PathBuf,
-    _stop: watch::Sender<bool>,
+    stop: watch::Sender<bool>,
 }
 
 impl Served {
     async fn start(name: &str) -> Self {
+        Self::start_with(name, Patience::default()).await
+    }
+
+    async fn start_with(name: &str, patience: Patience) -> Self {
         let folder = std::env::temp_dir().join(format!("gilmok-rest-{name}-{}", std::process::id()));
         drop(std::fs::remove_dir_all(&folder));
         let state = State::new(Store::open(&folder, 100).unwrap(), false).unwrap();
@@ -31,11 +37,11 @@ impl Served {
         let admin = Admin { state, access: Access::default(), stop: stopped, contacts: None, metrics };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let app = router(Arc::new(admin)).into_make_service_with_connect_info::<SocketAddr>();
+        let stopped = admin.stop.clone();
         // Ends with the test's runtime.
-        tokio::spawn(async move { axum::serve(listener, app).await });
+        tokio::spawn(serve(listener, router(Arc::new(admin)), patience, stopped));
         let client = Client::new(Settings::new(format!("http://{address}").parse().unwrap())).unwrap();
-        Self { client, address, folder, _stop: stop }
+        Self { client, address, folder, stop }
     }
 
     async fn ask(
