@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use gilmok_tests::consul::Consul;
-use gilmok_tests::eventually::eventually;
+use gilmok_tests::eventually::{eventually, eventually_within};
 use gilmok_tests::process::{Process, Signal, program, send_signal};
 use gilmok_tests::scratch::Scratch;
 use tokio::process::Command;
@@ -98,6 +98,29 @@ async fn the_story_comes_true_with_a_real_consul() {
         serde_json::from_str(&services).expect("Consul answers JSON");
     let names: Vec<_> = names.keys().map(String::as_str).collect();
     assert_eq!((status, names), (200, vec!["consul"]), "the demo takes back what it registered");
+}
+
+#[tokio::test]
+async fn every_command_that_the_reader_is_told_to_try_works() {
+    let scratch = Scratch::new();
+    let mut demo = start(&[], &scratch);
+    let guide = eventually_within(STORY_MAX, "the story to end", async || {
+        let said = demo.log();
+        let guide = said.split_once("Try:").map(|(_, guide)| guide.to_owned());
+        guide.filter(|guide| guide.contains("Ctrl-C")).ok_or(said)
+    })
+    .await;
+    let mut tried = 0;
+    for line in guide.lines().map(str::trim).filter(|line| line.starts_with("curl ")) {
+        let command = line.replacen("curl ", "curl --fail --show-error --max-time 20 ", 1);
+        let output = Command::new("sh").args(["-c", &command]).output().await.expect("a shell is there");
+        let reason = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !output.stdout.is_empty(), "{line}\n{reason}");
+        tried += 1;
+    }
+    assert!(tried > 5, "{guide}");
+    demo.signal(Signal::Interrupt).await;
+    assert!(demo.ended(STORY_MAX).await.success());
 }
 
 #[tokio::test]

@@ -39,36 +39,41 @@ pub(crate) fn what_is_where(mesh: &Mesh, consul: Option<&str>) -> String {
     format!("{}\n\n  {members}\n  settings, state and logs: {}{moved}", table(&rows), mesh.dir.display())
 }
 
-/// Commands to play with.
+/// Commands to play with; each line that begins with `curl` can be copied as it is.
 pub(crate) fn what_to_try(mesh: &Mesh) -> String {
     let layout = &mesh.layout;
-    let control_plane = layout.control_plane;
-    let Some(web) = layout.machines.first() else { return String::new() };
-    let at = |name: &str| layout.app(name).map(|app| app.address.to_string()).unwrap_or_default();
-    let shop = layout.app("shop").map(|app| app.inbound.to_string()).unwrap_or_default();
-    let (ads, checkout) = (at("ads-1"), at("checkout-v1"));
-    let Machine { outbound, admin, .. } = web;
-    let rows = [
-        (format!("curl -s -H 'Host: shop' http://{outbound}/"), "the shop, as web-1 calls it"),
-        (format!("http://{shop}/"), "the same as a page, for a browser"),
-        (format!("curl -s -H 'Host: ads' http://{outbound}/"), "again and again: both endpoints of ads"),
-        (format!("curl -X POST http://{ads}/control/die"), "ads-1 dies; it comes back after a while"),
-        (format!("curl -X POST 'http://{checkout}/control/slow?ms=800'"), "also fail?percent=50, hang, ok"),
-        (format!("curl -s http://{admin}/endpoints"), "who is alive, as the proxy of web-1 knows it"),
-        (format!("curl -s 'http://{admin}/explain?service=ads'"), "what it would do with a request"),
-        (format!("curl -s http://{control_plane}/v1/proxies"), "which proxy runs what"),
+    let control_plane = format!("http://{}", layout.control_plane);
+    let Some(Machine { outbound, admin, .. }) = layout.machines.first() else { return String::new() };
+    let app = |name: &str| layout.app(name).map(|app| format!("http://{}", app.address)).unwrap_or_default();
+    let shop = layout.app("shop").map(|app| format!("http://{}/", app.inbound)).unwrap_or_default();
+    let tries = [
+        ("the shop, as an app on web-1 calls it", format!("curl -s -H 'Host: shop' http://{outbound}/")),
+        ("the same as a page, for a browser", shop),
+        ("now one endpoint of ads, now the other", format!("curl -s -H 'Host: ads' http://{outbound}/")),
         (
-            format!("curl -s http://{control_plane}/v1/membership"),
-            "who is alive, as the control plane knows it",
+            "one of them dies, and comes back after a while",
+            format!("curl -s -X POST {}/control/die", app("ads-1")),
         ),
         (
+            "another app is slow; also fail?percent=50, hang, and ok",
+            format!("curl -s -X POST '{}/control/slow?ms=800'", app("checkout-v1")),
+        ),
+        ("whom the proxy of web-1 would call", format!("curl -s http://{admin}/endpoints")),
+        ("what it would do with a request, and why", format!("curl -s 'http://{admin}/explain?service=ads'")),
+        ("what it counted", format!("curl -s http://{admin}/metrics")),
+        ("who is alive, as the control plane knows it", format!("curl -s {control_plane}/v1/membership")),
+        ("which proxy runs what", format!("curl -s {control_plane}/v1/proxies")),
+        (
+            "a change, answered once it runs in every proxy",
             format!(
-                "curl -s -X PATCH 'http://{control_plane}/v1/services/ads?wait=5s' -d '{{\"hosts\": [\"x.example.com\"]}}' -H 'Content-Type: application/merge-patch+json'"
+                "curl -s -X PUT '{control_plane}/v1/services/ads?wait=5s' -H 'Content-Type: application/json' \
+                 -d '{{\"load_balancer\": \"round_robin\"}}'"
             ),
-            "a change",
         ),
     ];
-    let rows: Vec<_> =
-        rows.into_iter().map(|(command, what)| vec![format!("# {what}\n  {command}")]).collect();
-    format!("Everything stays up for you to play with. Try:\n\n{}\n\nCtrl-C ends all of it.", table(&rows))
+    let tries: Vec<_> = tries.iter().map(|(what, line)| format!("  # {what}\n  {line}")).collect();
+    format!(
+        "Everything stays up for you to play with. Try:\n\n{}\n\nCtrl-C ends all of it.",
+        tries.join("\n")
+    )
 }
