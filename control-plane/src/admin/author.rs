@@ -22,6 +22,7 @@ const WORDS_MAX: usize = 500;
 
 /// What a write can be asked to do beside writing.
 #[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Terms {
     /// Wait until every live proxy runs it, e.g. `30s`; at most 5 minutes.
@@ -68,7 +69,7 @@ impl FromRequestParts<Arc<Admin>> for Author {
         let author = state::Author {
             who: who.or_else(|| peer.map(|ip| ip.to_string())).unwrap_or_default(),
             reason: words(&parts.headers, "gilmok-reason").or(reason).unwrap_or_default(),
-            expected: if_match(&parts.headers)?,
+            expected: if_match(&parts.headers, || admin.state.store.head().is_some())?,
         };
         Ok(Self { author, wait })
     }
@@ -84,6 +85,9 @@ impl Author {
         let writing = tokio::spawn(async move {
             let written = state.write(&command, &author).await;
             count(&command, &written);
+            if let Ok(state::Written { revision, changed: true, .. }) = written {
+                tracing::info!("revision {revision}: {}, by {:?}", command.what(), author.who);
+            }
             written.map_err(|error| Problem::of_write(error, &command))
         });
         let ended = |_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the control plane is about to end");
@@ -118,9 +122,13 @@ pub(super) fn etag(revision: u64) -> HeaderValue {
     HeaderValue::try_from(format!("\"{revision}\"")).unwrap_or_else(|_| HeaderValue::from_static("\"0\""))
 }
 
-fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
+fn if_match(headers: &HeaderMap, is_written: impl FnOnce() -> bool) -> Result<Option<u64>, Problem> {
     let Some(value) = headers.get(header::IF_MATCH) else { return Ok(None) };
     let text = value.to_str().unwrap_or_default().trim();
+    if text == "*" {
+        // Any revision will do, but there must be one: nobody has written revision 0.
+        return if is_written() { Ok(None) } else { Err(Problem::behind(0)) };
+    }
     let number = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
     match number.parse() {
         Ok(number) => Ok(Some(number)),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use gilmok_config::decide::{Facts, Listener, Refusal, decide};
@@ -15,6 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::Admin;
 use super::problem::Problem;
+use super::told::Told;
 
 /// A request that is asked about.
 #[derive(Debug, Deserialize, ToSchema, IntoParams)]
@@ -45,12 +46,12 @@ pub(super) async fn by_query(
 }
 
 #[utoipa::path(post, path = "/v1/explain", tag = "explain", summary = "The same, with headers", request_body = Question,
-    responses((status = 200, body = Value), (status = 400, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = Value), (status = 400, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn by_body(
     State(admin): State<Arc<Admin>>,
-    question: Result<Json<Question>, JsonRejection>,
+    Told(question): Told<Question>,
 ) -> Result<Json<Value>, Problem> {
-    explain(&admin, &question?.0)
+    explain(&admin, &question)
 }
 
 fn explain(admin: &Admin, question: &Question) -> Result<Json<Value>, Problem> {

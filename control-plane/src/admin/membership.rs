@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use gilmok_config::endpoint::{Endpoint, PRIORITY_MAX, WEIGHT_MAX};
@@ -15,6 +14,7 @@ use serde_json::{Value, json};
 use super::Admin;
 use super::named::{Named, NamedEndpoint};
 use super::problem::Problem;
+use super::told::Told;
 use crate::membership::registry::Registered;
 
 #[utoipa::path(get, path = "/v1/membership", tag = "membership", summary = "Every instance of every service",
@@ -42,9 +42,8 @@ pub(super) async fn read(
 pub(super) async fn register(
     State(admin): State<Arc<Admin>>,
     NamedEndpoint(name, id): NamedEndpoint,
-    body: Result<Json<Registration>, JsonRejection>,
+    Told(registration): Told<Registration>,
 ) -> Result<Response, Problem> {
-    let Json(registration) = body?;
     check(&registration.endpoint)?;
     let registered = admin.state.registry.put(name, &id, registration)?;
     let status = if registered == Registered::Created { StatusCode::CREATED } else { StatusCode::OK };

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::extract::rejection::{BytesRejection, JsonRejection};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -13,6 +12,7 @@ use super::Admin;
 use super::author::{Author, Done, Terms, etag};
 use super::named::Named;
 use super::problem::Problem;
+use super::told::Told;
 use crate::intent::{self, Command};
 
 /// The document as operators wrote it, and its revision.
@@ -47,9 +47,9 @@ pub(super) async fn read_mesh(State(admin): State<Arc<Admin>>, headers: HeaderMa
 pub(super) async fn put_mesh(
     State(admin): State<Arc<Admin>>,
     author: Author,
-    body: Result<Json<Value>, JsonRejection>,
+    Told(body): Told<Value>,
 ) -> Result<Response, Problem> {
-    author.write(&admin, Command::PutMesh(body?.0)).await
+    author.write(&admin, Command::PutMesh(body)).await
 }
 
 #[utoipa::path(get, path = "/v1/services", tag = "services", summary = "Every service's table",
@@ -83,32 +83,22 @@ pub(super) async fn put_service(
     State(admin): State<Arc<Admin>>,
     service: Named,
     author: Author,
-    body: Result<Json<Value>, JsonRejection>,
+    Told(body): Told<Value>,
 ) -> Result<Response, Problem> {
-    author.write(&admin, Command::PutService(service.0, body?.0)).await
+    author.write(&admin, Command::PutService(service.0, body)).await
 }
 
 #[utoipa::path(patch, path = "/v1/services/{service}", tag = "services",
     summary = "Change parts of one service's table (RFC 7396)",
-    params(("service" = String, Path), Terms), request_body = Value,
+    params(("service" = String, Path), Terms), request_body(content = Value, content_type = "application/merge-patch+json"),
     responses((status = 200, body = Done), (status = 202, body = Done), (status = 404, body = Problem),
         (status = 412, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn patch_service(
     State(admin): State<Arc<Admin>>,
     service: Named,
     author: Author,
-    headers: HeaderMap,
-    body: Result<bytes::Bytes, BytesRejection>,
+    Told(patch): Told<Value>,
 ) -> Result<Response, Problem> {
-    // axum's Json takes `application/json` and `…+json`; a patch's own type is the latter.
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let essence = kind.split(';').next().unwrap_or_default().trim();
-    if !matches!(essence, "application/json" | "application/merge-patch+json") {
-        let detail = "a patch is application/merge-patch+json or application/json";
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
-    }
-    let patch = serde_json::from_slice(&body?)
-        .map_err(|error| Problem::bad_request(format!("the body is not JSON: {error}")))?;
     author.write(&admin, Command::PatchService(service.0, patch)).await
 }
 

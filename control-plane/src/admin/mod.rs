@@ -6,6 +6,8 @@ mod access;
 
 mod named;
 
+mod told;
+
 mod author;
 
 mod mesh;

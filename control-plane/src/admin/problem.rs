@@ -1,7 +1,7 @@
 //! The one place where an error becomes HTTP: `application/problem+json` (RFC 9457).
 
 use axum::Json;
-use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use gilmok_config::problem::Problems;
@@ -79,13 +79,16 @@ impl Problem {
         Self { problems, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail) }
     }
 
+    /// `If-Match` does not name the newest revision.
+    pub(super) fn behind(head: u64) -> Self {
+        let detail = format!("the newest revision is {head}; read it, and decide again");
+        Self::new(StatusCode::PRECONDITION_FAILED, detail)
+    }
+
     /// Why nothing was written.
     pub(super) fn of_write(error: WriteError, command: &Command) -> Self {
         match error {
-            WriteError::Behind { head } => Self::new(
-                StatusCode::PRECONDITION_FAILED,
-                format!("the newest revision is {head}; read it, and decide again"),
-            ),
+            WriteError::Behind { head } => Self::behind(head),
             WriteError::Contended => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "too many writers at once; try again").later(1)
             }
@@ -131,17 +134,6 @@ impl From<RegistryRefusal> for Problem {
 impl From<FeedRefusal> for Problem {
     fn from(refusal: FeedRefusal) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, refusal.to_string()).later(2)
-    }
-}
-
-impl From<JsonRejection> for Problem {
-    fn from(rejection: JsonRejection) -> Self {
-        let status = match rejection.status() {
-            // Well-formed JSON of another shape is as wrong as any other fault of a document.
-            StatusCode::UNPROCESSABLE_ENTITY => StatusCode::UNPROCESSABLE_ENTITY,
-            other => other,
-        };
-        Self::new(status, rejection.body_text())
     }
 }
 

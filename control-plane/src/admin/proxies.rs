@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -22,6 +22,7 @@ use utoipa::IntoParams;
 
 use super::Admin;
 use super::problem::Problem;
+use super::told::Told;
 
 /// Longest name of a proxy, in bytes.
 const NODE_BYTES_MAX: usize = 200;
@@ -87,9 +88,8 @@ impl hyper::body::Body for Lines {
     responses((status = 204), (status = 422, body = Problem)))]
 pub(super) async fn ack(
     State(admin): State<Arc<Admin>>,
-    body: Result<Json<Ack>, JsonRejection>,
+    Told(ack): Told<Ack>,
 ) -> Result<StatusCode, Problem> {
-    let Json(ack) = body?;
     // It becomes a label of a metric.
     if !is_node(&ack.node) {
         let detail = "node: 1 to 200 letters, digits, '-', '_' and '.'";

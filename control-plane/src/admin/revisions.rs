@@ -29,6 +29,7 @@ const BACKUP_PIECES_MAX: usize = 16;
 
 /// Which page.
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Page {
     /// Only what is older than this revision.

@@ -88,6 +88,10 @@ async fn a_service_lives_through_rest() {
     let table = json!({"request_timeout": "2s"});
     assert_eq!(served.put("/v1/services/ads", &table).await, (StatusCode::OK, json!({"revision": 2})));
     assert_eq!(served.put("/v1/services/ads", &table).await, (StatusCode::OK, json!({"revision": 2})));
+    // What `curl -d` says of its body is no reason to refuse it.
+    let form = [("content-type", "application/x-www-form-urlencoded"), ("if-match", "*")];
+    let again = served.ask(Method::PUT, "/v1/services/ads", &form, &table.to_string()).await;
+    assert_eq!(again, (StatusCode::OK, json!({"revision": 2})));
     let patch = r#"{"request_timeout":null,"max_concurrent":5}"#;
     let patched = served.ask(Method::PATCH, "/v1/services/ads", &[], patch).await;
     assert_eq!(patched, (StatusCode::OK, json!({"revision": 3})));
@@ -141,7 +145,10 @@ async fn nonsense_is_answered_with_a_problem() {
         (put.clone(), "/v1/mesh", vec![], "[]", 422),
         (put.clone(), "/v1/mesh", vec![], "5", 422),
         (put.clone(), "/v1/mesh", vec![], "null", 422),
-        (put.clone(), "/v1/mesh", vec![("content-type", "text/plain")], "{}", 415),
+        (put.clone(), "/v1/mesh", vec![("if-match", "*")], "{}", 412),
+        (put.clone(), "/v1/mesh?wiat=30s", vec![], "{}", 400),
+        (put.clone(), "/v1/mesh", vec![], "", 400),
+        (put.clone(), "/v1/mesh", vec![], "{} {}", 400),
         (put.clone(), "/v1/services/NO", vec![], "{}", 400),
         (put.clone(), "/v1/services/ads", vec![("if-match", "x")], "{}", 400),
         (put.clone(), "/v1/services/ads?wait=soon", vec![], "{}", 400),
@@ -163,6 +170,13 @@ async fn nonsense_is_answered_with_a_problem() {
         (Method::GET, "/v1/revisions?limit=x", vec![], "", 400),
         (Method::POST, "/v1/revisions/7/restore", vec![], "", 404),
         (Method::GET, "/v1/explain", vec![], "", 400),
+        (Method::GET, "/v1/explain?service=a&listener=inbound", vec![], "", 400),
+        (Method::GET, "/v1/explain?service=a%20b", vec![], "", 400),
+        (Method::POST, "/v1/explain", vec![], r#"{"host":5}"#, 422),
+        (Method::POST, "/v1/explain", vec![], r#"{"host":"a","colour":"red"}"#, 422),
+        (Method::POST, "/v1/explain", vec![], r#"{"host":"a","headers":{"a b":"c"}}"#, 400),
+        (Method::GET, "/v1/revisions?limit=-1", vec![], "", 400),
+        (Method::GET, "/v1/audit?befor=3", vec![], "", 400),
         (Method::GET, "/v1/explain?service=ads", vec![], "", 503),
         (Method::GET, "/v1/feed?node=a&wire=1", vec![], "", 503),
         (Method::GET, "/v1/feed?node=a&wire=99", vec![], "", 409),
