@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,27 +30,12 @@ pub(crate) struct App {
     arguments: Arguments,
     /// A watch, so that what hangs goes on when the app is told to be well again.
     behaviour: watch::Sender<Behaviour>,
-    in_flight: AtomicU32,
     dying: watch::Sender<bool>,
-}
-
-/// Counts one request for as long as it lives.
-struct InFlight<'a>(&'a AtomicU32);
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl App {
     pub(crate) fn new(arguments: Arguments) -> Arc<Self> {
-        Arc::new(Self {
-            arguments,
-            behaviour: watch::Sender::default(),
-            in_flight: AtomicU32::new(0),
-            dying: watch::Sender::new(false),
-        })
+        Arc::new(Self { arguments, behaviour: watch::Sender::default(), dying: watch::Sender::new(false) })
     }
 
     /// Whether it was told to die.
@@ -59,18 +43,11 @@ impl App {
         self.dying.subscribe()
     }
 
-    /// Requests whose answer has not begun yet.
-    pub(crate) fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-
     /// Answers one request.
     pub(crate) async fn answer(
         self: Arc<Self>,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Infallible> {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let _counted = InFlight(&self.in_flight);
         let path = request.uri().path();
         if let Some(word) = path.strip_prefix("/control/") {
             return Ok(self.follow(request.method(), word, request.uri().query().unwrap_or_default()));

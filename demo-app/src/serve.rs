@@ -14,7 +14,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use crate::app::App;
 use crate::arguments::Arguments;
@@ -24,21 +23,17 @@ use crate::say;
 const CONNECTIONS_MAX: usize = 4_096;
 /// From the begin of a connection, or the end of a request, to the end of the next head.
 const HEADER_TIMEOUT: Duration = Duration::from_mins(1);
-/// How long what is under way may take once it was told to leave.
+/// How long what is under way may take once it was told to leave, or to die.
 const LEAVE_MAX: Duration = Duration::from_secs(5);
+const DEATH_MAX: Duration = Duration::from_millis(500);
 /// What it dies with when it was told to.
 const DEATH: u8 = 1;
-/// How often a dying app looks whether it is between two requests, and when it stops looking.
-const DEATH_POLL: Duration = Duration::from_millis(2);
-const DEATH_MAX: Duration = Duration::from_millis(500);
 
 /// Serves until it is told to leave or to die.
 ///
 /// # Errors
 /// When it cannot listen, or cannot say where.
 pub(crate) async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let address = arguments.listen;
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     let address = listener.local_addr()?;
@@ -46,30 +41,47 @@ pub(crate) async fn serve(arguments: Arguments) -> anyhow::Result<ExitCode> {
         write_address(file, &json!({"listen": address.to_string()}).to_string())?;
     }
     say(&format!("{} {} listens on {address}", arguments.service, arguments.version));
-    let app = App::new(arguments);
+    live(listener, &App::new(arguments)).await
+}
+
+/// Serves on this listener until told to leave or to die; the code to end with.
+pub(crate) async fn live(listener: TcpListener, app: &Arc<App>) -> anyhow::Result<ExitCode> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut dying = app.dying();
     let leaving = watch::Sender::new(false);
     let mut connections = JoinSet::new();
-    let code = tokio::select! {
-        never = accept(&listener, &app, &leaving, &mut connections) => match never {},
-        _ = terminate.recv() => ExitCode::SUCCESS,
-        _ = interrupt.recv() => ExitCode::SUCCESS,
-        () = death(&app) => {
-            // Everything that is open breaks, as it would if the machine were gone.
-            say("told to die");
-            return Ok(ExitCode::from(DEATH));
-        }
+    let (code, limit) = tokio::select! {
+        never = accept(&listener, app, &leaving, &mut connections) => match never {},
+        _ = terminate.recv() => (ExitCode::SUCCESS, LEAVE_MAX),
+        _ = interrupt.recv() => (ExitCode::SUCCESS, LEAVE_MAX),
+        // A sudden end as callers see it, between two requests: what was taken is answered, and nobody is told.
+        _ = dying.wait_for(|dying| *dying) => (ExitCode::from(DEATH), DEATH_MAX),
     };
+    // Closing the listener would reset who is in its queue already.
+    while let Some(stream) = waiting(&listener).await {
+        connections.spawn(connection(stream, Arc::clone(app), leaving.subscribe()));
+    }
     drop(listener);
     leaving.send_replace(true);
     let left = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(LEAVE_MAX, left).await.is_err() {
-        say(&format!("left with {} connections still open", connections.len()));
+    if tokio::time::timeout(limit, left).await.is_err() {
+        say(&format!("ends with {} connections still open", connections.len()));
     }
     Ok(code)
 }
 
+/// A connection that waits to be accepted, if there is one.
+async fn waiting(listener: &TcpListener) -> Option<TcpStream> {
+    tokio::select! {
+        biased;
+        accepted = listener.accept() => accepted.ok().map(|(stream, _)| stream),
+        () = std::future::ready(()) => None,
+    }
+}
+
 /// Takes connections until it is dropped.
-pub(crate) async fn accept(
+async fn accept(
     listener: &TcpListener,
     app: &Arc<App>,
     leaving: &watch::Sender<bool>,
@@ -112,21 +124,6 @@ async fn connection(stream: TcpStream, app: Arc<App>, mut leaving: watch::Receiv
         _ = leaving.wait_for(|leaving| *leaving) => connection.as_mut().graceful_shutdown(),
     }
     drop(connection.await);
-}
-
-/// Ends once the app was told to die and nothing is in flight: what was taken is still answered.
-pub(crate) async fn death(app: &App) {
-    if app.dying().wait_for(|dying| *dying).await.is_err() {
-        return std::future::pending().await;
-    }
-    let latest = Instant::now() + DEATH_MAX;
-    loop {
-        // First, so that the answer to the order itself is written.
-        tokio::time::sleep(DEATH_POLL).await;
-        if app.in_flight() == 0 || Instant::now() >= latest {
-            return;
-        }
-    }
 }
 
 /// In one step, so that nobody reads half of it.

@@ -1,27 +1,25 @@
 //! The app over real connections: what callers see of it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::app::App;
 use crate::arguments::Arguments;
-use crate::serve::{accept, death};
+use crate::serve::live;
 
 const SOON: Duration = Duration::from_secs(10);
 
 /// An app on a free port; gone with this value.
 struct Running {
-    app: Arc<App>,
     address: SocketAddr,
-    _task: JoinSet<()>,
+    task: JoinSet<anyhow::Result<ExitCode>>,
 }
 
 async fn start(args: &[&str]) -> Running {
@@ -29,12 +27,8 @@ async fn start(args: &[&str]) -> Running {
     let address = listener.local_addr().unwrap();
     let app = App::new(Arguments::try_parse_from([&["app"], args].concat()).unwrap());
     let mut task = JoinSet::new();
-    let serving = Arc::clone(&app);
-    task.spawn(async move {
-        let leaving = watch::Sender::new(false);
-        match accept(&listener, &serving, &leaving, &mut JoinSet::new()).await {}
-    });
-    Running { app, address, _task: task }
+    task.spawn(async move { live(listener, &app).await });
+    Running { address, task }
 }
 
 impl Running {
@@ -100,30 +94,32 @@ async fn orders_are_given_by_post_and_must_make_sense() {
 async fn what_hangs_is_answered_once_the_app_is_told_to_be_well() {
     let ads = start(&["--service", "ads"]).await;
     ads.order("hang").await;
-    let (hanging, ()) = tokio::join!(ads.get("/"), async {
-        while ads.app.in_flight() == 0 {
-            tokio::task::yield_now().await;
-        }
-        ads.order("ok").await;
-    });
-    assert_eq!(hanging.0, 200);
+    let mut hanging = std::pin::pin!(ads.get("/"));
+    let early = tokio::time::timeout(Duration::from_millis(100), hanging.as_mut()).await;
+    assert!(early.is_err(), "{early:?}");
+    assert_eq!(ads.order("ok").await, 200);
+    assert_eq!(hanging.await.0, 200);
 }
 
 #[tokio::test]
-async fn an_app_that_dies_still_answers_what_it_took() {
-    let ads = start(&["--service", "ads"]).await;
-    ads.order("slow?ms=50").await;
-    let ((slow, death), order) = tokio::join!(
-        async { tokio::join!(ads.get("/"), tokio::time::timeout(SOON, death(&ads.app))) },
-        async {
-            while ads.app.in_flight() == 0 {
-                tokio::task::yield_now().await;
-            }
-            ads.order("die").await
-        },
-    );
-    assert_eq!((slow.0, order), (200, 202));
-    assert!(death.is_ok());
+async fn an_app_that_dies_answers_what_it_took_and_nothing_else() {
+    let mut ads = start(&["--service", "ads"]).await;
+    let body = "0123456789";
+    let mut upload = TcpStream::connect(ads.address).await.unwrap();
+    let head = format!("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+    upload.write_all(head.as_bytes()).await.unwrap();
+    // Its head has come back: the request is under way.
+    let mut head = [0; 1024];
+    let read = tokio::time::timeout(SOON, upload.read(&mut head)).await.unwrap().unwrap();
+    assert!(head[..read].starts_with(b"HTTP/1.1 200"));
+    assert_eq!(ads.order("die").await, 202);
+    upload.write_all(body.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(SOON, upload.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.ends_with(body), "{answer}");
+    let code = tokio::time::timeout(SOON, ads.task.join_next()).await.unwrap().unwrap().unwrap().unwrap();
+    assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(1)));
+    assert!(TcpStream::connect(ads.address).await.is_err());
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 /// A command of an operator.
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Copy, Debug, Subcommand)]
 pub(crate) enum Command {}
 
 pub(crate) fn run(command: Command) -> ExitCode {

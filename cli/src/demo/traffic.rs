@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use gilmok_control_plane::http_client::{Client, Request, Response};
 use hyper::StatusCode;
+use tokio::sync::RwLock;
 use tokio::task::JoinSet;
 
 use super::layout::{Machine, proxy_of};
@@ -26,6 +27,8 @@ pub(crate) struct Traffic {
     /// The process whose log tells more when a request fails.
     proxy: String,
     tally: Arc<Mutex<Tally>>,
+    /// Each request holds it for reading.
+    under_way: Arc<RwLock<()>>,
     _callers: JoinSet<()>,
 }
 
@@ -48,19 +51,33 @@ impl Traffic {
     /// A service's name that is none.
     pub(crate) fn start(machine: &Machine, service: &str) -> anyhow::Result<Self> {
         let tally = Arc::new(Mutex::new(Tally::default()));
+        let under_way = Arc::new(RwLock::new(()));
         let mut callers = JoinSet::new();
         for caller in 0..CALLERS {
             let user = format!("user-{caller}").parse()?;
             let request = talk::of_service(service, "/?format=json")?;
             let request = request.header(hyper::header::HeaderName::from_static("x-user-id"), user);
-            callers.spawn(keep_calling(talk::client(machine.outbound)?, request, Arc::clone(&tally)));
+            callers.spawn(keep_calling(
+                talk::client(machine.outbound)?,
+                request,
+                Arc::clone(&tally),
+                Arc::clone(&under_way),
+            ));
         }
-        Ok(Self { proxy: proxy_of(machine), tally, _callers: callers })
+        Ok(Self { proxy: proxy_of(machine), tally, under_way, _callers: callers })
     }
 
     /// What came of it so far.
     pub(crate) fn so_far(&self) -> Tally {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A moment between two requests: none is under way, and none begins while what is given is held.
+    ///
+    /// A request that breaks off half-way may have been acted on, so it is not tried again unless a policy says so;
+    /// what happens in between must fail no request at all.
+    pub(crate) async fn between_requests(&self) -> impl Sized {
+        self.under_way.write().await
     }
 
     /// What came of it so far, if no request has failed.
@@ -130,13 +147,20 @@ impl Tally {
     }
 }
 
-async fn keep_calling(client: Client, request: Request, tally: Arc<Mutex<Tally>>) {
+async fn keep_calling(
+    client: Client,
+    request: Request,
+    tally: Arc<Mutex<Tally>>,
+    under_way: Arc<RwLock<()>>,
+) {
     loop {
+        let asking = under_way.read().await;
         let began = Instant::now();
         let outcome = match client.send(&request).await {
             Ok(answer) => who_answered(&answer),
             Err(error) => Err(error.into()),
         };
+        drop(asking);
         tally.lock().unwrap_or_else(PoisonError::into_inner).count(began.elapsed(), outcome);
         tokio::time::sleep(REST).await;
     }

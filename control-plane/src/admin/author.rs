@@ -95,6 +95,8 @@ impl Author {
         let mut done = Done { revision: written.revision, converged: None, lagging: Vec::new() };
         let mut status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
         if let Some(wait) = self.wait {
+            // Whoever waits asks what became of it, not whether it is new.
+            status = StatusCode::OK;
             let state = &admin.state;
             done.lagging = state.publisher.acks.converged(state.store.id(), written.revision, wait).await;
             done.converged = Some(done.lagging.is_empty());
@@ -144,4 +146,43 @@ fn words(headers: &HeaderMap, name: &str) -> Option<String> {
 /// What people read in tables and logs: one line of bounded length.
 fn bounded(text: &str) -> String {
     text.trim().chars().filter(|c| !c.is_control()).take(WORDS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use gilmok_config::name::ServiceName;
+    use tokio::sync::watch;
+    use tokio::time::timeout;
+
+    use super::super::Access;
+    use super::*;
+    use crate::store::Store;
+
+    #[tokio::test]
+    async fn what_a_writer_who_leaves_half_way_has_written_is_published() {
+        let folder = std::env::temp_dir().join(format!("gilmok-author-{}", std::process::id()));
+        drop(std::fs::remove_dir_all(&folder));
+        let state = state::State::new(Store::open(&folder, 10).unwrap(), false).unwrap();
+        let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
+        let (_end, stop) = watch::channel(false);
+        let access = Access::default();
+        let admin = Admin { state: Arc::clone(&state), access, stop, contacts: None, metrics };
+        let command = Command::PutService(ServiceName::parse("ads").unwrap(), serde_json::json!({}));
+        let author = Author { author: state::Author::default(), wait: None };
+        tokio::select! {
+            biased;
+            _ = author.write(&admin, command) => panic!("the disk was waited for"),
+            // The caller leaves while the disk is busy.
+            () = tokio::task::yield_now() => {}
+        }
+        let mut heads = state.store.heads();
+        let published = async {
+            drop(heads.wait_for(Option::is_some).await.unwrap());
+            while state.publisher.current().is_none() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), published).await.expect("it is on disk and published");
+        drop(std::fs::remove_dir_all(&folder));
+    }
 }

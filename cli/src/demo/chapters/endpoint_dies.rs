@@ -23,12 +23,14 @@ pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     traffic.go_on_for(PAGES).await?;
     stage.teller.say("callers on web-1 load the shop's page; it is made of ads, checkout and profile");
 
+    let quiet = traffic.between_requests().await;
     let died = Instant::now();
     talk::order(victim.address, "die").await.with_context(|| Concerning(VICTIM.to_owned()))?;
     stage.mesh.process(VICTIM)?.ends(SOON).await?;
+    drop(quiet);
     stage
         .teller
-        .say(&format!("{VICTIM} was told to die (POST /control/die) and is gone; {PAGES} pages later:"));
+        .say(&format!("between two requests {VICTIM} was told to die (POST /control/die), and is gone"));
     let (pages, known) = tokio::join!(traffic.go_on_for(PAGES), stage.until_known(&victim, false));
     pages?;
     let forgotten = known?.saturating_duration_since(died);

@@ -141,7 +141,7 @@ async fn a_backup_is_whole_and_becomes_a_store() {
     }
     let (status, backup) = served.get("/v1/backup").await;
     assert_eq!(status, StatusCode::OK);
-    let to = served.folder.join("restored");
+    let to = served.folder.0.join("restored");
     Store::restore(&to, backup.as_str().unwrap().as_bytes()).unwrap();
     let restored = Store::open(&to, 100).unwrap();
     assert_eq!(restored.head().unwrap().number, 3);

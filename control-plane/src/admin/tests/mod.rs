@@ -1,6 +1,7 @@
 //! REST over a real socket: the ways it is used, and the ways it is abused.
 
 mod connection;
+mod elsewhere;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,11 +16,29 @@ use super::*;
 use crate::http_client::{Client, Request, Settings};
 use crate::store::Store;
 
+/// A folder that goes with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("gilmok-rest-{name}-{}", std::process::id()));
+        drop(std::fs::remove_dir_all(&path));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
 /// A control plane on a free port, gone with the test.
 struct Served {
     client: Client,
     address: SocketAddr,
-    folder: PathBuf,
+    folder: Folder,
     stop: watch::Sender<bool>,
 }
 
@@ -29,9 +48,8 @@ impl Served {
     }
 
     async fn start_with(name: &str, patience: Patience) -> Self {
-        let folder = std::env::temp_dir().join(format!("gilmok-rest-{name}-{}", std::process::id()));
-        drop(std::fs::remove_dir_all(&folder));
-        let state = State::new(Store::open(&folder, 100).unwrap(), false).unwrap();
+        let folder = Folder::new(name);
+        let state = State::new(Store::open(&folder.0, 100).unwrap(), false).unwrap();
         let (stop, stopped) = watch::channel(false);
         let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
         let admin = Admin { state, access: Access::default(), stop: stopped, contacts: None, metrics };
@@ -68,12 +86,6 @@ impl Served {
 
     async fn get(&self, target: &str) -> (StatusCode, Value) {
         self.ask(Method::GET, target, &[], "").await
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        drop(std::fs::remove_dir_all(&self.folder));
     }
 }
 
@@ -197,6 +209,19 @@ async fn nonsense_is_answered_with_a_problem() {
 }
 
 #[tokio::test]
+async fn a_document_that_nests_without_end_is_refused() {
+    let served = Served::start("nested").await;
+    for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
+        for depth in [100, 10_000] {
+            let body = open.repeat(depth) + "1" + &close.repeat(depth);
+            let (status, _) = served.ask(Method::PUT, "/v1/mesh", &[], &body).await;
+            assert!(status.is_client_error(), "{depth} {status}");
+        }
+    }
+    assert_eq!(served.get("/v1/status").await.1["revision"], 0);
+}
+
+#[tokio::test]
 async fn a_body_that_is_too_large_is_refused() {
     let served = Served::start("large").await;
     let body = format!("{{\"x\":\"{}\"}}", "x".repeat(BODY_BYTES_MAX));
@@ -207,34 +232,6 @@ async fn a_body_that_is_too_large_is_refused() {
     // A whole document may be larger.
     let (status, problem) = served.ask(Method::PUT, "/v1/mesh", &[], &body).await;
     assert_eq!((status, &problem["problems"][0]["path"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("x")));
-}
-
-#[tokio::test]
-async fn a_writer_who_leaves_half_way_leaves_nothing_unpublished() {
-    use tokio::io::AsyncWriteExt as _;
-    let served = Served::start("leaves").await;
-    for round in 1..=20_u32 {
-        let body = json!({"max_concurrent": round}).to_string();
-        let length = body.len();
-        let head = format!(
-            "PUT /v1/services/ads HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
-        );
-        let mut caller = tokio::net::TcpStream::connect(served.address).await.unwrap();
-        caller.write_all((head + &body).as_bytes()).await.unwrap();
-        tokio::time::sleep(Duration::from_micros(u64::from(round) * 50)).await;
-        drop(caller);
-    }
-    let told = async {
-        loop {
-            let head = served.get("/v1/status").await.1["revision"].clone();
-            let (_, told) = served.get("/v1/explain?service=ads").await;
-            if head.as_u64() > Some(0) && told["revision"] == head {
-                return;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), told).await.unwrap();
 }
 
 #[tokio::test]
@@ -308,8 +305,26 @@ async fn a_write_waits_for_live_proxies_and_names_who_lags() {
         (status, done),
         (StatusCode::ACCEPTED, json!({"revision": 2, "converged": false, "lagging": ["web-1"]}))
     );
+    let (_, metrics) = served.get("/metrics").await;
+    assert!(
+        metrics.as_str().unwrap().contains("gilmok_feed_lag_revisions{proxy=\"web-1\"} 1\n"),
+        "{metrics}"
+    );
     let (_, proxies) = served.get("/v1/proxies").await;
     assert_eq!((&proxies[0]["node"], &proxies[0]["behind"]), (&json!("web-1"), &json!(1)));
+    // It catches up while somebody waits; a service that is new is answered the same way.
+    let ack = json!({"node": "web-1", "instance": "1", "wire": 1,
+        "applied": {"store": store, "revision": 3, "hash": ""}, "state": "ready"});
+    let catching_up = async {
+        while served.get("/v1/status").await.1["revision"] != 3 {}
+        served.ask(Method::POST, "/v1/feed/acks", &[], &ack.to_string()).await
+    };
+    let elsewhere =
+        Client::new(Settings::new(format!("http://{}", served.address).parse().unwrap())).unwrap();
+    let request = Request::new(Method::PUT, "/v1/services/new?wait=20s").body(Bytes::from_static(b"{}"));
+    let (done, _) = tokio::join!(elsewhere.send(&request), catching_up);
+    let done = done.unwrap();
+    assert_eq!((done.status, &done.body[..]), (StatusCode::OK, &br#"{"revision":3,"converged":true}"#[..]));
 }
 
 #[tokio::test]
