@@ -1,7 +1,7 @@
 //! `gilmok demo`: a whole mesh on loopback, all of it children of this one process, and a story told with it.
 //!
 //! In reading order: who is where (`layout`, `settings`), the processes (`process`, `mesh`), how they are talked to
-//! (`talk`, `traffic`), the story (`story`, `chapters`), how it is told (`tell`, `guide`), and where it keeps its
+//! (`talk`, `traffic`), the story (`stage`, `chapters`, `story`), how it is told (`tell`, `guide`), and where it keeps its
 //! files (`scratch`).
 
 mod layout;
@@ -16,9 +16,11 @@ mod talk;
 
 mod traffic;
 
-mod story;
+mod stage;
 
 mod chapters;
+
+mod story;
 
 mod tell;
 
@@ -38,7 +40,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::EXIT_INTERNAL;
 use mesh::{Concerning, Mesh};
 use scratch::Scratch;
-use story::{STORY_MAX, Stage};
+use stage::Stage;
+use story::STORY_MAX;
 use tell::Teller;
 
 /// How long an app that the reader killed stays dead.

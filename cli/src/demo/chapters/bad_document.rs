@@ -3,9 +3,9 @@
 use hyper::{Method, StatusCode};
 use serde_json::json;
 
-use super::super::story::Stage;
-use super::super::talk;
-use super::super::tell::table;
+use crate::demo::stage::Stage;
+use crate::demo::talk;
+use crate::demo::tell::table;
 
 pub(crate) const TITLE: &str = "A bad document is refused, and nothing changes";
 

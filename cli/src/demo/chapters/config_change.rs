@@ -5,8 +5,8 @@ use std::time::Instant;
 use hyper::{Method, StatusCode};
 use serde_json::json;
 
-use super::super::story::Stage;
-use super::super::tell::in_words;
+use crate::demo::stage::Stage;
+use crate::demo::tell::in_words;
 
 pub(crate) const TITLE: &str = "A change over REST reaches every proxy";
 

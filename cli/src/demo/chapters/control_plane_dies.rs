@@ -6,11 +6,11 @@ use anyhow::Context as _;
 use hyper::{Method, StatusCode};
 use serde_json::json;
 
-use super::super::layout::CONTROL_PLANE;
-use super::super::mesh::Concerning;
-use super::super::story::Stage;
-use super::super::tell::in_words;
-use super::super::traffic::Traffic;
+use crate::demo::layout::CONTROL_PLANE;
+use crate::demo::mesh::Concerning;
+use crate::demo::stage::Stage;
+use crate::demo::tell::in_words;
+use crate::demo::traffic::Traffic;
 
 pub(crate) const TITLE: &str = "The control plane dies, and traffic goes on";
 

@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 
-use super::super::mesh::{Concerning, SOON};
-use super::super::story::Stage;
-use super::super::talk;
-use super::super::tell::in_words;
-use super::super::traffic::Traffic;
+use crate::demo::mesh::{Concerning, SOON};
+use crate::demo::stage::Stage;
+use crate::demo::talk;
+use crate::demo::tell::in_words;
+use crate::demo::traffic::Traffic;
 
 pub(crate) const TITLE: &str = "An endpoint dies, and no request fails";
 
