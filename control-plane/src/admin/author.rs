@@ -31,6 +31,22 @@ pub(super) struct Terms {
     reason: Option<String>,
 }
 
+/// The headers of a write, for its description; [`Author`] reads them.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "it describes; nothing is read into it")]
+pub(super) struct Heads {
+    /// The revision in quotes that must be the newest one, as `ETag` told it; `*` for any.
+    #[param(rename = "If-Match")]
+    if_match: Option<String>,
+    /// Who, for the audit; the caller's address when nothing is said.
+    #[param(rename = "Gilmok-Who")]
+    who: Option<String>,
+    /// Why, for the audit.
+    #[param(rename = "Gilmok-Reason")]
+    reason: Option<String>,
+}
+
 /// A write's author and terms.
 #[derive(Debug)]
 pub(super) struct Author {

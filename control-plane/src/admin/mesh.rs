@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::Admin;
-use super::author::{Author, Done, Terms, etag};
+use super::author::{Author, Done, Heads, Terms, etag};
 use super::named::Named;
 use super::problem::Problem;
 use super::told::Told;
@@ -39,7 +39,7 @@ pub(super) async fn read_mesh(State(admin): State<Arc<Admin>>, headers: HeaderMa
     revised(&headers, revision, document)
 }
 
-#[utoipa::path(put, path = "/v1/mesh", tag = "mesh", summary = "Replace the whole document", params(Terms),
+#[utoipa::path(put, path = "/v1/mesh", tag = "mesh", summary = "Replace the whole document", params(Terms, Heads),
     request_body = Value,
     responses((status = 200, body = Done), (status = 201, description = "The first one", body = Done),
         (status = 202, description = "Written, but some proxies lag", body = Done),
@@ -76,7 +76,7 @@ pub(super) async fn read_service(
 }
 
 #[utoipa::path(put, path = "/v1/services/{service}", tag = "services", summary = "Put one service's table",
-    params(("service" = String, Path), Terms), request_body = Value,
+    params(("service" = String, Path), Terms, Heads), request_body = Value,
     responses((status = 200, body = Done), (status = 201, body = Done), (status = 202, body = Done),
         (status = 412, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn put_service(
@@ -90,7 +90,7 @@ pub(super) async fn put_service(
 
 #[utoipa::path(patch, path = "/v1/services/{service}", tag = "services",
     summary = "Change parts of one service's table (RFC 7396)",
-    params(("service" = String, Path), Terms), request_body(content = Value, content_type = "application/merge-patch+json"),
+    params(("service" = String, Path), Terms, Heads), request_body(content = Value, content_type = "application/merge-patch+json"),
     responses((status = 200, body = Done), (status = 202, body = Done), (status = 404, body = Problem),
         (status = 412, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn patch_service(
@@ -103,7 +103,7 @@ pub(super) async fn patch_service(
 }
 
 #[utoipa::path(delete, path = "/v1/services/{service}", tag = "services", summary = "Delete one service",
-    params(("service" = String, Path), Terms),
+    params(("service" = String, Path), Terms, Heads),
     responses((status = 200, body = Done), (status = 202, body = Done), (status = 404, body = Problem),
         (status = 409, description = "A route needs it", body = Problem), (status = 412, body = Problem)))]
 pub(super) async fn delete_service(

@@ -1,11 +1,13 @@
 //! The interface as a document, made from the handlers themselves.
 
 use axum::Json;
-use utoipa::OpenApi;
+use utoipa::openapi::OpenApi;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::{Modify, OpenApi as _};
 
 use super::{author, explain, membership, mesh, problem, process, proxies, revisions};
 
-#[derive(OpenApi)]
+#[derive(utoipa::OpenApi)]
 #[openapi(
     info(
         title = "Gilmok control plane",
@@ -39,19 +41,31 @@ use super::{author, explain, membership, mesh, problem, process, proxies, revisi
         process::metrics,
         serve,
     ),
-    components(schemas(problem::Problem, author::Done, explain::Question))
+    components(schemas(problem::Problem, author::Done, explain::Question)),
+    modifiers(&Token),
+    security((), ("token" = []))
 )]
 struct Interface;
 
+/// What callers from other machines show.
+struct Token;
+
+impl Modify for Token {
+    fn modify(&self, document: &mut OpenApi) {
+        let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+        document.components.get_or_insert_default().add_security_scheme("token", scheme);
+    }
+}
+
 /// The OpenAPI document.
 #[must_use]
-pub fn document() -> utoipa::openapi::OpenApi {
+pub fn document() -> OpenApi {
     Interface::openapi()
 }
 
 #[utoipa::path(get, path = "/openapi.json", tag = "process", summary = "This document",
     responses((status = 200, body = Object)))]
-pub(super) async fn serve() -> Json<utoipa::openapi::OpenApi> {
+pub(super) async fn serve() -> Json<OpenApi> {
     Json(document())
 }
 

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use utoipa::IntoParams;
 
 use super::Admin;
-use super::author::{Author, Done, Terms};
+use super::author::{Author, Done, Heads, Terms};
 use super::problem::Problem;
 use super::proxies::Lines;
 use crate::intent::Command;
@@ -90,7 +90,7 @@ async fn find(admin: &Admin, number: u64) -> Result<Revision, Problem> {
 }
 
 #[utoipa::path(post, path = "/v1/revisions/{number}/restore", tag = "revisions",
-    summary = "Put an earlier document in force as a new revision", params(("number" = u64, Path), Terms),
+    summary = "Put an earlier document in force as a new revision", params(("number" = u64, Path), Terms, Heads),
     responses((status = 200, body = Done), (status = 202, body = Done), (status = 404, body = Problem),
         (status = 409, description = "It is no sound document any more", body = Problem),
         (status = 412, body = Problem)))]
