@@ -43,7 +43,7 @@ enum Task {
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match Cli::try_parse_from(args) {
         Ok(Cli { task: Task::Demo(arguments) }) => demo::run(&arguments),
-        Ok(Cli { task: Task::Operate(command) }) => commands::run(command),
+        Ok(Cli { task: Task::Operate(command) }) => commands::run(&command),
         Ok(Cli { task: Task::Child(program) }) => child::run(program),
         Err(error) => {
             // Help and version are no errors; they go to stdout.

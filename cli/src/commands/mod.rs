@@ -8,6 +8,6 @@ use clap::Subcommand;
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub(crate) enum Command {}
 
-pub(crate) fn run(command: Command) -> ExitCode {
-    match command {}
+pub(crate) fn run(command: &Command) -> ExitCode {
+    match *command {}
 }
