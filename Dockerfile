@@ -2,10 +2,10 @@
 FROM docker.io/library/rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
-RUN cargo build --locked --profile dist \
+RUN cargo build --locked --release \
       --bin gilmok-proxy --bin gilmok-control-plane --bin gilmok-demo-app \
  && mkdir -p /out/bin \
- && cp target/dist/gilmok-proxy target/dist/gilmok-control-plane target/dist/gilmok-demo-app /out/bin/
+ && cp target/release/gilmok-proxy target/release/gilmok-control-plane target/release/gilmok-demo-app /out/bin/
 
 # Not root, no login, and a folder for what has to last. The ids are named by number, so that
 # `runAsNonRoot` rules can be checked without looking into the image.
