@@ -113,8 +113,13 @@ impl Author {
         if let Some(wait) = self.wait {
             // Whoever waits asks what became of it, not whether it is new.
             status = StatusCode::OK;
-            let state = &admin.state;
-            done.lagging = state.publisher.acks.converged(state.store.id(), written.revision, wait).await;
+            let (acks, store) = (&admin.state.publisher.acks, admin.state.store.id());
+            let mut stop = admin.stop.clone();
+            done.lagging = tokio::select! {
+                lagging = acks.converged(store, written.revision, wait) => lagging,
+                // A process that ends says what it knows rather than nothing.
+                _ = stop.wait_for(|stop| *stop) => acks.lagging(store, written.revision),
+            };
             done.converged = Some(done.lagging.is_empty());
             if !done.lagging.is_empty() {
                 status = StatusCode::ACCEPTED;

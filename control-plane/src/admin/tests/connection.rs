@@ -147,3 +147,36 @@ async fn a_backup_is_whole_and_becomes_a_store() {
     assert_eq!(restored.head().unwrap().number, 3);
     assert_eq!(json!(restored.id()), served.get("/v1/status").await.1["store"]);
 }
+
+#[tokio::test]
+async fn the_interface_describes_exactly_what_is_served() {
+    let served = Served::start("interface").await;
+    let (_, interface) = served.get("/openapi.json").await;
+    for (path, described) in interface["paths"].as_object().unwrap() {
+        let target = path.replace("{service}", "ads").replace("{id}", "a").replace("{number}", "1");
+        let request = format!("BREW {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let answer = served.raw(request).await;
+        let allowed = answer.lines().find_map(|line| line.strip_prefix("allow: ")).unwrap_or_default();
+        let mut allowed: Vec<String> = allowed.split(',').map(str::to_lowercase).collect();
+        // Whatever can be read has a head.
+        allowed.retain(|method| method != "head");
+        allowed.sort();
+        let mut described: Vec<&String> = described.as_object().unwrap().keys().collect();
+        described.sort();
+        assert_eq!(allowed.iter().collect::<Vec<_>>(), described, "{path}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_waits_is_answered_when_the_process_ends() {
+    let served = Served::start("overdue").await;
+    let ack = json!({"node": "web-1", "instance": "1", "wire": 1, "state": "ready"}).to_string();
+    served.ask(Method::POST, "/v1/feed/acks", &[], &ack).await;
+    let mut waiting = served.connect().await;
+    let request = "PUT /v1/services/ads?wait=5m HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}";
+    waiting.write_all(request.as_bytes()).await.unwrap();
+    while served.get("/v1/status").await.1["revision"] != 1 {}
+    served.stop.send_replace(true);
+    let answer = rest_of(&mut waiting).await;
+    assert!(answer.starts_with("HTTP/1.1 202") && answer.contains(r#""lagging":["web-1"]"#), "{answer}");
+}
