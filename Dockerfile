@@ -1,5 +1,5 @@
 # One build stage, three small final stages: docker build --target proxy | control-plane | demo-app
-FROM docker.io/library/rust:1.95-bookworm AS build
+FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
 RUN cargo build --locked --release \
@@ -9,7 +9,7 @@ RUN cargo build --locked --release \
 
 # Not root, no login, and a folder for what has to last. The ids are named by number, so that
 # `runAsNonRoot` rules can be checked without looking into the image.
-FROM docker.io/library/debian:bookworm-slim AS base
+FROM debian:bookworm-slim AS base
 RUN useradd --system --uid 65532 --user-group --no-create-home --home-dir /nonexistent \
       --shell /usr/sbin/nologin gilmok \
  && install -d -o gilmok -g gilmok -m 0750 /var/lib/gilmok && install -d /etc/gilmok
