@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use gilmok_tests::eventually::{eventually, within};
 use gilmok_tests::h2_caller::H2Caller;
+use gilmok_tests::message::find;
 use gilmok_tests::observe;
 use gilmok_tests::proxy::{Proxy, service};
 use gilmok_tests::upstream::{Upstream, ok};
@@ -238,6 +239,51 @@ async fn an_early_answer_arrives_although_the_upload_goes_on() {
     })
     .await;
     assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+}
+
+/// How much has come behind the head.
+fn body_length(bytes: &[u8]) -> usize {
+    find(bytes, b"\r\n\r\n").map_or(0, |at| bytes.len() - at - 4)
+}
+
+#[tokio::test]
+async fn an_early_answer_arrives_although_the_app_closes_at_once() {
+    // Closing with unread bytes is a reset, which the proxy meets while it writes: the answer is there all the same.
+    // The long one still fits into the kernel's buffers, else the app's own reset would throw away its end.
+    for (what, length) in [("a short answer", 2), ("a long answer", 20_000)] {
+        let upstream = Upstream::start(move |mut conversation| async move {
+            drop(conversation.request_head().await);
+            let head = format!("HTTP/1.1 413 Content Too Large\r\nContent-Length: {length}\r\n\r\n");
+            conversation.send(head + &"n".repeat(length)).await;
+        })
+        .await;
+        let proxy = Proxy::start(service("app", "", &[upstream.address])).await;
+        for round in 0..40 {
+            let mut caller = proxy.caller().await;
+            let (mut reading, mut writing) = caller.io.split();
+            let uploading = async {
+                drop(
+                    writing
+                        .write_all(b"POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 100000000\r\n\r\n")
+                        .await,
+                );
+                while writing.write_all(&[b'x'; 100_000]).await.is_ok() {}
+                std::future::pending::<()>().await;
+            };
+            let answering = async {
+                let mut bytes = Vec::new();
+                while body_length(&bytes) < length && matches!(reading.read_buf(&mut bytes).await, Ok(1..)) {}
+                bytes
+            };
+            let answer = within(Duration::from_secs(20), what, async {
+                tokio::select! { answer = answering => answer, () = uploading => unreachable!("it waits for ever") }
+            })
+            .await;
+            let text = String::from_utf8_lossy(&answer);
+            assert!(text.starts_with("HTTP/1.1 413"), "{what}, round {round}: {text}");
+            assert_eq!(body_length(&answer), length, "{what}, round {round}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -14,7 +14,14 @@ use crate::gather;
 
 /// An open connection to an endpoint.
 #[derive(Debug)]
-pub(crate) enum Socket {
+pub(crate) struct Socket {
+    stream: Stream,
+    /// Whether everything that the endpoint sent was read.
+    is_read: bool,
+}
+
+#[derive(Debug)]
+enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -37,7 +44,7 @@ pub(crate) enum ConnectError {
 pub(crate) async fn connect(peer: &Peer, within: Duration) -> Result<Socket, ConnectError> {
     match timeout(within, open(peer)).await {
         Err(_elapsed) => Err(ConnectError::Timeout),
-        Ok(Ok(socket)) => Ok(socket),
+        Ok(Ok(stream)) => Ok(Socket { stream, is_read: false }),
         Ok(Err(error)) => Err(match error.kind() {
             // A unix socket that is not there is refused like a port that nobody listens on.
             io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => ConnectError::Refused,
@@ -47,33 +54,55 @@ pub(crate) async fn connect(peer: &Peer, within: Duration) -> Result<Socket, Con
     }
 }
 
-async fn open(peer: &Peer) -> io::Result<Socket> {
+async fn open(peer: &Peer) -> io::Result<Stream> {
     match peer {
         Peer::Tcp(address) => {
             let socket = TcpStream::connect(address).await?;
             // Without it streamed frames wait up to 40 ms for an acknowledgement.
             socket.set_nodelay(true)?;
-            Ok(Socket::Tcp(socket))
+            Ok(Stream::Tcp(socket))
         }
-        Peer::Unix(path) => Ok(Socket::Unix(UnixStream::connect(path).await?)),
+        Peer::Unix(path) => Ok(Stream::Unix(UnixStream::connect(path).await?)),
     }
+}
+
+impl Socket {
+    /// An endpoint that takes no more may have answered before: hyper would end the connection at the error and never
+    /// read that answer. So what cannot be written any more is thrown away, until reading has told how the connection
+    /// ended: with what the endpoint said last, then with its end.
+    fn read_on(&self, written: io::Result<usize>, length: impl FnOnce() -> usize) -> io::Result<usize> {
+        match written {
+            Err(error) if !self.is_read && is_cut(&error) => Ok(length()),
+            written => written,
+        }
+    }
+}
+
+fn is_cut(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
-            Self::Unix(socket) => Pin::new(socket).poll_read(cx, buf),
-        }
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let polled = match &mut this.stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
+        this.is_read |= polled.is_ready() && buf.filled().len() == before;
+        polled
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_write(cx, data),
-            Self::Unix(socket) => Pin::new(socket).poll_write(cx, data),
-        }
+        let this = self.get_mut();
+        let written = match &mut this.stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, data),
+            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, data),
+        };
+        written.map(|written| this.read_on(written, || data.len()))
     }
 
     fn poll_write_vectored(
@@ -81,10 +110,12 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(socket) => gather::poll_write(Pin::new(socket), cx, data),
-            Self::Unix(socket) => gather::poll_write(Pin::new(socket), cx, data),
-        }
+        let this = self.get_mut();
+        let written = match &mut this.stream {
+            Stream::Tcp(stream) => gather::poll_write(Pin::new(stream), cx, data),
+            Stream::Unix(stream) => gather::poll_write(Pin::new(stream), cx, data),
+        };
+        written.map(|written| this.read_on(written, || data.iter().map(|part| part.len()).sum()))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -92,16 +123,16 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_flush(cx),
-            Self::Unix(socket) => Pin::new(socket).poll_flush(cx),
+        match &mut self.get_mut().stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
-            Self::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+        match &mut self.get_mut().stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
