@@ -260,8 +260,9 @@ async fn exchange(
         let Some(request) = unsent.take() else { break };
         match deadline.run(lease.send(request)).await.map_err(|Expired| LATE)? {
             Ok(response) => return Ok(Answered { response, lease }),
-            Err(mut error) => match error.take_message() {
-                // The connection was closed while it was idle; that says nothing about the endpoint.
+            Err(mut error) => match error.take_message().or_else(|| lease.unanswered()) {
+                // The connection was closed while it was idle; that says nothing about the endpoint. At most one more
+                // request on a new connection, and no connection is found closed twice: so it needs no budget.
                 Some(request) if lease.reused() => {
                     trying.endpoint.series.attempt(trying.worker, Outcome::StaleConnection);
                     *unsent = Some(request);

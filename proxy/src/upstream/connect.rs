@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::endpoint::Peer;
+use super::unanswered::Unanswered;
 use crate::gather;
 
 /// An open connection to an endpoint.
@@ -18,6 +20,8 @@ pub(crate) struct Socket {
     stream: Stream,
     /// Whether everything that the endpoint sent was read.
     is_read: bool,
+    /// What is to be kept of requests; only on connections that serve one after the other.
+    unanswered: Option<Arc<Unanswered>>,
 }
 
 #[derive(Debug)]
@@ -44,7 +48,7 @@ pub(crate) enum ConnectError {
 pub(crate) async fn connect(peer: &Peer, within: Duration) -> Result<Socket, ConnectError> {
     match timeout(within, open(peer)).await {
         Err(_elapsed) => Err(ConnectError::Timeout),
-        Ok(Ok(stream)) => Ok(Socket { stream, is_read: false }),
+        Ok(Ok(stream)) => Ok(Socket { stream, is_read: false, unanswered: None }),
         Ok(Err(error)) => Err(match error.kind() {
             // A unix socket that is not there is refused like a port that nobody listens on.
             io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => ConnectError::Refused,
@@ -67,6 +71,17 @@ async fn open(peer: &Peer) -> io::Result<Stream> {
 }
 
 impl Socket {
+    /// Keeps requests for as long as nothing comes back.
+    pub(super) fn keep_unanswered(&mut self) -> Arc<Unanswered> {
+        Arc::clone(self.unanswered.get_or_insert_default())
+    }
+
+    fn wrote(&self, parts: &[io::IoSlice<'_>], written: &Poll<io::Result<usize>>) {
+        if let (Some(unanswered), Poll::Ready(Ok(length))) = (&self.unanswered, written) {
+            unanswered.wrote(parts, *length);
+        }
+    }
+
     /// An endpoint that takes no more may have answered before: hyper would end the connection at the error and never
     /// read that answer. So what cannot be written any more is thrown away, until reading has told how the connection
     /// ended: with what the endpoint said last, then with its end.
@@ -90,7 +105,12 @@ impl AsyncRead for Socket {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         };
-        this.is_read |= polled.is_ready() && buf.filled().len() == before;
+        if polled.is_ready() {
+            this.is_read |= buf.filled().len() == before;
+            if let Some(unanswered) = this.unanswered.as_ref().filter(|_| !this.is_read) {
+                unanswered.answered();
+            }
+        }
         polled
     }
 }
@@ -102,7 +122,9 @@ impl AsyncWrite for Socket {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, data),
             Stream::Unix(stream) => Pin::new(stream).poll_write(cx, data),
         };
-        written.map(|written| this.read_on(written, || data.len()))
+        let written = written.map(|written| this.read_on(written, || data.len()));
+        this.wrote(&[io::IoSlice::new(data)], &written);
+        written
     }
 
     fn poll_write_vectored(
@@ -115,7 +137,10 @@ impl AsyncWrite for Socket {
             Stream::Tcp(stream) => gather::poll_write(Pin::new(stream), cx, data),
             Stream::Unix(stream) => gather::poll_write(Pin::new(stream), cx, data),
         };
-        written.map(|written| this.read_on(written, || data.iter().map(|part| part.len()).sum()))
+        let length = || data.iter().map(|part| part.len()).sum();
+        let written = written.map(|written| this.read_on(written, length));
+        this.wrote(data, &written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

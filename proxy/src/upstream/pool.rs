@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use gilmok_config::service::Protocol;
 use http::{Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::connect::{ConnectError, Socket, connect};
 use super::endpoint::EndpointState;
+use super::unanswered::Unanswered;
 use super::upload::Upload;
 use crate::clock;
 use crate::executor::LocalExecutor;
@@ -69,9 +70,16 @@ pub(crate) struct Pool {
 
 #[derive(Debug)]
 struct Idle {
-    sender: http1::SendRequest<Upload>,
-    born_ms: u64,
+    connection: H1Connection,
     idle_since_ms: u64,
+}
+
+/// An HTTP/1 connection: it serves one request after the other.
+#[derive(Debug)]
+struct H1Connection {
+    sender: http1::SendRequest<Upload>,
+    unanswered: Arc<Unanswered>,
+    born_ms: u64,
 }
 
 #[derive(Debug)]
@@ -91,8 +99,7 @@ pub(crate) enum Lease {
 #[derive(Debug)]
 pub(crate) struct H1Lease {
     pool: Rc<Pool>,
-    sender: http1::SendRequest<Upload>,
-    born_ms: u64,
+    connection: H1Connection,
     /// Whether it has served a request before.
     reused: bool,
 }
@@ -194,16 +201,17 @@ impl Pool {
     /// The connection that was used last: the likeliest to be alive, and the others may time out.
     fn take_idle(self: &Rc<Self>) -> Option<H1Lease> {
         let mut idle = self.idle.borrow_mut();
-        while let Some(Idle { sender, born_ms, .. }) = idle.pop() {
-            if sender.is_ready() {
-                return Some(H1Lease { pool: Rc::clone(self), sender, born_ms, reused: true });
+        while let Some(Idle { connection, .. }) = idle.pop() {
+            if connection.sender.is_ready() {
+                return Some(H1Lease { pool: Rc::clone(self), connection, reused: true });
             }
         }
         None
     }
 
     async fn open_http1(self: &Rc<Self>, within: Duration) -> Result<H1Lease, ConnectError> {
-        let socket = connect(&self.state.peer, within).await?;
+        let mut socket = connect(&self.state.peer, within).await?;
+        let unanswered = socket.keep_unanswered();
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(H1_BUFFER_BYTES_MAX)
             .handshake(TokioIo::new(socket))
@@ -214,17 +222,18 @@ impl Pool {
             // How it ended was told to the request that was on it.
             drop(connection.with_upgrades().await);
         });
-        Ok(H1Lease { pool: Rc::clone(self), sender, born_ms: clock::now_ms(), reused: false })
+        let connection = H1Connection { sender, unanswered, born_ms: clock::now_ms() };
+        Ok(H1Lease { pool: Rc::clone(self), connection, reused: false })
     }
 
-    fn put_back(&self, sender: http1::SendRequest<Upload>, born_ms: u64) {
+    fn put_back(&self, connection: H1Connection) {
         let now_ms = self.swept_at_ms.get();
         let mut idle = self.idle.borrow_mut();
-        let aged = now_ms.saturating_sub(born_ms) > self.bounds.age_ms_max;
+        let aged = now_ms.saturating_sub(connection.born_ms) > self.bounds.age_ms_max;
         if self.closed.get() || idle.len() >= self.bounds.idle_max || aged {
             return;
         }
-        idle.push(Idle { sender, born_ms, idle_since_ms: now_ms });
+        idle.push(Idle { connection, idle_since_ms: now_ms });
     }
 
     async fn open_or_share_h2(&self, within: Duration) -> Result<H2Lease, ConnectError> {
@@ -293,9 +302,9 @@ impl Pool {
 
     fn sweep(&self, now_ms: u64) {
         let fresh = |idle: &Idle| {
-            !idle.sender.is_closed()
+            !idle.connection.sender.is_closed()
                 && now_ms.saturating_sub(idle.idle_since_ms) <= self.bounds.idle_ms_max
-                && now_ms.saturating_sub(idle.born_ms) <= self.bounds.age_ms_max
+                && now_ms.saturating_sub(idle.connection.born_ms) <= self.bounds.age_ms_max
         };
         let mut idle = self.idle.borrow_mut();
         idle.retain(fresh);
@@ -325,8 +334,17 @@ impl Lease {
         request: Request<Upload>,
     ) -> Result<Response<Incoming>, TrySendError<Request<Upload>>> {
         match self {
-            Self::Http1(lease) => lease.sender.try_send_request(request).await,
+            Self::Http1(lease) => lease.send(request).await,
             Self::H2(lease) => lease.connection.sender.clone().try_send_request(request).await,
+        }
+    }
+
+    /// The request that broke, if it may be sent once more although it was written: the connection had served others
+    /// before and ended without a byte of an answer, and the request is idempotent and has no body.
+    pub(crate) fn unanswered(&self) -> Option<Request<Upload>> {
+        match self {
+            Self::Http1(lease) => lease.connection.unanswered.take(),
+            Self::H2(_) => None,
         }
     }
 
@@ -341,16 +359,29 @@ impl Lease {
 }
 
 impl H1Lease {
+    async fn send(
+        &mut self,
+        request: Request<Upload>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Upload>>> {
+        let H1Connection { sender, unanswered, .. } = &mut self.connection;
+        if self.reused && request.method().is_idempotent() && request.body().is_end_stream() {
+            unanswered.begin();
+        } else {
+            unanswered.pass();
+        }
+        sender.try_send_request(request).await
+    }
+
     fn give_back(self) {
-        let Self { pool, mut sender, born_ms, .. } = self;
-        if sender.is_ready() {
-            pool.put_back(sender, born_ms);
-        } else if !sender.is_closed() {
+        let Self { pool, mut connection, .. } = self;
+        if connection.sender.is_ready() {
+            pool.put_back(connection);
+        } else if !connection.sender.is_closed() {
             // The upload is still on its way, or the connection's task has not run since the last byte.
             // Ends when the connection is ready or closed.
             tokio::task::spawn_local(async move {
-                if sender.ready().await.is_ok() {
-                    pool.put_back(sender, born_ms);
+                if connection.sender.ready().await.is_ok() {
+                    pool.put_back(connection);
                 }
             });
         }
