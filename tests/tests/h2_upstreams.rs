@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use gilmok_tests::h2_caller::{END_HEADERS, END_STREAM, Frame, PREFACE, frame};
 use gilmok_tests::proxy::{Proxy, service};
+use gilmok_tests::upstream::{Conversation, Upstream};
 use http::Response;
 use tokio::task::JoinSet;
 
@@ -93,6 +95,83 @@ async fn connections_that_say_goaway_are_left_without_a_failed_request() {
         assert_eq!(answer.status(), 200, "request {n}: {answer:?}");
     }
     assert_eq!(seen.load(Ordering::SeqCst), 60);
+}
+
+/// Reads frames up to the next HEADERS and gives its stream; `None` at the end of the connection.
+async fn next_stream(conversation: &mut Conversation, read: &mut Vec<u8>) -> Option<u32> {
+    loop {
+        while let [a, b, c, kind, _flags, w, x, y, z, ..] = read[..] {
+            let end = 9 + u32::from_be_bytes([0, a, b, c]) as usize;
+            if read.len() < end {
+                break;
+            }
+            read.drain(..end);
+            if kind == Frame::Headers as u8 {
+                return Some(u32::from_be_bytes([w, x, y, z]));
+            }
+        }
+        let more = conversation.bytes().await;
+        if more.is_empty() {
+            return None;
+        }
+        read.extend(more);
+    }
+}
+
+/// An endpoint whose first connection says at its first stream that it took nothing beyond `last`, and ends; later
+/// ones answer.
+async fn going_away(last: u32, reason: h2::Reason) -> Upstream {
+    Upstream::start(move |mut conversation| async move {
+        let mut read = conversation.bytes().await;
+        read.drain(..PREFACE.len());
+        conversation.send(frame(Frame::Settings, 0, 0, &[])).await;
+        while let Some(stream) = next_stream(&mut conversation, &mut read).await {
+            if conversation.number == 0 {
+                let told = [last.to_be_bytes(), u32::from(reason).to_be_bytes()].concat();
+                conversation.send(frame(Frame::GoAway, 0, 0, &told)).await;
+                return;
+            }
+            // `:status: 200` is 8 in the static table.
+            conversation.send(frame(Frame::Headers, END_HEADERS, stream, &[0x88])).await;
+            conversation.send(frame(Frame::Data, END_STREAM, stream, b"fine")).await;
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn streams_that_a_goaway_left_out_go_to_another_connection() {
+    for reason in [h2::Reason::NO_ERROR, h2::Reason::ENHANCE_YOUR_CALM] {
+        let upstream = going_away(0, reason).await;
+        let proxy = Proxy::start(h2(&[upstream.address])).await;
+        // Whatever the method: nothing of it was taken up.
+        let answer =
+            proxy.caller().await.ask("POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 0\r\n\r\n").await;
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "fine"), "{reason:?}: {answer:?}");
+        assert_eq!(upstream.connections(), 2);
+        let retries = proxy.metric("gilmok_retries_total", &["service=\"app\""]).await;
+        assert!((retries - 1.0).abs() < f64::EPSILON, "{retries} retries");
+        let refused = proxy.metric("gilmok_upstream_attempts_total", &["outcome=\"refused\""]).await;
+        assert!(refused.abs() < f64::EPSILON, "{refused} counted against the endpoint");
+    }
+}
+
+#[tokio::test]
+async fn streams_that_a_goaway_counts_as_taken_up_are_not_sent_again() {
+    let upstream = going_away(1, h2::Reason::NO_ERROR).await;
+    let proxy = Proxy::start(h2(&[upstream.address])).await;
+    let answer = proxy.get("app", "/").await;
+    assert_eq!(answer.status(), 502, "{answer:?}");
+    assert_eq!(upstream.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_refused_stream_is_asked_once_more_where_there_is_only_one_endpoint() {
+    let (address, seen, _serving) = server(|n| if n == 0 { Answer::Refuse } else { Answer::Fine }).await;
+    let proxy = Proxy::start(h2(&[address])).await;
+    let answer = proxy.get("app", "/").await;
+    assert_eq!((answer.status(), answer.text().as_str()), (200, "fine"), "{answer:?}");
+    assert_eq!(seen.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]

@@ -191,10 +191,10 @@ async fn try_endpoint(
     others: bool,
 ) -> Result<Answered, Failed> {
     record.try_at(Arc::clone(endpoint));
-    // A sidecar can say that its app saw nothing, an HTTP/2 peer that a stream was not taken up. Where
-    // that can be and there is somewhere else to go, the head is kept.
-    let may_return = endpoint.endpoint.inbound || upstream.policy.protocol == Protocol::H2;
-    let keep = others && may_return && deadline.upload.is_none();
+    // A sidecar can say that its app saw nothing; where there is another one, the head is kept. An HTTP/2 peer can say
+    // that a stream was not taken up, and take it up on its next connection.
+    let may_return = (others && endpoint.endpoint.inbound) || upstream.policy.protocol == Protocol::H2;
+    let keep = may_return && deadline.upload.is_none();
     let spare = unsent.as_ref().filter(|_| keep).map(copy_of).map(Box::new);
     if let Some(request) = unsent {
         tell_target(request, endpoint);
@@ -296,7 +296,7 @@ fn broken(error: &hyper::Error, reused: bool, deadline: &Deadline) -> Failed {
         Some(UploadFault::Stalled) => failed(Fault::UploadStalled, Outcome::Cancelled),
         Some(UploadFault::TooLarge) => failed(Fault::BodyTooLarge, Outcome::Cancelled),
         // HTTP/2 says that the stream was not taken up; the caller's spare copy goes elsewhere.
-        None if not_taken_up(error) => failed(Fault::Unreachable, Outcome::Refused),
+        None if let Some(outcome) = not_taken_up(error) => failed(Fault::Refused, outcome),
         // Between two requests the endpoint may close at any time: counted apart.
         None if reused && was_cut(error) => failed(Fault::Reset, Outcome::StaleConnection),
         None => failed(Fault::Reset, Outcome::Reset),
@@ -312,15 +312,23 @@ fn was_cut(error: &hyper::Error) -> bool {
         })
 }
 
-fn not_taken_up(error: &hyper::Error) -> bool {
+/// Whether an HTTP/2 peer has said that it did nothing with a stream, and what that says about the endpoint.
+fn not_taken_up(error: &hyper::Error) -> Option<Outcome> {
     let mut source = std::error::Error::source(error);
     while let Some(error) = source {
         if let Some(error) = error.downcast_ref::<h2::Error>() {
-            return error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            // h2 ends by the peer's GOAWAY only streams above the last one that the peer took up.
+            let left_out = error.is_go_away() && error.is_remote();
+            let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            return match (left_out, refused) {
+                (true, _) => Some(Outcome::StaleConnection),
+                (false, true) => Some(Outcome::Refused),
+                (false, false) => None,
+            };
         }
         source = error.source();
     }
-    false
+    None
 }
 
 /// An answer that a sidecar gave for itself is that error, not the application's.
