@@ -103,10 +103,15 @@ impl Activity {
         }
     }
 
+    /// What came was no head of a request, or a whole one.
+    pub(crate) fn head_ended(&self) {
+        self.head_since_ms.store(0, Relaxed);
+    }
+
     /// A head is complete: its request begins.
     pub(crate) fn request_began(&self) {
         self.requests.fetch_add(1, Relaxed);
-        self.head_since_ms.store(0, Relaxed);
+        self.head_ended();
     }
 
     /// An answer has ended, at this moment.

@@ -121,6 +121,7 @@ pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub enum Frame {
     Data = 0x0,
     Headers = 0x1,
+    Priority = 0x2,
     RstStream = 0x3,
     Settings = 0x4,
     Ping = 0x6,

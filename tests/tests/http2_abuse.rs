@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use gilmok_tests::caller::Caller;
-use gilmok_tests::eventually::eventually;
+use gilmok_tests::eventually::{SOON, eventually, within};
 use gilmok_tests::h2_caller::{self, END_HEADERS, END_STREAM, Frame, H2Caller, PREFACE, frame, get_block};
 use gilmok_tests::observe;
 use gilmok_tests::proxy::{Proxy, service};
 use gilmok_tests::upstream::{Upstream, ok};
+use tokio::io::AsyncWriteExt;
 
 async fn abuser(proxy: &Proxy) -> Caller {
     let mut caller = proxy.caller().await;
@@ -53,6 +54,80 @@ async fn a_rapid_reset_ends_the_connection_and_leaves_nothing_behind() {
     for _ in 0..60 {
         assert_eq!(polite.get("app", "/fine").await.unwrap().status, 200);
     }
+}
+
+#[tokio::test]
+async fn streams_that_are_reset_once_they_are_taken_up_end_the_connection() {
+    let upstream = hanging().await;
+    let proxy = Proxy::start(service("app", "", &[upstream.address])).await;
+    let polite = H2Caller::connect(proxy.outbound()).await.unwrap();
+    let mut caller = abuser(&proxy).await;
+    let mut closed = false;
+    for batch in 0..200_u32 {
+        let streams = (0..50).map(|n| 2 * (batch * 50 + n) + 1);
+        let heads: Vec<u8> = streams
+            .clone()
+            .flat_map(|stream| {
+                frame(Frame::Headers, END_HEADERS | END_STREAM, stream, &get_block("app", "/hang"))
+            })
+            .collect();
+        caller.send(heads).await;
+        // Long enough for the proxy to take them up, so that h2's own limit does not see them.
+        closed = caller.is_closed_within(Duration::from_millis(5)).await;
+        if closed {
+            break;
+        }
+        let resets: Vec<u8> =
+            streams.flat_map(|stream| frame(Frame::RstStream, 0, stream, &8_u32.to_be_bytes())).collect();
+        caller.send(resets).await;
+        assert_eq!(polite.get("app", "/fine").await.unwrap().status, 200);
+    }
+    assert!(closed || caller.is_closed_within(SOON).await, "the connection stays");
+    eventually("the upstream's calls to end", async || {
+        // One is the polite caller's.
+        if upstream.open() <= 1 { Ok(()) } else { Err(format!("{} open", upstream.open())) }
+    })
+    .await;
+    assert_eq!(polite.get("app", "/fine").await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn floods_of_frames_for_no_request_end_the_connection() {
+    let upstream = hanging().await;
+    let proxy = Proxy::start(service("app", "", &[upstream.address])).await;
+    let polite = H2Caller::connect(proxy.outbound()).await.unwrap();
+    for (what, flood) in [
+        ("PING", frame(Frame::Ping, 0, 0, &[0; 8])),
+        ("SETTINGS", frame(Frame::Settings, 0, 0, &[0, 4, 0, 1, 0, 0])),
+        ("PRIORITY", frame(Frame::Priority, 0, 1, &[0, 0, 0, 3, 1])),
+    ] {
+        let caller = abuser(&proxy).await;
+        let (mut reading, mut writing) = caller.io.into_split();
+        // The answers are read, so that nothing holds the flood back.
+        let reading =
+            tokio::spawn(async move { tokio::io::copy(&mut reading, &mut tokio::io::sink()).await });
+        let many = flood.repeat(1_000);
+        let flooding = async { while writing.write_all(&many).await.is_ok() {} };
+        within(SOON, what, flooding).await;
+        drop(reading.await);
+        assert_eq!(polite.get("app", "/fine").await.unwrap().status, 200, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_that_is_pinged_stays() {
+    let upstream = hanging().await;
+    let settings = gilmok_tests::proxy::ProxySettings::of_mesh(service("app", "", &[upstream.address]));
+    let proxy = Proxy::start_with(settings.table("[limits]\nheader_timeout = \"200ms\"")).await;
+    let mut caller = abuser(&proxy).await;
+    // Pings are no head that fails to become complete.
+    for _ in 0..10 {
+        caller.send(frame(Frame::Ping, 0, 0, &[0; 8])).await;
+        assert!(!caller.is_closed_within(Duration::from_millis(100)).await, "the connection ended");
+    }
+    caller.send(frame(Frame::Headers, END_HEADERS | END_STREAM, 1, &get_block("app", "/fine"))).await;
+    eventually("an answer", async || if upstream.requests().is_empty() { Err("no request") } else { Ok(()) })
+        .await;
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 
 mod socket;
 
+mod calm;
+
 mod serve;
 
 use std::io;

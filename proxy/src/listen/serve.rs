@@ -14,6 +14,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
+use super::calm::Calm;
 use super::socket::{PREFACE, Socket};
 use crate::caller::{Caller, Expired};
 use crate::clock;
@@ -41,9 +42,11 @@ pub(super) async fn serve(worker: &Rc<Worker>, caller: &Rc<Caller>, mut stream: 
     let sniffed = within(caller, worker, pin!(sniff(&mut stream, &mut head, caller))).await;
     let Ok(Some(length)) = sniffed else { return };
     let is_h2 = length == PREFACE.len() && head == *PREFACE;
-    let socket = Socket::new(stream, &head[..length], caller.activity.clone());
+    let socket = Socket::new(stream, &head[..length], caller.activity.clone(), !is_h2);
     // Boxed, so that a connection costs what its protocol needs and not the larger of the two.
     if is_h2 {
+        // From here on bytes between requests are pings and windows as well, not a head that has begun.
+        caller.activity.head_ended();
         Box::pin(serve_h2(worker, caller, socket)).await;
     } else {
         Box::pin(serve_http1(worker, caller, socket)).await;
@@ -99,7 +102,7 @@ async fn serve_h2(worker: &Rc<Worker>, caller: &Rc<Caller>, socket: Socket) {
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(H2_KEEP_ALIVE)
         .keep_alive_timeout(H2_KEEP_ALIVE_TIMEOUT)
-        .serve_connection(TokioIo::new(socket), service);
+        .serve_connection(TokioIo::new(Calm::new(socket)), service);
     let mut connection = pin!(connection);
     let mut phases = worker.shared.phase.clone();
     let draining = async {

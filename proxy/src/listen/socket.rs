@@ -30,6 +30,8 @@ pub(super) struct Socket {
     head_length: usize,
     head_at: usize,
     activity: Arc<Activity>,
+    /// Whether bytes between requests are the beginning of a head, as in HTTP/1.
+    times_heads: bool,
     lingering: Option<Lingering>,
 }
 
@@ -40,10 +42,11 @@ struct Lingering {
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream, head: &[u8], activity: Arc<Activity>) -> Self {
+    pub(super) fn new(stream: TcpStream, head: &[u8], activity: Arc<Activity>, times_heads: bool) -> Self {
         let mut played = [0; PREFACE.len()];
         played[..head.len()].copy_from_slice(head);
-        Self { stream, head: played, head_length: head.len(), head_at: 0, activity, lingering: None }
+        let head_length = head.len();
+        Self { stream, head: played, head_length, head_at: 0, activity, times_heads, lingering: None }
     }
 }
 
@@ -59,7 +62,7 @@ impl AsyncRead for Socket {
         }
         let before = buf.filled().len();
         let read = ready!(Pin::new(&mut this.stream).poll_read(cx, buf));
-        if buf.filled().len() > before {
+        if this.times_heads && buf.filled().len() > before {
             this.activity.received();
         }
         Poll::Ready(read)
