@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use gilmok_tests::caller::Caller;
-use gilmok_tests::eventually::eventually;
+use gilmok_tests::eventually::{eventually, soon};
+use gilmok_tests::h2_caller::{self, H2Caller};
 use gilmok_tests::message::NoMessage;
 use gilmok_tests::process::{Signal, program};
 use gilmok_tests::proxy::{Proxy, ProxySettings, service};
@@ -126,6 +127,41 @@ async fn an_upload_that_stalls_is_ended_by_the_idle_timeout() {
     let answer = caller.answer().await;
     assert!(matches!(answer.status(), 400 | 408), "{answer:?}");
     assert!(caller.is_closed_within(Duration::from_secs(10)).await);
+}
+
+#[tokio::test]
+async fn an_upload_that_trickles_is_bounded_by_the_idle_timeout_between_its_bytes() {
+    let upstream = Upstream::saying("all of it").await;
+    let policy = "request_timeout = \"300ms\"\nidle_timeout = \"2s\"\nmax_concurrent = 1";
+    let proxy = Proxy::start(service("app", policy, &[upstream.address])).await;
+    // Longer than request_timeout, which begins when the upload has ended, and never idle for long.
+    let mut caller = proxy.caller().await;
+    caller.send("POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 10\r\n\r\n").await;
+    for byte in b"0123456789" {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        caller.send([*byte]).await;
+    }
+    assert_eq!(caller.answer().await.text(), "all of it");
+    // One that pauses for longer is ended, also over HTTP/2, and gives its place back.
+    for speaks_h2 in [false, true] {
+        if speaks_h2 {
+            let caller = H2Caller::connect(proxy.outbound()).await.unwrap();
+            let request = http::Request::post("http://app/").body(()).unwrap();
+            let (answer, mut sending) = caller.sender().await.unwrap().send_request(request, false).unwrap();
+            sending.send_data("0".into(), false).unwrap();
+            let answer = soon("an end of the upload", h2_caller::read(answer)).await;
+            assert!(answer.as_ref().map_or(true, |answer| answer.status == 408), "{answer:?}");
+        } else {
+            let mut caller = proxy.caller().await;
+            caller.send("POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 10\r\n\r\n0").await;
+            assert_eq!(caller.answer().await.status(), 408);
+        }
+        eventually("its place to be free", async || {
+            let answer = proxy.get("app", "/").await;
+            if answer.status() == 200 { Ok(()) } else { Err(format!("{answer:?}")) }
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
