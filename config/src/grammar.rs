@@ -302,6 +302,20 @@ fn found(node: &Node) -> String {
     }
 }
 
+/// What to say of each variable of the environment that begins like ours and is none of these.
+pub fn unknown_variables(names: impl IntoIterator<Item = String>, known: &[&str]) -> Vec<String> {
+    // The demo's apps read the same environment, and bring a command line of their own.
+    let is_ours = |name: &String| name.starts_with("GILMOK_") && !name.starts_with("GILMOK_DEMO_");
+    let mut unknown: Vec<String> =
+        names.into_iter().filter(|name| is_ours(name) && !known.contains(&name.as_str())).collect();
+    unknown.sort_unstable();
+    let told = |name: &String| match nearest(name, known) {
+        Some(near) => format!("{} is no setting; did you mean {near}?", shown(name)),
+        None => format!("{} is no setting; --help names those that there are", shown(name)),
+    };
+    unknown.iter().map(told).collect()
+}
+
 /// The known word that is at most two edits away, if any.
 fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     const WORD_BYTES_MAX: usize = 40;
@@ -346,6 +360,19 @@ mod tests {
             "line 1: attempts: expected a whole number, found \"two\"\n\
              line 2: budget: unknown key (did you mean `budgets`?)\n\
              line 3: timeout: \"9\" is not understood (a duration has a unit: \"250ms\", \"5s\", \"1h30m\")"
+        );
+    }
+
+    #[test]
+    fn variables_that_nobody_reads_are_told_with_the_nearest_one() {
+        let known = ["GILMOK_NODE", "GILMOK_LISTEN_ADMIN"];
+        let names = ["PATH", "GILMOK_NODE", "GILMOK_LISTEN_ADMN", "GILMOK_DEMO_VERSION", "GILMOK_FROBNICATE"];
+        assert_eq!(
+            unknown_variables(names.map(str::to_owned), &known),
+            [
+                "GILMOK_FROBNICATE is no setting; --help names those that there are",
+                "GILMOK_LISTEN_ADMN is no setting; did you mean GILMOK_LISTEN_ADMIN?",
+            ]
         );
     }
 

@@ -39,7 +39,13 @@ const EXIT_CONFIGURATION: u8 = 78;
 
 /// Runs a control plane with these arguments, the program's name first, until it is told to stop.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let (task, settings) = match Settings::load(args, &|name| std::env::var_os(name)) {
+    let loaded = Settings::load(args, &|name| std::env::var_os(name));
+    if !matches!(loaded, Err(SettingsError::Usage(_))) {
+        settings::unknown_variables(std::env::vars_os().map(|(name, _)| name))
+            .iter()
+            .for_each(|told| say(told));
+    }
+    let (task, settings) = match loaded {
         Ok(loaded) => loaded,
         Err(SettingsError::Usage(error)) => {
             // Help and version are no errors; they go to stdout.

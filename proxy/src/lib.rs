@@ -69,7 +69,13 @@ const EXIT_CONFIGURATION: u8 = 78;
 
 /// Runs the proxy with these arguments, the program's name first, until it has ended.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    match Settings::load(args, &|name| std::env::var_os(name)) {
+    let loaded = Settings::load(args, &|name| std::env::var_os(name));
+    if !matches!(loaded, Err(SettingsError::Usage(_))) {
+        for told in settings::unknown_variables(std::env::vars_os().map(|(name, _)| name)) {
+            say(&told);
+        }
+    }
+    match loaded {
         Ok((Task::Check, _)) => ExitCode::SUCCESS,
         Ok((Task::Run(command), settings)) => process::run(&settings, Some(&command)),
         Ok((Task::Serve, settings)) => process::run(&settings, None),
@@ -79,9 +85,14 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS }
         }
         Err(error @ SettingsError::Faulty(_)) => {
-            // Before there is a log, and for people at a terminal: one plain line per fault.
-            drop(writeln!(std::io::stderr().lock(), "{error}"));
+            say(&error.to_string());
             ExitCode::from(EXIT_CONFIGURATION)
         }
     }
+}
+
+/// Before there is a log, and for people at a terminal: one plain line per fault.
+fn say(text: &str) {
+    // Where stderr is gone there is nobody to tell.
+    drop(writeln!(std::io::stderr().lock(), "{text}"));
 }

@@ -146,6 +146,14 @@ pub fn command() -> Command {
     })
 }
 
+/// What to say of variables that look like settings and are none; the misspelt one is the setting that is missing.
+pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
+    let known: Vec<&str> =
+        OVERRIDABLE.iter().map(|setting| setting.variable).chain(["GILMOK_CONFIG"]).collect();
+    let names = names.into_iter().map(|name| name.to_string_lossy().into_owned());
+    gilmok_config::grammar::unknown_variables(names, &known)
+}
+
 impl Arguments {
     /// Reads the command line; a flag wins over a variable, an empty variable says nothing.
     pub(super) fn read(

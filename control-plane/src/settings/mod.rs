@@ -15,7 +15,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::membership::consul;
 
-pub use arguments::{Environment, Task, command};
+pub use arguments::{Environment, Task, command, unknown_variables};
 
 const LISTEN_DEFAULT: &str = "127.0.0.1:7070";
 const STORE_DIR_DEFAULT: &str = "data";

@@ -69,6 +69,15 @@ fn every_setting_is_read_and_paths_are_relative_to_the_file() {
 }
 
 #[test]
+fn a_misspelt_variable_is_told() {
+    let names = ["GILMOK_CONFIG", "GILMOK_CONSUL", "GILMOK_TOKENFILE", "HOME"];
+    assert_eq!(
+        unknown_variables(names.map(OsString::from)),
+        ["GILMOK_TOKENFILE is no setting; did you mean GILMOK_TOKEN_FILE?"]
+    );
+}
+
+#[test]
 fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     let folder = Folder::new("overlay");
     let file = folder.write(

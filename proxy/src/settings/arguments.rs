@@ -83,6 +83,14 @@ fn path(name: &'static str, help: &'static str) -> Arg {
         .help(help)
 }
 
+/// What to say of variables that look like settings and are none; the misspelt one is the setting that is missing.
+pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
+    let known: Vec<String> = OVERRIDABLE.iter().map(super::overlay::Overridable::variable).collect();
+    let known: Vec<&str> = known.iter().map(String::as_str).chain(["GILMOK_CONFIG", "GILMOK_MESH"]).collect();
+    let names = names.into_iter().map(|name| name.to_string_lossy().into_owned());
+    gilmok_config::grammar::unknown_variables(names, &known)
+}
+
 impl Arguments {
     /// Reads the command line; a flag wins over a variable.
     pub(super) fn read(

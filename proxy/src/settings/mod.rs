@@ -24,7 +24,7 @@ use thiserror::Error;
 use tracing::level_filters::LevelFilter;
 
 pub use apps::{App, Registration};
-pub use arguments::{Environment, Task, command};
+pub use arguments::{Environment, Task, command, unknown_variables};
 pub use limits::Limits;
 pub use network::Network;
 pub use server::Server;

@@ -167,6 +167,15 @@ fn flags_win_over_the_environment_and_both_over_the_file() {
 }
 
 #[test]
+fn a_misspelt_variable_is_told() {
+    let names = ["GILMOK_MESH", "GILMOK_CONFIG", "GILMOK_NODE", "GILMOK_SOURCE_MESHFILE", "HOME"];
+    assert_eq!(
+        unknown_variables(names.map(OsString::from)),
+        ["GILMOK_SOURCE_MESHFILE is no setting; did you mean GILMOK_SOURCE_MESH_FILE?"]
+    );
+}
+
+#[test]
 fn a_fault_of_a_flag_has_the_flags_name() {
     let told = load(&["--source-control-plane", "http://a:1", "--drain-announce", "9"], &[]).unwrap_err();
     let told = told.to_string();
