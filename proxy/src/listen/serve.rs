@@ -71,13 +71,16 @@ async fn sniff(stream: &mut TcpStream, head: &mut [u8; PREFACE.len()], caller: &
 async fn serve_http1(worker: &Rc<Worker>, caller: &Rc<Caller>, socket: Socket) {
     let limits = &worker.shared.limits;
     let service = service_fn(|request| respond(worker, caller, request));
-    let connection = http1::Builder::new()
-        .max_buf_size(H1_BUFFER_BYTES_MAX.max(limits.header_bytes))
-        .max_header_size(limits.header_bytes)
-        .serve_connection(TokioIo::new(socket), service)
-        .with_upgrades();
+    // Pinned where it is made: a name for it first would make room for it twice in each connection's future.
+    let connection = pin!(
+        http1::Builder::new()
+            .max_buf_size(H1_BUFFER_BYTES_MAX.max(limits.header_bytes))
+            .max_header_size(limits.header_bytes)
+            .serve_connection(TokioIo::new(socket), service)
+            .with_upgrades()
+    );
     // HTTP/1 is drained by `Connection: close` on the next answers; see `request/respond.rs`.
-    match within(caller, worker, pin!(connection)).await {
+    match within(caller, worker, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!("connection from {}: {error}", caller.peer),
         Err(expired) => tracing::debug!("connection from {} ended: {expired:?}", caller.peer),
@@ -92,18 +95,19 @@ async fn serve_h2(worker: &Rc<Worker>, caller: &Rc<Caller>, socket: Socket) {
         let (worker, caller) = (Rc::clone(&owned_worker), Rc::clone(&owned_caller));
         async move { respond(&worker, &caller, request).await }
     });
-    let connection = http2::Builder::new(LocalExecutor)
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(H2_STREAM_WINDOW)
-        .initial_connection_window_size(H2_CONNECTION_WINDOW)
-        .max_send_buf_size(H2_SEND_BYTES_MAX)
-        .max_concurrent_streams(limits.h2_streams)
-        .max_pending_accept_reset_streams(H2_RESETS_MAX)
-        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
-        .keep_alive_interval(H2_KEEP_ALIVE)
-        .keep_alive_timeout(H2_KEEP_ALIVE_TIMEOUT)
-        .serve_connection(TokioIo::new(Calm::new(socket)), service);
-    let mut connection = pin!(connection);
+    let mut connection = pin!(
+        http2::Builder::new(LocalExecutor)
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(H2_STREAM_WINDOW)
+            .initial_connection_window_size(H2_CONNECTION_WINDOW)
+            .max_send_buf_size(H2_SEND_BYTES_MAX)
+            .max_concurrent_streams(limits.h2_streams)
+            .max_pending_accept_reset_streams(H2_RESETS_MAX)
+            .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+            .keep_alive_interval(H2_KEEP_ALIVE)
+            .keep_alive_timeout(H2_KEEP_ALIVE_TIMEOUT)
+            .serve_connection(TokioIo::new(Calm::new(socket)), service)
+    );
     let mut phases = worker.shared.phase.clone();
     let draining = async {
         // A worker that is gone ends its connections with it.

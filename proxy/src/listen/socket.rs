@@ -58,12 +58,24 @@ impl AsyncRead for Socket {
             let taken = head.len().min(buf.remaining());
             buf.put_slice(&head[..taken]);
             this.head_at += taken;
+            // What follows goes into the same buffer: a buffer that holds only these few bytes would be grown
+            // for the rest, and each idle connection would keep the larger one.
+            if this.head_at == this.head_length && buf.remaining() > 0 {
+                // A failure shows again with the next read, after what was read is taken.
+                drop(this.poll_stream(cx, buf));
+            }
             return Poll::Ready(Ok(()));
         }
+        this.poll_stream(cx, buf)
+    }
+}
+
+impl Socket {
+    fn poll_stream(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let read = ready!(Pin::new(&mut this.stream).poll_read(cx, buf));
-        if this.times_heads && buf.filled().len() > before {
-            this.activity.received();
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
+        if self.times_heads && buf.filled().len() > before {
+            self.activity.received();
         }
         Poll::Ready(read)
     }
