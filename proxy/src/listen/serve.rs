@@ -1,12 +1,9 @@
 //! Serving one connection: HTTP/1.1 or HTTP/2 by what its first bytes are, under timers, until it or the drain ends.
 
-use std::convert::Infallible;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -20,7 +17,7 @@ use crate::caller::{Caller, Expired};
 use crate::clock;
 use crate::drain::Phase;
 use crate::executor::LocalExecutor;
-use crate::request::{self, body::Answer};
+use crate::request;
 use crate::worker::Worker;
 
 /// Buffer of an HTTP/1 connection from a caller; it grows to this only while bodies flow.
@@ -70,7 +67,7 @@ async fn sniff(stream: &mut TcpStream, head: &mut [u8; PREFACE.len()], caller: &
 
 async fn serve_http1(worker: &Rc<Worker>, caller: &Rc<Caller>, socket: Socket) {
     let limits = &worker.shared.limits;
-    let service = service_fn(|request| respond(worker, caller, request));
+    let service = service_fn(|request| request::handle(worker, caller, request));
     // Pinned where it is made: a name for it first would make room for it twice in each connection's future.
     let connection = pin!(
         http1::Builder::new()
@@ -91,10 +88,7 @@ async fn serve_h2(worker: &Rc<Worker>, caller: &Rc<Caller>, socket: Socket) {
     let limits = &worker.shared.limits;
     // The service outlives this call in the streams' tasks, so it owns what it needs.
     let (owned_worker, owned_caller) = (Rc::clone(worker), Rc::clone(caller));
-    let service = service_fn(move |request| {
-        let (worker, caller) = (Rc::clone(&owned_worker), Rc::clone(&owned_caller));
-        async move { respond(&worker, &caller, request).await }
-    });
+    let service = service_fn(move |request| request::handle(&owned_worker, &owned_caller, request));
     let mut connection = pin!(
         http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
@@ -128,16 +122,6 @@ async fn serve_h2(worker: &Rc<Worker>, caller: &Rc<Caller>, socket: Socket) {
         Ok(Err(error)) => tracing::debug!("HTTP/2 connection from {}: {error}", caller.peer),
         Err(expired) => tracing::debug!("HTTP/2 connection from {} ended: {expired:?}", caller.peer),
     }
-}
-
-/// The border to hyper: every request gets an answer. Boxed, since hyper keeps room for this future in each connection.
-fn respond(
-    worker: &Rc<Worker>,
-    caller: &Rc<Caller>,
-    request: Request<Incoming>,
-) -> Pin<Box<dyn Future<Output = Result<Response<Answer>, Infallible>>>> {
-    let (worker, caller) = (Rc::clone(worker), Rc::clone(caller));
-    Box::pin(async move { Ok(request::handle(worker, caller, request).await) })
 }
 
 /// Runs a connection under its timer.

@@ -1,16 +1,19 @@
 //! Trying an endpoint, and once more another one where nothing of the request was sent.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
 use std::time::Duration;
 
 use gilmok_config::service::{LoadBalancer, Protocol};
 use http::header::{CONNECTION, UPGRADE};
 use http::{Request, Response};
 use hyper::body::Incoming;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, Sleep, sleep, timeout_at};
 
 use super::fault::Fault;
 use super::headers::{GILMOK_SHARD, GILMOK_TIMEOUT, GILMOK_VERSION, PROXY_STATUS};
@@ -20,7 +23,7 @@ use crate::metrics::Outcome;
 use crate::upstream::balance::{Choice, note_latency};
 use crate::upstream::connect::ConnectError;
 use crate::upstream::endpoint::EndpointState;
-use crate::upstream::pool::{Lease, Pool};
+use crate::upstream::pool::{Lease, Pool, Sent};
 use crate::upstream::service::{Shared, Upstream};
 use crate::upstream::upload::{Progress, Upload, UploadFault};
 
@@ -92,29 +95,41 @@ impl Deadline {
     }
 
     /// Runs a step of the request until the time is up. While the upload is on its way it is not.
-    async fn run<T>(&self, step: impl Future<Output = T>) -> Result<T, Expired> {
-        let mut step = std::pin::pin!(step);
-        loop {
-            let at = self.at();
-            match timeout_at(at, &mut step).await {
-                Ok(done) => return Ok(done),
-                Err(_) if self.at() <= Instant::now() => return Err(Expired),
-                Err(_) => {}
+    async fn run<F: Future>(
+        &self,
+        mut timer: Pin<&mut Sleep>,
+        mut step: Pin<&mut F>,
+    ) -> Result<F::Output, Expired> {
+        timer.as_mut().reset(self.at());
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = step.as_mut().poll(cx) {
+                return Poll::Ready(Ok(done));
             }
-        }
+            while timer.as_mut().poll(cx).is_ready() {
+                let at = self.at();
+                if at <= Instant::now() {
+                    return Poll::Ready(Err(Expired));
+                }
+                timer.as_mut().reset(at);
+            }
+            Poll::Pending
+        })
+        .await
     }
 }
 
 /// Sends a request to an endpoint of a service; once more to another if nothing of it was sent.
+///
+/// The request is taken out of `unsent` when it is sent, and put back when nothing of it reached the application.
 pub(crate) async fn attempt(
     record: &mut Record,
-    upstream: &Arc<Upstream>,
-    mut request: Request<Upload>,
+    upstream: &Upstream,
+    unsent: &mut Option<Request<Upload>>,
     deadline: &Deadline,
 ) -> Result<Answered, Fault> {
-    fit_protocol(&mut request, upstream);
-    // Taken when it is sent, put back when nothing of it reached the application.
-    let mut unsent = Some(request);
+    if let Some(request) = unsent {
+        fit_protocol(request, upstream);
+    }
     // The moment the request came: near enough for choosing, and one reading of the clock less.
     let now_ms = clock::ms_of(record.started());
     let mut except = None;
@@ -122,7 +137,7 @@ pub(crate) async fn attempt(
     let mut permit = None;
     loop {
         let (endpoint, others) = pick(upstream, except, now_ms).ok_or(Fault::NoEndpoint)?;
-        let failed = match try_endpoint(record, upstream, &endpoint, &mut unsent, deadline, others).await {
+        let failed = match try_endpoint(record, upstream, &endpoint, unsent, deadline, others).await {
             Ok(answered) => return Ok(answered),
             Err(failed) => failed,
         };
@@ -154,7 +169,7 @@ impl<'s> RetryPermit<'s> {
             }
             shared.retries_in_flight.fetch_sub(1, Relaxed);
             let pause = BUDGET_WAIT.mul_f64(0.5 + fastrand::f64());
-            deadline.run(sleep(pause)).await.ok()?;
+            timeout_at(deadline.at(), sleep(pause)).await.ok()?;
         }
         None
     }
@@ -253,12 +268,14 @@ async fn exchange(
         let mut lease = match pooled {
             Some(lease) => lease,
             None => {
-                let opening = Box::pin(pool.open(policy.protocol, policy.connect_timeout));
-                deadline.run(opening).await.map_err(|Expired| LATE)?.map_err(not_connected)?
+                let mut opening = Box::pin(pool.open(policy.protocol, policy.connect_timeout));
+                let mut timer = Box::pin(sleep(policy.connect_timeout));
+                let opened = deadline.run(timer.as_mut(), opening.as_mut()).await;
+                opened.map_err(|Expired| LATE)?.map_err(not_connected)?
             }
         };
         let Some(request) = unsent.take() else { break };
-        match deadline.run(lease.send(request)).await.map_err(|Expired| LATE)? {
+        match send(&mut lease, request, deadline).await.map_err(|Expired| LATE)? {
             Ok(response) => return Ok(Answered { response, lease }),
             Err(mut error) => match error.take_message().or_else(|| lease.unanswered()) {
                 // The connection was closed while it was idle; that says nothing about the endpoint. At most one more
@@ -276,6 +293,20 @@ async fn exchange(
         }
     }
     Err(Failed::new(Fault::Reset, Outcome::StaleConnection))
+}
+
+/// Sends a request on a connection and waits for the head of its answer.
+async fn send(lease: &mut Lease, request: Request<Upload>, deadline: &Deadline) -> Result<Sent, Expired> {
+    match lease {
+        Lease::Http1(lease) => {
+            let (timer, sent) = lease.send(request);
+            deadline.run(timer, pin!(sent)).await
+        }
+        Lease::H2(lease) => {
+            let sent = lease.send(request);
+            deadline.run(pin!(sleep(deadline.limit)), pin!(sent)).await
+        }
+    }
 }
 
 fn not_connected(error: ConnectError) -> Failed {

@@ -19,14 +19,18 @@ mod tunnel;
 mod respond;
 
 use std::borrow::Cow;
+use std::convert::Infallible;
+use std::future::ready;
+use std::pin::Pin;
 use std::rc::Rc;
 
 use gilmok_config::decide::{Facts, Listener, Refusal, decide};
-use gilmok_config::route;
+use gilmok_config::route::has_prefix;
 use http::header::{HOST, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, Uri};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 
 use crate::caller::Caller;
 use crate::drain::Phase;
@@ -40,56 +44,84 @@ use head::Seen;
 use record::{Place, Record};
 use respond::Outcome;
 
+/// A request's answer on its way.
+pub(crate) type Answering = Pin<Box<dyn Future<Output = Result<Response<Answer>, Infallible>>>>;
+
 /// Answers one request. Dropped when the caller leaves, which ends the call to the endpoint as well.
-pub(crate) async fn handle(
-    worker: Rc<Worker>,
-    caller: Rc<Caller>,
-    request: Request<Incoming>,
-) -> Response<Answer> {
+///
+/// Everything that waits for nobody is done before there is a future, so that each holds only what it needs
+/// while it waits: with many requests in flight, their size is what the processor's caches are used up by.
+pub(crate) fn handle(worker: &Rc<Worker>, caller: &Rc<Caller>, request: Request<Incoming>) -> Answering {
     // One snapshot decides the whole request.
     let view = worker.view();
-    let mut record = Record::begin(&worker, &view, &caller, &request);
+    let mut record = Record::begin(worker, &view, caller, &request);
     let terms = respond::Terms::of(&request, worker.phase.get() >= Phase::Closing);
-    let outcome = match answer(&worker, &caller, &view, &mut record, request).await {
-        Ok(outcome) => outcome,
-        Err(fault) => Outcome::Own(fault),
-    };
-    respond::respond(outcome, &terms, record)
+    match route(worker, caller, &view, &mut record, request) {
+        Ok(Way::Endpoint(mut call)) => Box::pin(async move {
+            let upstream = call.place.of(&view);
+            let answered = attempt::attempt(&mut record, upstream, &mut call.unsent, &call.deadline).await;
+            let idle = upstream.policy.idle_timeout;
+            let outcome = Outcome::of(answered, call.upgrade, &call.deadline, idle);
+            Ok(respond::respond(outcome, &terms, record))
+        }),
+        Ok(Way::Outside(request, seen)) => {
+            let (worker, caller) = (Rc::clone(worker), Rc::clone(caller));
+            Box::pin(async move {
+                let outcome = pass::pass(&worker, &caller, &mut record, request, &seen).await;
+                Ok(respond::respond(outcome.unwrap_or_else(Outcome::Own), &terms, record))
+            })
+        }
+        Err(fault) => Box::pin(ready(Ok(respond::respond(Outcome::Own(fault), &terms, record)))),
+    }
 }
 
-/// From the head to an endpoint's answer, or the reason why there is none.
-async fn answer(
-    worker: &Rc<Worker>,
+/// Which way a request goes.
+enum Way {
+    /// To an endpoint of the mesh, or to an app beside this proxy.
+    Endpoint(Call),
+    /// To what the mesh does not know, or through a tunnel.
+    Outside(Request<Incoming>, Seen),
+}
+
+/// What is to be asked of a service's endpoints.
+struct Call {
+    place: Place,
+    unsent: Option<Request<Upload>>,
+    upgrade: Option<OnUpgrade>,
+    deadline: Deadline,
+}
+
+/// From the head to the request as an endpoint gets it, or the reason why it gets none.
+fn route(
+    worker: &Worker,
     caller: &Caller,
     view: &View,
     record: &mut Record,
     mut request: Request<Incoming>,
-) -> Result<Outcome, Fault> {
+) -> Result<Way, Fault> {
     let seen = Seen::read(&request, &worker.shared.limits)?;
     record.speaks(&seen);
     if request.method() == Method::CONNECT {
-        // Rare ways are boxed, so that the common one's future stays small.
-        return Box::pin(tunnel::connect(worker, caller, request)).await.map(Outcome::Tunnel);
+        return Ok(Way::Outside(request, seen));
     }
     let Some(destination) = destination(caller, view, &request)? else {
         // Whoever may call what the mesh does not know is passed on as it is.
-        return Box::pin(pass::pass(worker, caller, record, request, &seen)).await;
+        return Ok(Way::Outside(request, seen));
     };
-    record.placed(destination.place);
+    let Destination { place, strip_prefix, timeout } = destination;
+    record.placed(place);
     record.admit()?;
     let upgrade = seen.upgrade.then(|| hyper::upgrade::on(&mut request));
-    let upstream = destination.place.of(view);
+    let upstream = place.of(view);
     let host = named_host(&request);
     let (mut head, body) = request.into_parts();
     headers::prepare_request(&mut head.headers, &seen, caller, host.clone());
     record.identified(&head.headers, host.as_ref());
-    head.uri =
-        next_target(&head.uri, destination.strip_prefix.as_deref(), host, &mut head.headers, upstream)?;
+    head.uri = next_target(&head.uri, strip_prefix.as_deref(), host, &mut head.headers, upstream)?;
     let (upload, progress) = Upload::new(body, upstream.policy.idle_timeout, worker.shared.limits.body_bytes);
     record.uploads(progress.as_ref());
-    let deadline = Deadline::new(record.started(), destination.timeout, progress);
-    let answer = attempt::attempt(record, upstream, Request::from_parts(head, upload), &deadline).await?;
-    Ok(Outcome::answered(answer, upgrade, &deadline, upstream.policy.idle_timeout))
+    let deadline = Deadline::new(record.started(), timeout, progress);
+    Ok(Way::Endpoint(Call { place, unsent: Some(Request::from_parts(head, upload)), upgrade, deadline }))
 }
 
 /// Where a request goes.
@@ -151,7 +183,7 @@ fn next_target(
     const NO_PATH: Fault = Fault::BadRequest("the request's target is no path");
     let whole = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let path = match strip_prefix {
-        Some(prefix) if route::has_prefix(whole.path(), prefix) => {
+        Some(prefix) if has_prefix(whole.path(), prefix) => {
             let rest = &whole.as_str()[prefix.len()..];
             let slash = if rest.starts_with('/') { "" } else { "/" };
             PathAndQuery::try_from(format!("{slash}{rest}")).map_err(|_| NO_PATH)?

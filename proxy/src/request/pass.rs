@@ -1,12 +1,11 @@
 //! Passing on what the mesh does not know, for callers on this machine, when the settings say so.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use gilmok_config::address::Address;
 use gilmok_config::endpoint::Endpoint;
 use gilmok_config::service::ServicePolicy;
-use http::Request;
+use http::{Method, Request};
 use hyper::body::Incoming;
 
 use super::attempt::{self, Deadline};
@@ -24,14 +23,17 @@ use crate::worker::Worker;
 /// The port of a host that names none.
 const HTTP_PORT: u16 = 80;
 
-/// Sends a request to the host it names, on a connection of its own.
+/// Opens the tunnel that a CONNECT asks for, or sends a request to the host it names, on a connection of its own.
 pub(super) async fn pass(
-    worker: &Rc<Worker>,
+    worker: &Worker,
     caller: &Caller,
     record: &mut Record,
     request: Request<Incoming>,
     seen: &Seen,
 ) -> Result<Outcome, Fault> {
+    if request.method() == Method::CONNECT {
+        return tunnel::connect(worker, caller, request).await.map(Outcome::Tunnel);
+    }
     if !may_pass(worker, caller) {
         return Err(Fault::NoDestination);
     }
@@ -50,6 +52,7 @@ pub(super) async fn pass(
     let policy = &upstream.policy;
     let (upload, progress) = Upload::new(body, policy.idle_timeout, worker.shared.limits.body_bytes);
     let deadline = Deadline::new(record.started(), policy.request_timeout, progress);
-    let answer = attempt::attempt(record, &upstream, Request::from_parts(head, upload), &deadline).await?;
-    Ok(Outcome::answered(answer, None, &deadline, policy.idle_timeout))
+    let mut unsent = Some(Request::from_parts(head, upload));
+    let answered = attempt::attempt(record, &upstream, &mut unsent, &deadline).await;
+    Ok(Outcome::of(answered, None, &deadline, policy.idle_timeout))
 }

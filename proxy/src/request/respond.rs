@@ -43,13 +43,17 @@ impl Terms {
 }
 
 impl Outcome {
-    pub(crate) fn answered(
-        answered: Answered,
+    /// What became of trying a service's endpoints.
+    pub(crate) fn of(
+        answered: Result<Answered, Fault>,
         upgrade: Option<OnUpgrade>,
         deadline: &Deadline,
         idle: Duration,
     ) -> Self {
-        Self::Relay { answered, upload_ended: deadline.upload_ended(), idle, upgrade }
+        match answered {
+            Ok(answered) => Self::Relay { answered, upload_ended: deadline.upload_ended(), idle, upgrade },
+            Err(fault) => Self::Own(fault),
+        }
     }
 }
 

@@ -3,7 +3,6 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
@@ -38,7 +37,7 @@ pub(crate) struct Tunnel {
 
 /// Opens the connection that a CONNECT asks for. Refused unless unknown hosts are passed on for this caller.
 pub(super) async fn connect(
-    worker: &Rc<Worker>,
+    worker: &Worker,
     caller: &Caller,
     mut request: Request<Incoming>,
 ) -> Result<Tunnel, Fault> {

@@ -5,6 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use http::{Request, Response};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::time::{Sleep, sleep};
 
 use super::connect::{ConnectError, Socket, connect};
 use super::endpoint::EndpointState;
@@ -70,7 +72,7 @@ pub(crate) struct Pool {
 
 #[derive(Debug)]
 struct Idle {
-    connection: H1Connection,
+    connection: Box<H1Connection>,
     idle_since_ms: u64,
 }
 
@@ -79,6 +81,8 @@ struct Idle {
 struct H1Connection {
     sender: http1::SendRequest<Upload>,
     unanswered: Arc<Unanswered>,
+    /// Bounds the wait for an answer. Kept, since setting a timer to later costs a hundredth of making one.
+    timer: Pin<Box<Sleep>>,
     born_ms: u64,
 }
 
@@ -88,6 +92,9 @@ struct H2Connection {
     streams: Cell<usize>,
     born_ms: u64,
 }
+
+/// The head of an answer; or what went wrong, with the request where nothing of it was sent.
+pub(crate) type Sent = Result<Response<Incoming>, TrySendError<Request<Upload>>>;
 
 /// A connection lent to one request. Dropped, it is closed; [`Lease::give_back`] returns it.
 #[derive(Debug)]
@@ -99,7 +106,8 @@ pub(crate) enum Lease {
 #[derive(Debug)]
 pub(crate) struct H1Lease {
     pool: Rc<Pool>,
-    connection: H1Connection,
+    /// Boxed once, since it goes back and forth with each request.
+    connection: Box<H1Connection>,
     /// Whether it has served a request before.
     reused: bool,
 }
@@ -222,11 +230,12 @@ impl Pool {
             // How it ended was told to the request that was on it.
             drop(connection.with_upgrades().await);
         });
-        let connection = H1Connection { sender, unanswered, born_ms: clock::now_ms() };
+        let timer = Box::pin(sleep(Duration::ZERO));
+        let connection = Box::new(H1Connection { sender, unanswered, timer, born_ms: clock::now_ms() });
         Ok(H1Lease { pool: Rc::clone(self), connection, reused: false })
     }
 
-    fn put_back(&self, connection: H1Connection) {
+    fn put_back(&self, connection: Box<H1Connection>) {
         let now_ms = self.swept_at_ms.get();
         let mut idle = self.idle.borrow_mut();
         let aged = now_ms.saturating_sub(connection.born_ms) > self.bounds.age_ms_max;
@@ -328,17 +337,6 @@ impl Lease {
         }
     }
 
-    /// Sends a request and waits for the head of its answer.
-    pub(crate) async fn send(
-        &mut self,
-        request: Request<Upload>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Upload>>> {
-        match self {
-            Self::Http1(lease) => lease.send(request).await,
-            Self::H2(lease) => lease.connection.sender.clone().try_send_request(request).await,
-        }
-    }
-
     /// The request that broke, if it may be sent once more although it was written: the connection had served others
     /// before and ended without a byte of an answer, and the request is idempotent and has no body.
     pub(crate) fn unanswered(&self) -> Option<Request<Upload>> {
@@ -359,17 +357,18 @@ impl Lease {
 }
 
 impl H1Lease {
-    async fn send(
+    /// Sends a request; gives the timer of this connection and what waits for the head of the answer.
+    pub(crate) fn send(
         &mut self,
         request: Request<Upload>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Upload>>> {
-        let H1Connection { sender, unanswered, .. } = &mut self.connection;
+    ) -> (Pin<&mut Sleep>, impl Future<Output = Sent> + use<>) {
+        let H1Connection { sender, unanswered, timer, .. } = &mut *self.connection;
         if self.reused && request.method().is_idempotent() && request.body().is_end_stream() {
             unanswered.begin();
         } else {
             unanswered.pass();
         }
-        sender.try_send_request(request).await
+        (timer.as_mut(), sender.try_send_request(request))
     }
 
     fn give_back(self) {
@@ -392,6 +391,11 @@ impl H2Lease {
     fn on(connection: &Rc<H2Connection>, reused: bool) -> Self {
         connection.streams.set(connection.streams.get() + 1);
         Self { connection: Rc::clone(connection), reused }
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    pub(crate) fn send(&self, request: Request<Upload>) -> impl Future<Output = Sent> + use<> {
+        self.connection.sender.clone().try_send_request(request)
     }
 }
 
