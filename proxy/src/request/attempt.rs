@@ -23,7 +23,7 @@ use crate::metrics::Outcome;
 use crate::upstream::balance::{Choice, note_latency};
 use crate::upstream::connect::ConnectError;
 use crate::upstream::endpoint::EndpointState;
-use crate::upstream::pool::{Lease, Pool, Sent};
+use crate::upstream::pool::{Lease, Pool};
 use crate::upstream::service::{Shared, Upstream};
 use crate::upstream::upload::{Progress, Upload, UploadFault};
 
@@ -275,7 +275,17 @@ async fn exchange(
             }
         };
         let Some(request) = unsent.take() else { break };
-        match send(&mut lease, request, deadline).await.map_err(|Expired| LATE)? {
+        let sent = match &mut lease {
+            Lease::Http1(lease) => {
+                let (timer, sent) = lease.send(request);
+                deadline.run(timer, pin!(sent)).await
+            }
+            Lease::H2(lease) => {
+                let mut timer = Box::pin(sleep(deadline.limit));
+                deadline.run(timer.as_mut(), pin!(lease.send(request))).await
+            }
+        };
+        match sent.map_err(|Expired| LATE)? {
             Ok(response) => return Ok(Answered { response, lease }),
             Err(mut error) => match error.take_message().or_else(|| lease.unanswered()) {
                 // The connection was closed while it was idle; that says nothing about the endpoint. At most one more
@@ -293,20 +303,6 @@ async fn exchange(
         }
     }
     Err(Failed::new(Fault::Reset, Outcome::StaleConnection))
-}
-
-/// Sends a request on a connection and waits for the head of its answer.
-async fn send(lease: &mut Lease, request: Request<Upload>, deadline: &Deadline) -> Result<Sent, Expired> {
-    match lease {
-        Lease::Http1(lease) => {
-            let (timer, sent) = lease.send(request);
-            deadline.run(timer, pin!(sent)).await
-        }
-        Lease::H2(lease) => {
-            let sent = lease.send(request);
-            deadline.run(pin!(sleep(deadline.limit)), pin!(sent)).await
-        }
-    }
 }
 
 fn not_connected(error: ConnectError) -> Failed {

@@ -194,8 +194,9 @@ fn next_target(
     parts.path_and_query = Some(path);
     let host = host.or_else(|| HeaderValue::from_str(upstream.name.as_str()).ok());
     match upstream.policy.protocol {
+        // Already there when it came in `Host`.
         gilmok_config::service::Protocol::Http1 => {
-            if let Some(host) = host {
+            if let Some(host) = host.filter(|_| uri.authority().is_some() || !headers.contains_key(HOST)) {
                 headers.insert(HOST, host);
             }
         }
