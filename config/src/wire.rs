@@ -30,6 +30,7 @@ pub enum FeedLine {
     Document {
         revision: u64,
         /// [`crate::hash::content_hash`] of the document's compact JSON text as the control plane keeps it.
+        /// A proxy computes it anew and refuses a document that is not what it names.
         hash: String,
         document: serde_json::Value,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]

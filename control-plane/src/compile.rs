@@ -72,9 +72,8 @@ impl Published {
 
 /// Compiles a revision and a view; sets that are as they were in `before` are taken over with their lines.
 ///
-/// # Panics
-/// Never: a revision's document was sound when it was written, and what is sound stays so. Should a newer
-/// version be stricter, it is told as an empty mesh and the caller logs it.
+/// Proxies are sent the document as it was written and hashed. It was sound then; should this version find fault
+/// with it, they judge for themselves, and only what is asked here is answered as if nothing were wanted.
 #[must_use]
 pub fn compile(store: &Arc<str>, revision: &Revision, view: &View, before: Option<&Published>) -> Published {
     let intent = Intent::parse(&revision.document).unwrap_or_else(|_| Intent::empty());
@@ -100,7 +99,7 @@ pub fn compile(store: &Arc<str>, revision: &Revision, view: &View, before: Optio
         document: line(&FeedLine::Document {
             revision: number,
             hash: hash.clone(),
-            document: intent.json,
+            document: revision.document.clone(),
             required: Vec::new(),
         }),
         synced: line(&FeedLine::Synced { revision: number }),
@@ -185,6 +184,16 @@ mod tests {
         let line = serde_json::from_slice::<serde_json::Value>(&published.document).unwrap();
         let text = line["document"].to_string();
         assert_eq!(gilmok_config::hash::content_hash(text.as_bytes()), published.hash);
+    }
+
+    #[test]
+    fn a_document_that_this_version_finds_faulty_is_sent_as_it_was_written() {
+        let document = json!({"services": {"ads": {"protocol": "of the past"}}});
+        let hash = gilmok_config::hash::content_hash(document.to_string().as_bytes());
+        let old = Revision { hash: hash.clone(), document: document.clone(), ..revision(1) };
+        let published = compile(&"s".into(), &old, &view(&[]), None);
+        let line = serde_json::from_slice::<serde_json::Value>(&published.document).unwrap();
+        assert_eq!((&line["document"], line["hash"].as_str()), (&document, Some(hash.as_str())));
     }
 
     #[test]

@@ -199,7 +199,7 @@ impl State {
     }
 
     fn publish(&self) {
-        // One at a time, and always with the newest of both: a watch's closure runs under its lock.
+        // One at a time, and always with the newest of both.
         self.publisher.publish_with(|before| {
             let head = self.store.head()?;
             let names = Self::service_names(Some(&head));

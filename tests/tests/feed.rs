@@ -272,8 +272,10 @@ async fn garbage_from_a_control_plane_changes_nothing() {
     let file = proxy.scratch.path().join("state/test.last-known-good");
     eventually("the state on disk", async || if file.exists() { Ok(()) } else { Err("none") }).await;
     let hello = json!({"line": "hello", "store": store, "revision": 9, "hash": "x", "wire": 1}).to_string();
-    let document =
-        |text: Value| json!({"line": "document", "revision": 9, "hash": "x", "document": text}).to_string();
+    let document = |text: Value| {
+        let hash = gilmok_config::hash::content_hash(text.to_string().as_bytes());
+        json!({"line": "document", "revision": 9, "hash": hash, "document": text}).to_string()
+    };
     let cases: Vec<(&'static str, String)> = vec![
         ("not JSON", "what is this\n".to_owned()),
         ("half a line", format!("{hello}\n{{\"line\":\"docu")),
@@ -291,6 +293,13 @@ async fn garbage_from_a_control_plane_changes_nothing() {
             format!(
                 "{hello}\n{}\n{{\"line\":\"synced\",\"revision\":9}}\n",
                 document(json!({"services": {"app": {"max_concurrent": 0}}}))
+            ),
+        ),
+        (
+            "a document that was damaged",
+            format!(
+                "{hello}\n{}\n{{\"line\":\"synced\",\"revision\":9}}\n",
+                document(json!({"services": {"app": {}}})).replacen("app", "apq", 1)
             ),
         ),
         ("an endless line", format!("{hello}\n{}", "x".repeat(1 << 20))),

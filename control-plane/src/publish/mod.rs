@@ -2,8 +2,8 @@
 
 mod acks;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,6 +27,8 @@ const STALL: Duration = Duration::from_secs(10);
 pub struct Publisher {
     /// A watch: followers see the newest state, however many they have missed. `None` until the store was written.
     published: watch::Sender<Option<Arc<Published>>>,
+    /// Held while something is made to be published: one at a time, and whoever reads waits for none of it.
+    making: Mutex<()>,
     subscribers: Arc<AtomicUsize>,
     pub acks: Acks,
 }
@@ -42,7 +44,12 @@ pub enum FeedRefusal {
 
 impl Default for Publisher {
     fn default() -> Self {
-        Self { published: watch::Sender::new(None), subscribers: Arc::default(), acks: Acks::default() }
+        Self {
+            published: watch::Sender::new(None),
+            making: Mutex::default(),
+            subscribers: Arc::default(),
+            acks: Acks::default(),
+        }
     }
 }
 
@@ -55,13 +62,11 @@ impl Publisher {
 
     /// Says what is true from now on; `make` gets what was, and runs alone. `None` changes nothing.
     pub fn publish_with(&self, make: impl FnOnce(Option<&Published>) -> Option<Arc<Published>>) {
-        self.published.send_if_modified(|published| match make(published.as_deref()) {
-            Some(now) => {
-                *published = Some(now);
-                true
-            }
-            None => false,
-        });
+        let making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(now) = make(self.current().as_deref()) {
+            self.published.send_replace(Some(now));
+        }
+        drop(making);
     }
 
     /// Proxies that follow.
@@ -182,6 +187,19 @@ mod tests {
         let publisher = Publisher::default();
         let (_go_on, stop) = watch::channel(false);
         assert_eq!(publisher.follow(stop).unwrap_err(), FeedRefusal::NeverWritten);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_reads_does_not_wait_for_what_is_being_made() {
+        let publisher = Publisher::default();
+        publisher.publish_with(|_| Some(published(1)));
+        let (_go_on, stop) = watch::channel(false);
+        publisher.publish_with(|before| {
+            assert_eq!(publisher.current().unwrap().revision, before.unwrap().revision);
+            assert!(publisher.follow(stop).is_ok());
+            Some(published(2))
+        });
+        assert_eq!(publisher.current().unwrap().revision, 2);
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gilmok_config::document::Document;
+use gilmok_config::hash::content_hash;
 use gilmok_config::problem::Problems;
 use gilmok_config::service::ENDPOINTS_MAX;
 use gilmok_config::snapshot::{Membership, Snapshot};
@@ -203,6 +204,14 @@ impl Joiner {
         document: &serde_json::Value,
     ) -> Step {
         let Some(store) = connection.store.clone() else { return Step::Taken };
+        // The hash says whether there is anything new and what is acknowledged, so it must be that of these words.
+        let text = document.to_string();
+        if content_hash(text.as_bytes()) != hash {
+            let mut problems = Problems::whole("the document is not the one that its hash names");
+            let hint = "it was damaged on its way or in the store; write it again, or restore a revision";
+            problems.0[0].hint = Some(hint.to_owned());
+            return Step::Refused(Refused { store, revision, hash, problems });
+        }
         if let Some(known) = &mut self.known {
             if known.hash == hash {
                 // The same words under a later number, or under an earlier one at a replica that is behind.
@@ -223,8 +232,7 @@ impl Joiner {
         }
         match Document::parse_json(document) {
             Ok(parsed) => {
-                let text = Arc::from(document.to_string());
-                self.known = Some(Known { revision, hash, text, document: Arc::new(parsed) });
+                self.known = Some(Known { revision, hash, text: text.into(), document: Arc::new(parsed) });
                 self.store = Some(store);
                 connection.changed = true;
                 Step::Taken
@@ -287,11 +295,15 @@ mod tests {
         }
     }
 
-    fn document(revision: u64, hash: &str, services: &[&str]) -> FeedLine {
+    fn document(revision: u64, services: &[&str]) -> FeedLine {
         let services: serde_json::Map<_, _> =
             services.iter().map(|name| ((*name).to_owned(), json!({}))).collect();
-        let document = json!({ "services": services });
-        FeedLine::Document { revision, hash: hash.to_owned(), document, required: Vec::new() }
+        hashed(revision, json!({ "services": services }))
+    }
+
+    fn hashed(revision: u64, document: serde_json::Value) -> FeedLine {
+        let hash = content_hash(document.to_string().as_bytes());
+        FeedLine::Document { revision, hash, document, required: Vec::new() }
     }
 
     fn endpoints(service: &str, addresses: &[&str]) -> FeedLine {
@@ -331,7 +343,7 @@ mod tests {
 
     #[test]
     fn nothing_is_in_force_before_the_first_set_is_complete() {
-        let lines = vec![hello("s", 1), document(1, "a", &["ads"]), endpoints("ads", &["10.0.0.1:1"])];
+        let lines = vec![hello("s", 1), document(1, &["ads"]), endpoints("ads", &["10.0.0.1:1"])];
         let (put, told) = play(&mut Joiner::default(), lines.clone());
         assert!(put.is_empty() && told.is_empty());
         let mut joiner = Joiner::default();
@@ -339,20 +351,20 @@ mod tests {
         assert_eq!(put.len(), 2);
         assert_eq!(addresses(&put[0].0, "ads"), ["10.0.0.1:1"]);
         assert_eq!(addresses(&put[1].0, "ads"), [""; 0]);
-        let applied = Applied { store: "s".into(), revision: 1, hash: "a".into(), last_known_good: false };
+        let hash = content_hash(br#"{"services":{"ads":{}}}"#);
+        let applied = Applied { store: "s".into(), revision: 1, hash, last_known_good: false };
         assert_eq!(put[1].1, applied);
     }
 
     #[test]
     fn an_unknown_set_never_replaces_a_known_one() {
         let mut joiner = Joiner::default();
-        let whole =
-            vec![hello("s", 1), document(1, "a", &["ads"]), endpoints("ads", &["10.0.0.1:1"]), SYNCED];
+        let whole = vec![hello("s", 1), document(1, &["ads"]), endpoints("ads", &["10.0.0.1:1"]), SYNCED];
         play(&mut joiner, whole);
         // A control plane that has not heard of Consul yet.
-        let (put, _) = play(&mut joiner, vec![hello("s", 1), document(1, "a", &["ads"]), SYNCED]);
+        let (put, _) = play(&mut joiner, vec![hello("s", 1), document(1, &["ads"]), SYNCED]);
         assert_eq!(addresses(&put[0].0, "ads"), ["10.0.0.1:1"]);
-        let empty = vec![hello("s", 1), document(1, "a", &["ads"]), endpoints("ads", &[]), SYNCED];
+        let empty = vec![hello("s", 1), document(1, &["ads"]), endpoints("ads", &[]), SYNCED];
         let (put, _) = play(&mut joiner, empty);
         assert_eq!(addresses(&put[0].0, "ads"), [""; 0], "known to be none");
     }
@@ -360,28 +372,28 @@ mod tests {
     #[test]
     fn there_is_no_way_back_within_a_store() {
         let mut joiner = Joiner::default();
-        play(&mut joiner, vec![hello("s", 5), document(5, "five", &["a"]), SYNCED]);
+        play(&mut joiner, vec![hello("s", 5), document(5, &["a"]), SYNCED]);
         let (put, told) = play(
             &mut joiner,
-            vec![hello("s", 4), document(4, "four", &["b"]), endpoints("a", &["10.0.0.1:1"]), SYNCED],
+            vec![hello("s", 4), document(4, &["b"]), endpoints("a", &["10.0.0.1:1"]), SYNCED],
         );
         assert!(told[0].contains("revision 4 says something else, and this proxy runs 5"), "{told:?}");
         assert_eq!(put[0].1.revision, 5, "its endpoints are good all the same");
         assert_eq!(addresses(&put[0].0, "a"), ["10.0.0.1:1"]);
-        let (_, told) = play(&mut joiner, vec![hello("s", 5), document(5, "other", &["b"])]);
+        let (_, told) = play(&mut joiner, vec![hello("s", 5), document(5, &["b"])]);
         assert_eq!(told.len(), 1, "the same number with another hash");
-        let (put, told) = play(&mut joiner, vec![hello("s", 4), document(4, "five", &["a"]), SYNCED]);
+        let (put, told) = play(&mut joiner, vec![hello("s", 4), document(4, &["a"]), SYNCED]);
         assert_eq!((put[0].1.revision, told.len()), (5, 0), "the same words under an earlier number");
         joiner.accept("s");
-        let (put, told) = play(&mut joiner, vec![hello("s", 4), document(4, "four", &["b"]), SYNCED]);
+        let (put, told) = play(&mut joiner, vec![hello("s", 4), document(4, &["b"]), SYNCED]);
         assert_eq!((put[0].1.revision, told.len()), (4, 0), "an operator said so");
     }
 
     #[test]
     fn a_foreign_store_is_refused_until_it_is_accepted() {
         let mut joiner = Joiner::default();
-        play(&mut joiner, vec![hello("ours", 5), document(5, "five", &["a"]), SYNCED]);
-        let foreign = vec![hello("theirs", 9), document(9, "nine", &["b"]), SYNCED];
+        play(&mut joiner, vec![hello("ours", 5), document(5, &["a"]), SYNCED]);
+        let foreign = vec![hello("theirs", 9), document(9, &["b"]), SYNCED];
         let (put, told) = play(&mut joiner, foreign.clone());
         assert!(put.is_empty() && told[0].contains("it speaks for the store theirs"), "{told:?}");
         joiner.accept("theirs");
@@ -395,14 +407,8 @@ mod tests {
     #[test]
     fn a_faulty_document_keeps_the_one_before_and_tells_why() {
         let mut joiner = Joiner::default();
-        let faulty = FeedLine::Document {
-            revision: 2,
-            hash: "two".into(),
-            document: json!({"services": {"a": {"protocol": "smtp"}}}),
-            required: Vec::new(),
-        };
-        let lines =
-            vec![hello("s", 1), document(1, "one", &["a"]), SYNCED, faulty, endpoints("a", &["10.0.0.1:1"])];
+        let faulty = hashed(2, json!({"services": {"a": {"protocol": "smtp"}}}));
+        let lines = vec![hello("s", 1), document(1, &["a"]), SYNCED, faulty, endpoints("a", &["10.0.0.1:1"])];
         let (put, told) = play(&mut joiner, lines);
         assert!(told[0].contains("services.a.protocol"), "{told:?}");
         assert_eq!(put.last().unwrap().1.revision, 1);
@@ -410,9 +416,26 @@ mod tests {
     }
 
     #[test]
+    fn a_document_that_is_not_what_its_hash_names_is_refused() {
+        let mut joiner = Joiner::default();
+        play(&mut joiner, vec![hello("s", 1), document(1, &["a"]), SYNCED]);
+        let FeedLine::Document { hash, .. } = document(1, &["a"]) else { unreachable!("it makes documents") };
+        // Damaged under a new number, and other words under the hash of what is in force.
+        for (revision, hash) in [(2, "0".repeat(32)), (2, hash.clone()), (1, hash)] {
+            let document = json!({"services": {"b": {}}});
+            let damaged = FeedLine::Document { revision, hash, document, required: Vec::new() };
+            let (put, told) = play(&mut joiner, vec![hello("s", revision), damaged, SYNCED]);
+            assert!(told[0].contains("not the one that its hash names"), "{told:?}");
+            assert_eq!((put[0].1.revision, put[0].0.service_index("a")), (1, Some(0)));
+        }
+        let (put, told) = play(&mut joiner, vec![hello("s", 2), document(2, &["b"]), SYNCED]);
+        assert_eq!((put[0].1.revision, told.len()), (2, 0), "whole again");
+    }
+
+    #[test]
     fn lines_out_of_order_end_a_connection() {
         for (lines, expected) in [
-            (vec![document(1, "a", &[])], "something before the hello"),
+            (vec![document(1, &[])], "something before the hello"),
             (vec![SYNCED], "something before the hello"),
             (vec![hello("s", 1), hello("s", 1)], "a second hello"),
             (vec![hello("s", 1), SYNCED, SYNCED], "synced twice"),
@@ -435,8 +458,7 @@ mod tests {
     #[test]
     fn what_is_remembered_serves_until_a_control_plane_has_spoken() {
         let mut before = Joiner::default();
-        let whole =
-            vec![hello("s", 3), document(3, "c", &["ads"]), endpoints("ads", &["10.0.0.1:1"]), SYNCED];
+        let whole = vec![hello("s", 3), document(3, &["ads"]), endpoints("ads", &["10.0.0.1:1"]), SYNCED];
         play(&mut before, whole.clone());
         let remembered = before.remember().unwrap();
         let parsed = Document::parse_json(&serde_json::from_str(&remembered.text).unwrap()).unwrap();

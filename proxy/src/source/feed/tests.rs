@@ -34,7 +34,7 @@ fn raw(text: &str) -> Script {
 }
 
 const HELLO: &str = r#"{"line":"hello","store":"s","revision":1,"hash":"one","wire":1}"#;
-const DOCUMENT: &str = r#"{"line":"document","revision":1,"hash":"one","document":{"services":{"ads":{}}}}"#;
+const DOCUMENT: &str = r#"{"line":"document","revision":1,"hash":"46d83c3ec3be07508a0fa92270827e16","document":{"services":{"ads":{}}}}"#;
 const ENDPOINTS: &str = r#"{"line":"endpoints","service":"ads","endpoints":[{"address":"10.0.0.1:80"}]}"#;
 const SYNCED: &str = r#"{"line":"synced","revision":1}"#;
 
@@ -155,8 +155,7 @@ async fn the_next_control_plane_is_asked_when_one_fails() {
 
 #[tokio::test]
 async fn a_refused_document_is_told_and_what_was_before_stays() {
-    let bad =
-        r#"{"line":"document","revision":2,"hash":"two","document":{"services":{"ads":{"protocol":"tcp"}}}}"#;
+    let bad = r#"{"line":"document","revision":2,"hash":"caa73d7178507afd88b823f76aa55c54","document":{"services":{"ads":{"protocol":"tcp"}}}}"#;
     let plane = Plane::start(vec![lines(&[HELLO, DOCUMENT, ENDPOINTS, SYNCED, bad])]).await;
     let proxy = follow(&[&plane]);
     eventually("refused", || proxy.status.rejection().is_some()).await;
@@ -171,7 +170,7 @@ async fn a_refused_document_is_told_and_what_was_before_stays() {
 async fn a_foreign_store_waits_for_an_operator() {
     let foreign = [
         r#"{"line":"hello","store":"other","revision":1,"hash":"x","wire":1}"#,
-        r#"{"line":"document","revision":1,"hash":"x","document":{"services":{"other":{}}}}"#,
+        r#"{"line":"document","revision":1,"hash":"d6c58f1007aa9dfe2b2548c42e5a07e8","document":{"services":{"other":{}}}}"#,
         SYNCED,
     ];
     let mut ours = lines(&[HELLO, DOCUMENT, ENDPOINTS, SYNCED]);
