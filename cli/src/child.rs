@@ -1,7 +1,7 @@
 //! The programs of the mesh as hidden subcommands, and the promise that they never outlive who started them.
 
 use std::ffi::OsString;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
@@ -55,8 +55,11 @@ fn end_with_parent() -> std::io::Result<()> {
     let watch = || {
         let mut ignored = [0; 64];
         let mut stdin = std::io::stdin().lock();
-        // Interrupted reads come back as errors, too.
-        while !matches!(stdin.read(&mut ignored), Ok(0)) {}
+        // Input that cannot be read any more has ended, too; only an interrupted read is tried again.
+        while match stdin.read(&mut ignored) {
+            Ok(count) => count > 0,
+            Err(error) => error.kind() == ErrorKind::Interrupted,
+        } {}
         #[expect(clippy::exit, reason = "there is nobody left to drain for")]
         std::process::exit(0);
     };

@@ -1,10 +1,11 @@
 //! The demo as CI and a newcomer meet it: its story comes true, and it leaves no process behind, however it ends.
 
 use std::collections::BTreeSet;
+use std::process::Stdio;
 use std::time::Duration;
 
 use gilmok_tests::consul::Consul;
-use gilmok_tests::eventually::{eventually, eventually_within};
+use gilmok_tests::eventually::{eventually, eventually_within, soon};
 use gilmok_tests::process::{Process, Signal, program, send_signal};
 use gilmok_tests::scratch::Scratch;
 use tokio::process::Command;
@@ -162,4 +163,19 @@ async fn a_demo_that_is_killed_takes_its_children_with_it() {
     let children = with_all_children(&demo).await;
     demo.kill().await;
     all_gone(&children).await;
+}
+
+#[tokio::test]
+async fn a_child_whose_input_cannot_be_read_ends() {
+    // Reading a folder fails each time, and says so at once.
+    let folder = std::fs::File::open(std::env::temp_dir()).unwrap();
+    let mut child = Command::new(program())
+        .args(["demo-app", "--with-parent", "--listen", "127.0.0.1:0"])
+        .stdin(folder)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    assert!(soon("the end of the child", child.wait()).await.unwrap().success());
 }
