@@ -19,6 +19,8 @@ pub mod demo_app;
 
 pub mod consul;
 
+pub mod python;
+
 pub mod relay;
 
 pub mod message;

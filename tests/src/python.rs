@@ -1,0 +1,57 @@
+//! Peers written in Python: an interpreter with one package from PyPI, brought once into a folder below `target/`.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// The interpreter of a virtual environment that has this package.
+///
+/// # Panics
+/// When it cannot be made; the message says what to install.
+#[must_use]
+pub fn with(package: &str) -> PathBuf {
+    match bring(package) {
+        Ok(python) => python,
+        Err(reason) => panic!(
+            "this test needs Python with the package {package}: {reason}\n\
+             Install python3 and python3-venv (Debian), and let pip reach a package index"
+        ),
+    }
+}
+
+fn bring(package: &str) -> Result<PathBuf, String> {
+    // Tests lie in target/PROFILE/deps.
+    let test = std::env::current_exe().map_err(|error| error.to_string())?;
+    let target = test.ancestors().nth(3).ok_or("the test lies in no target folder")?;
+    let folder = target.join("tools").join(format!("python-{package}"));
+    let (python, whole) = (folder.join("bin/python3"), folder.join("whole"));
+    std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    // Tests in other processes wait here until the first one has it.
+    let lock = std::fs::File::create(folder.join("lock")).and_then(|file| file.lock().map(|()| file));
+    let _held = lock.map_err(|error| format!("{}: {error}", folder.display()))?;
+    if whole.is_file() {
+        return Ok(python);
+    }
+    run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+    run(Command::new(&python).args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        package,
+    ]))?;
+    // Said last, so that an interrupted run leaves nothing that looks whole.
+    std::fs::write(&whole, package).map_err(|error| format!("{}: {error}", whole.display()))?;
+    Ok(python)
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let told = format!("{command:?}");
+    let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{told}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    // `venv` complains on standard output.
+    let said = [output.stderr, output.stdout].concat();
+    Err(format!("{told}: {}", String::from_utf8_lossy(&said).trim()))
+}
