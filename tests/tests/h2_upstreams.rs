@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use gilmok_tests::h2_caller::{END_HEADERS, END_STREAM, Frame, PREFACE, frame};
+use gilmok_tests::h2_caller::{END_HEADERS, END_STREAM, Frame, H2Caller, PREFACE, frame};
 use gilmok_tests::proxy::{Proxy, service};
 use gilmok_tests::upstream::{Conversation, Upstream};
 use http::Response;
@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 /// What an endpoint does with its n-th stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
+    Echo,
     Fine,
     GoAwayAfter,
     Refuse,
@@ -36,9 +37,10 @@ async fn server(
             let (answers, counted) = (Arc::clone(&answers), Arc::clone(&counted));
             connections.spawn(async move {
                 let Ok(mut connection) = h2::server::handshake(io).await else { return };
-                while let Some(Ok((_request, mut respond))) = connection.accept().await {
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
                     let answer = answers(counted.fetch_add(1, Ordering::SeqCst));
                     match answer {
+                        Answer::Echo => drop(tokio::spawn(echo(request, respond))),
                         Answer::Refuse => respond.send_reset(h2::Reason::REFUSED_STREAM),
                         Answer::Reset => respond.send_reset(h2::Reason::INTERNAL_ERROR),
                         Answer::Fine | Answer::GoAwayAfter => {
@@ -55,6 +57,19 @@ async fn server(
         }
     });
     (address, seen, serving)
+}
+
+/// Says a request's body back.
+async fn echo(request: http::Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>) {
+    let (mut body, mut bytes) = (request.into_body(), Vec::new());
+    while let Some(Ok(data)) = body.data().await {
+        drop(body.flow_control().release_capacity(data.len()));
+        bytes.extend_from_slice(&data);
+    }
+    let head = Response::builder().status(200).body(()).expect("a head");
+    if let Ok(mut answer) = respond.send_response(head, false) {
+        drop(answer.send_data(bytes.into(), true));
+    }
 }
 
 fn h2(endpoints: &[SocketAddr]) -> String {
@@ -172,6 +187,37 @@ async fn a_refused_stream_is_asked_once_more_where_there_is_only_one_endpoint() 
     let answer = proxy.get("app", "/").await;
     assert_eq!((answer.status(), answer.text().as_str()), (200, "fine"), "{answer:?}");
     assert_eq!(seen.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_refused_stream_takes_its_short_body_along() {
+    let (address, seen, _serving) = server(|n| if n % 2 == 0 { Answer::Refuse } else { Answer::Echo }).await;
+    let proxy = Proxy::start(h2(&[address])).await;
+    for n in 0..50 {
+        let body = format!("body {n}");
+        let head = format!("POST / HTTP/1.1\r\nHost: app\r\nContent-Length: {}\r\n\r\n", body.len());
+        let answer = proxy.caller().await.ask(head + &body).await;
+        assert_eq!((answer.status(), answer.text()), (200, body), "{answer:?}");
+    }
+    // As gRPC calls come.
+    let caller = H2Caller::connect(proxy.outbound()).await.unwrap();
+    for n in 0..50 {
+        let body = format!("body {n}").into_bytes();
+        let request = http::Request::post("http://app/").body(()).unwrap();
+        let answer = caller.ask(request, &body, None).await.unwrap();
+        assert_eq!((answer.status, answer.body), (200, body));
+    }
+    assert_eq!(seen.load(Ordering::SeqCst), 200);
+}
+
+#[tokio::test]
+async fn a_refused_stream_with_a_long_body_is_not_sent_again() {
+    let (address, seen, _serving) = server(|_| Answer::Refuse).await;
+    let proxy = Proxy::start(h2(&[address])).await;
+    let body = "b".repeat(100_000);
+    let head = "POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 100000\r\n\r\n".to_owned();
+    let answer = proxy.caller().await.ask(head + &body).await;
+    assert_eq!((answer.status(), seen.load(Ordering::SeqCst)), (502, 1), "{answer:?}");
 }
 
 #[tokio::test]

@@ -162,8 +162,13 @@ async fn a_dead_app_behind_a_live_sidecar_is_a_dead_endpoint() {
     for _ in 0..10 {
         let answer = proxy.get("app", "/").await;
         assert_eq!((answer.status(), answer.text().as_str()), (200, "fine"), "{answer:?}");
+        let posting = "POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 5\r\n\r\nhello";
+        let answer = proxy.caller().await.ask(posting).await;
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "fine"), "{answer:?}");
     }
     assert!(!sidecar.requests().is_empty(), "the sidecar was never tried");
+    let posted = alive.requests().into_iter().filter(|request| request.start.starts_with("POST"));
+    assert!(posted.map(|request| request.text()).all(|text| text == "hello"), "{:?}", alive.requests());
 }
 
 #[tokio::test]

@@ -82,6 +82,20 @@ impl Deadline {
         self.upload.as_ref().is_none_or(|upload| upload.ended().is_some())
     }
 
+    fn forget_upload(&self) {
+        if let Some(upload) = &self.upload {
+            upload.forget();
+        }
+    }
+
+    /// The copy of a request with its body, if that can be sent once more.
+    fn restore(&self, copy: Request<Upload>) -> Option<Request<Upload>> {
+        match &self.upload {
+            None => Some(copy),
+            Some(upload) => upload.again().map(|body| copy.map(|_no_body| body)),
+        }
+    }
+
     fn upload_fault(&self) -> Option<UploadFault> {
         self.upload.as_ref().and_then(|upload| upload.fault())
     }
@@ -206,11 +220,11 @@ async fn try_endpoint(
     others: bool,
 ) -> Result<Answered, Failed> {
     record.try_at(Arc::clone(endpoint));
-    // A sidecar can say that its app saw nothing; where there is another one, the head is kept. An HTTP/2 peer can say
-    // that a stream was not taken up, and take it up on its next connection.
+    // A sidecar can say that its app saw nothing; where there is another one, the request is kept. An HTTP/2 peer can
+    // say that a stream was not taken up, and take it up on its next connection.
     let may_return = (others && endpoint.endpoint.inbound) || upstream.policy.protocol == Protocol::H2;
-    let keep = may_return && deadline.upload.is_none();
-    let spare = unsent.as_ref().filter(|_| keep).map(copy_of).map(Box::new);
+    let kept = unsent.as_ref().filter(|request| may_return && request.body().keep());
+    let spare = kept.map(copy_of).map(Box::new);
     if let Some(request) = unsent {
         tell_target(request, endpoint);
     }
@@ -222,6 +236,7 @@ async fn try_endpoint(
     match result.and_then(|answered| refuse_sidecar_error(endpoint, answered)) {
         Ok(answered) => {
             trying.outcome = Outcome::Answered;
+            deadline.forget_upload();
             if let Some(began) = began {
                 note_latency(endpoint, began.elapsed(), clock::now_ms());
             }
@@ -233,7 +248,7 @@ async fn try_endpoint(
                 endpoint.shunned_until_ms.store(clock::now_ms() + SHUN_MS, Relaxed);
             }
             if unsent.is_none() && failed.fault.is_unsent() {
-                *unsent = spare.map(|spare| *spare);
+                *unsent = spare.and_then(|spare| deadline.restore(*spare));
             }
             Err(failed)
         }
@@ -404,7 +419,7 @@ fn tell_target(request: &mut Request<Upload>, endpoint: &EndpointState) {
     }
 }
 
-/// The same request once more; only for requests without a body.
+/// The same request once more, without its body.
 fn copy_of(request: &Request<Upload>) -> Request<Upload> {
     let mut copy = Request::new(Upload::Empty);
     *copy.method_mut() = request.method().clone();

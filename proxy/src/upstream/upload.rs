@@ -1,6 +1,7 @@
 //! The bodies on their way to an endpoint: they stream, are bounded in idle time and size, and say how far they are.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -10,9 +11,21 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
+/// Longer bodies are not kept to be sent once more.
+const KEPT_BYTES_MAX: usize = 64 << 10;
+/// Bytes that one worker keeps of all bodies that may have to be sent once more.
+const WORKER_KEPT_BYTES_MAX: usize = 8 << 20;
+
+thread_local! {
+    /// What this worker keeps now: bodies stay on the worker's thread.
+    static WORKER_KEPT_BYTES: Cell<usize> = const { Cell::new(0) };
+}
+
 /// A request's body as it goes to an endpoint.
 #[derive(Debug)]
 pub(crate) enum Upload {
+    /// One that was kept, once more.
+    Again(VecDeque<Bytes>),
     Empty,
     Stream(Box<UploadStream>),
 }
@@ -32,6 +45,14 @@ pub(crate) struct Progress {
     ended: Cell<Option<Instant>>,
     fault: Cell<Option<UploadFault>>,
     bytes: Cell<u64>,
+    kept: RefCell<Option<Kept>>,
+}
+
+/// The whole of a short body as far as it went, for as long as it may have to be sent once more.
+#[derive(Debug, Default)]
+struct Kept {
+    parts: VecDeque<Bytes>,
+    bytes: usize,
 }
 
 /// Why an upload broke off.
@@ -64,6 +85,26 @@ impl Progress {
         self.bytes.get()
     }
 
+    /// The body once more, if it has gone out to its end and was kept.
+    pub(crate) fn again(&self) -> Option<Upload> {
+        let mut kept = self.kept.take().filter(|_| self.ended().is_some() && self.fault().is_none())?;
+        Some(Upload::Again(std::mem::take(&mut kept.parts)))
+    }
+
+    /// It will not have to be sent once more.
+    pub(crate) fn forget(&self) {
+        drop(self.kept.take());
+    }
+
+    fn keep(&self, frame: &Frame<Bytes>) {
+        let mut kept = self.kept.borrow_mut();
+        // Trailers of requests are too rare to be kept.
+        let fits = kept.as_mut().zip(frame.data_ref()).is_some_and(|(kept, data)| kept.take(data));
+        if !fits {
+            *kept = None;
+        }
+    }
+
     fn end(&self) {
         if self.ended.get().is_none() {
             self.ended.set(Some(Instant::now()));
@@ -71,7 +112,39 @@ impl Progress {
     }
 }
 
+impl Kept {
+    fn take(&mut self, data: &Bytes) -> bool {
+        let fits = self.bytes + data.len() <= KEPT_BYTES_MAX
+            && WORKER_KEPT_BYTES.get() + data.len() <= WORKER_KEPT_BYTES_MAX;
+        if fits {
+            self.bytes += data.len();
+            WORKER_KEPT_BYTES.set(WORKER_KEPT_BYTES.get() + data.len());
+            self.parts.push_back(data.clone());
+        }
+        fits
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        WORKER_KEPT_BYTES.set(WORKER_KEPT_BYTES.get() - self.bytes);
+    }
+}
+
 impl Upload {
+    /// Keeps a short body while it goes out, for [`Progress::again`]; whether there is anything to be kept of it.
+    pub(crate) fn keep(&self) -> bool {
+        match self {
+            Self::Again(_) => false,
+            Self::Empty => true,
+            Self::Stream(stream) => {
+                let is_short = stream.incoming.size_hint().lower() <= KEPT_BYTES_MAX as u64;
+                *stream.progress.kept.borrow_mut() = is_short.then(Kept::default);
+                is_short
+            }
+        }
+    }
+
     /// The body of a request; `None` of the progress means that there is none.
     pub(crate) fn new(incoming: Incoming, idle: Duration, most: Option<u64>) -> (Self, Option<Rc<Progress>>) {
         if incoming.is_end_stream() {
@@ -93,6 +166,7 @@ impl Body for Upload {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UploadBroken>>> {
         match self.get_mut() {
+            Self::Again(parts) => Poll::Ready(parts.pop_front().map(|part| Ok(Frame::data(part)))),
             Self::Empty => Poll::Ready(None),
             Self::Stream(stream) => stream.poll_frame(cx),
         }
@@ -100,6 +174,7 @@ impl Body for Upload {
 
     fn is_end_stream(&self) -> bool {
         match self {
+            Self::Again(parts) => parts.is_empty(),
             Self::Empty => true,
             Self::Stream(stream) => stream.incoming.is_end_stream(),
         }
@@ -107,6 +182,7 @@ impl Body for Upload {
 
     fn size_hint(&self) -> SizeHint {
         match self {
+            Self::Again(parts) => SizeHint::with_exact(parts.iter().map(|part| part.len() as u64).sum()),
             Self::Empty => SizeHint::with_exact(0),
             Self::Stream(stream) => stream.incoming.size_hint(),
         }
@@ -128,6 +204,7 @@ impl UploadStream {
                 self.idle.moved();
                 let length = frame.data_ref().map_or(0, |data| data.len() as u64);
                 self.progress.bytes.set(self.progress.bytes.get() + length);
+                self.progress.keep(&frame);
                 if self.incoming.is_end_stream() {
                     self.progress.end();
                 }
@@ -176,5 +253,52 @@ impl IdleTimer {
                 None => return Poll::Ready(()),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_bounded_for_a_body_and_for_a_worker() {
+        let part = Bytes::from(vec![b'x'; KEPT_BYTES_MAX]);
+        let mut kept = Kept::default();
+        assert!(kept.take(&part) && !kept.take(&part.slice(..1)), "one body");
+        let mut others = Vec::new();
+        while WORKER_KEPT_BYTES.get() < WORKER_KEPT_BYTES_MAX {
+            let mut other = Kept::default();
+            assert!(other.take(&part));
+            others.push(other);
+        }
+        assert!(!Kept::default().take(&part.slice(..1)), "all bodies");
+        drop((kept, others));
+        assert_eq!(WORKER_KEPT_BYTES.get(), 0);
+    }
+
+    #[test]
+    fn a_body_goes_again_only_when_all_of_it_was_kept() {
+        let frame = |text: &'static str| Frame::data(Bytes::from_static(text.as_bytes()));
+        let begun = || {
+            let progress = Progress::default();
+            *progress.kept.borrow_mut() = Some(Kept::default());
+            progress.keep(&frame("hel"));
+            progress
+        };
+        assert!(begun().again().is_none(), "it has not ended");
+        let progress = begun();
+        progress.keep(&frame("lo"));
+        progress.end();
+        let again = progress.again().expect("all of it is there");
+        assert_eq!(again.size_hint().exact(), Some(5));
+        assert!(progress.again().is_none(), "twice");
+        let progress = begun();
+        progress.keep(&Frame::trailers(http::HeaderMap::new()));
+        progress.end();
+        assert!(progress.again().is_none(), "its trailers are missing");
+        let progress = begun();
+        progress.end();
+        progress.forget();
+        assert!(progress.again().is_none(), "it was answered");
     }
 }
