@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use gilmok_tests::h2_caller::{END_HEADERS, END_STREAM, Frame, H2Caller, PREFACE, frame};
@@ -218,6 +219,71 @@ async fn a_refused_stream_with_a_long_body_is_not_sent_again() {
     let head = "POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 100000\r\n\r\n".to_owned();
     let answer = proxy.caller().await.ask(head + &body).await;
     assert_eq!((answer.status(), seen.load(Ordering::SeqCst)), (502, 1), "{answer:?}");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_allows_few_streams_gets_more_connections() {
+    const AT_ONCE: usize = 8;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    // Answers once all of them are there.
+    let all = Arc::new(tokio::sync::Barrier::new(AT_ONCE));
+    let _serving = tokio::spawn(async move {
+        while let Ok((io, _)) = listener.accept().await {
+            let all = Arc::clone(&all);
+            tokio::spawn(async move {
+                let handshake = h2::server::Builder::new().max_concurrent_streams(2).handshake(io);
+                let mut connection = handshake.await.expect("a proxy that speaks HTTP/2");
+                while let Some(Ok((request, respond))) = connection.accept().await {
+                    let all = Arc::clone(&all);
+                    tokio::spawn(async move {
+                        if request.uri().path() == "/together" {
+                            all.wait().await;
+                        }
+                        echo(request, respond).await;
+                    });
+                }
+            });
+        }
+    });
+    let proxy = Proxy::start(h2(&[address])).await;
+    for _ in 0..3 {
+        assert_eq!(proxy.get("app", "/alone").await.status(), 200);
+    }
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..AT_ONCE {
+        let mut caller = proxy.caller().await;
+        callers
+            .spawn(async move { caller.ask("GET /together HTTP/1.1\r\nHost: app\r\n\r\n").await.status() });
+    }
+    assert_eq!(callers.join_all().await, [200; AT_ONCE]);
+}
+
+#[tokio::test]
+async fn callers_that_wait_for_a_connection_wait_no_longer_than_its_connect_timeout() {
+    // A listener whose queue is full drops what comes next, so that connecting hangs.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let hanging = listener.local_addr().unwrap();
+    let mut filling = Vec::new();
+    for _ in 0..8 {
+        let connecting = tokio::net::TcpStream::connect(hanging);
+        match tokio::time::timeout(Duration::from_millis(200), connecting).await {
+            Ok(connected) => filling.push(connected.unwrap()),
+            Err(_) => break,
+        }
+    }
+    let (fine, _seen, _serving) = server(|_| Answer::Fine).await;
+    let policy = "protocol = \"h2\"\nload_balancer = \"round_robin\"\nconnect_timeout = \"500ms\"\nrequest_timeout = \"3s\"";
+    let proxy = Proxy::start(service("app", policy, &[hanging, fine])).await;
+    let mut callers = tokio::task::JoinSet::new();
+    // Half of them want the connection that hangs: more than fit into request_timeout one after the other.
+    for _ in 0..16 {
+        let mut caller = proxy.caller().await;
+        callers.spawn(async move { caller.ask("GET / HTTP/1.1\r\nHost: app\r\n\r\n").await.status() });
+    }
+    assert_eq!(callers.join_all().await, [200; 16]);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use http::{Request, Response};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep, timeout};
 
 use super::connect::{ConnectError, Socket, connect};
 use super::endpoint::EndpointState;
@@ -90,6 +90,8 @@ struct H1Connection {
 struct H2Connection {
     sender: http2::SendRequest<Upload>,
     streams: Cell<usize>,
+    /// Streams that its peer allows at once.
+    allowed: Rc<Cell<usize>>,
     born_ms: u64,
 }
 
@@ -202,7 +204,11 @@ impl Pool {
     ) -> Result<Lease, ConnectError> {
         match protocol {
             Protocol::Http1 => self.open_http1(within).await.map(Lease::Http1),
-            Protocol::H2 => self.open_or_share_h2(within).await.map(Lease::H2),
+            // Waiting for whoever opens one is part of the time in which there must be one.
+            Protocol::H2 => match timeout(within, self.open_or_share_h2(within)).await {
+                Ok(opened) => opened.map(Lease::H2),
+                Err(_elapsed) => Err(ConnectError::Timeout),
+            },
         }
     }
 
@@ -260,8 +266,8 @@ impl Pool {
         Ok(H2Lease::on(&connection, false))
     }
 
-    /// The shared connection with the fewest streams, if they are fewer than `streams_max`.
-    /// Where its peer allows fewer, h2 lets streams wait.
+    /// The shared connection with the fewest streams, if they are fewer than `streams_max` and than its peer allows.
+    /// Where all are in use, h2 lets streams wait.
     fn take_h2(&self, streams_max: usize) -> Option<H2Lease> {
         let mut connections = self.h2.borrow_mut();
         let now_ms = clock::now_ms();
@@ -271,7 +277,7 @@ impl Pool {
         });
         connections
             .iter()
-            .filter(|connection| connection.streams.get() < streams_max)
+            .filter(|connection| connection.takes_more(streams_max))
             .min_by_key(|connection| connection.streams.get())
             .map(|connection| H2Lease::on(connection, true))
     }
@@ -288,9 +294,21 @@ impl Pool {
             .handshake(TokioIo::new(socket))
             .await
             .map_err(|_closed| ConnectError::Unreachable)?;
+        let allowed = Rc::new(Cell::new(usize::MAX));
+        let told = Rc::clone(&allowed);
         // Ends when either side closes, or when every sender is dropped.
-        tokio::task::spawn_local(async move { drop(connection.await) });
-        let connection = Rc::new(H2Connection { sender, streams: Cell::new(0), born_ms: clock::now_ms() });
+        tokio::task::spawn_local(async move {
+            let mut connection = std::pin::pin!(connection);
+            // It is polled for each request, and so what the peer has said is noted before the next one.
+            let driven = std::future::poll_fn(|cx| {
+                let polled = connection.as_mut().poll(cx);
+                told.set(connection.current_max_send_streams());
+                polled
+            });
+            drop(driven.await);
+        });
+        let (streams, born_ms) = (Cell::new(0), clock::now_ms());
+        let connection = Rc::new(H2Connection { sender, streams, allowed, born_ms });
         if !self.closed.get() {
             self.h2.borrow_mut().push(Rc::clone(&connection));
         }
@@ -384,6 +402,14 @@ impl H1Lease {
                 }
             });
         }
+    }
+}
+
+impl H2Connection {
+    fn takes_more(&self, streams_max: usize) -> bool {
+        // `usize::MAX` takes any: the peer's limit is then h2's to keep.
+        let most = if streams_max == usize::MAX { streams_max } else { streams_max.min(self.allowed.get()) };
+        self.streams.get() < most
     }
 }
 
