@@ -1,7 +1,14 @@
 //! What operators type, and `gilmok demo`: a whole mesh as child processes of this one executable.
 //!
 //! In reading order: the command line (here), a mesh of this executable's children (`demo`, `child`) and what
-//! operators ask and tell a control plane (`commands`).
+//! operators ask and tell a control plane (`commands`), by REST (`client`), in tables (`table`), with what can go
+//! wrong (`trouble`).
+
+mod trouble;
+
+mod table;
+
+mod client;
 
 mod child;
 
@@ -37,6 +44,11 @@ enum Task {
     Operate(Command),
     #[command(flatten)]
     Child(Program),
+}
+
+/// The grammar of the command line, from which completions are made.
+pub(crate) fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
 }
 
 /// Runs `gilmok` with these arguments, the program's name first, until it has ended.

@@ -304,8 +304,9 @@ fn found(node: &Node) -> String {
 
 /// What to say of each variable of the environment that begins like ours and is none of these.
 pub fn unknown_variables(names: impl IntoIterator<Item = String>, known: &[&str]) -> Vec<String> {
-    // The demo's apps read the same environment, and bring a command line of their own.
-    let is_ours = |name: &String| name.starts_with("GILMOK_") && !name.starts_with("GILMOK_DEMO_");
+    // The demo's apps and operators' commands read the same environment, and have a command line of their own.
+    let others = |name: &String| name.starts_with("GILMOK_DEMO_") || name.starts_with("GILMOK_CLI_");
+    let is_ours = |name: &String| name.starts_with("GILMOK_") && !others(name);
     let mut unknown: Vec<String> =
         names.into_iter().filter(|name| is_ours(name) && !known.contains(&name.as_str())).collect();
     unknown.sort_unstable();
@@ -366,7 +367,14 @@ mod tests {
     #[test]
     fn variables_that_nobody_reads_are_told_with_the_nearest_one() {
         let known = ["GILMOK_NODE", "GILMOK_LISTEN_ADMIN"];
-        let names = ["PATH", "GILMOK_NODE", "GILMOK_LISTEN_ADMN", "GILMOK_DEMO_VERSION", "GILMOK_FROBNICATE"];
+        let names = [
+            "PATH",
+            "GILMOK_NODE",
+            "GILMOK_LISTEN_ADMN",
+            "GILMOK_DEMO_VERSION",
+            "GILMOK_CLI_X",
+            "GILMOK_FROBNICATE",
+        ];
         assert_eq!(
             unknown_variables(names.map(str::to_owned), &known),
             [

@@ -68,6 +68,24 @@ fn every_flag_of_the_demo_stands_in_the_reference() {
 }
 
 #[test]
+fn every_command_and_flag_of_operators_stands_in_the_reference() {
+    let page = page("cli.md");
+    let output = Command::new(program()).arg("--help").output().expect("it can be started");
+    let help = String::from_utf8_lossy(&output.stdout).into_owned();
+    let commands = help.split("Commands:").nth(1).unwrap().split("Options:").next().unwrap();
+    let names: Vec<_> = commands.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(names.len() > 9, "{help}");
+    for name in names.into_iter().filter(|name| !matches!(*name, "help" | "demo")) {
+        assert!(page.contains(&format!("`gilmok {name}")), "docs/reference/cli.md lacks {name}");
+        let output = Command::new(program()).args([name, "--help"]).output().expect("it can be started");
+        let help = String::from_utf8_lossy(&output.stdout).into_owned();
+        for flag in help.split_whitespace().filter(|word| word.starts_with("--") && *word != "--help") {
+            assert!(page.contains(flag.trim_end_matches(',')), "docs/reference/cli.md lacks {name} {flag}");
+        }
+    }
+}
+
+#[test]
 fn every_path_stands_in_the_reference() {
     let page = page("rest.md");
     let text = std::fs::read_to_string(source_tree::root().join("docs/openapi.json")).unwrap();

@@ -1,13 +1,69 @@
 //! What operators ask and tell a control plane: one file a command.
 
+mod apply;
+
+mod backup;
+
+mod check;
+
+mod completions;
+
+mod explain;
+
+mod membership;
+
+mod proxies;
+
+mod revisions;
+
+mod services;
+
+mod status;
+
 use std::process::ExitCode;
 
 use clap::Subcommand;
 
 /// A command of an operator.
-#[derive(Clone, Copy, Debug, Subcommand)]
-pub(crate) enum Command {}
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The mesh at a glance: revision, services, proxies, Consul
+    Status(status::Arguments),
+    /// The services of the mesh, or everything about one
+    Services(services::Arguments),
+    /// Who is alive: every instance of every service
+    Membership(membership::Arguments),
+    /// Which proxy runs what, how far behind it is, who refused and why
+    Proxies(proxies::Arguments),
+    /// What was changed by whom and why; show or restore an earlier state
+    Revisions(revisions::Arguments),
+    /// What would become of a request, and why
+    Explain(explain::Arguments),
+    /// Put a mesh document in force
+    Apply(apply::Arguments),
+    /// Check a mesh document without a control plane: every fault with its line
+    Check(check::Arguments),
+    /// Take a backup of the whole store
+    Backup(backup::Arguments),
+    /// Print a completion script for a shell
+    Completions(completions::Arguments),
+}
 
 pub(crate) fn run(command: &Command) -> ExitCode {
-    match *command {}
+    let done = match command {
+        Command::Status(arguments) => status::run(arguments),
+        Command::Services(arguments) => services::run(arguments),
+        Command::Membership(arguments) => membership::run(arguments),
+        Command::Proxies(arguments) => proxies::run(arguments),
+        Command::Revisions(arguments) => revisions::run(arguments),
+        Command::Explain(arguments) => explain::run(arguments),
+        Command::Apply(arguments) => apply::run(arguments),
+        Command::Check(arguments) => check::run(arguments),
+        Command::Backup(arguments) => backup::run(arguments),
+        Command::Completions(arguments) => completions::run(arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(trouble) => trouble.tell(),
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::layout::{App, Machine};
 use super::mesh::Mesh;
-use super::tell::table;
+use crate::table::indented;
 
 /// A table of every process and its addresses.
 pub(crate) fn what_is_where(mesh: &Mesh, consul: Option<&str>) -> String {
@@ -36,13 +36,16 @@ pub(crate) fn what_is_where(mesh: &Mesh, consul: Option<&str>) -> String {
             format!("\n  some of the usual ports are in use, so every port is {shift} higher than usual")
         }
     };
-    format!("{}\n\n  {members}\n  settings, state and logs: {}{moved}", table(&rows), mesh.dir.display())
+    format!("{}\n\n  {members}\n  settings, state and logs: {}{moved}", indented(&rows), mesh.dir.display())
 }
 
-/// Commands to play with; each line that begins with `curl` can be copied as it is.
+/// Commands to play with; each line that is no comment can be copied as it is.
 pub(crate) fn what_to_try(mesh: &Mesh) -> String {
     let layout = &mesh.layout;
     let control_plane = format!("http://{}", layout.control_plane);
+    let program =
+        std::env::current_exe().map_or_else(|_| "gilmok".to_owned(), |path| path.display().to_string());
+    let gilmok = |command: &str| format!("'{program}' {command} --control-plane {control_plane}");
     let Some(Machine { outbound, admin, .. }) = layout.machines.first() else { return String::new() };
     let app = |name: &str| layout.app(name).map(|app| format!("http://{}", app.address)).unwrap_or_default();
     let shop = layout.app("shop").map(|app| format!("http://{}/", app.inbound)).unwrap_or_default();
@@ -61,8 +64,9 @@ pub(crate) fn what_to_try(mesh: &Mesh) -> String {
         ("whom the proxy of web-1 would call", format!("curl -s http://{admin}/endpoints")),
         ("what it would do with a request, and why", format!("curl -s 'http://{admin}/explain?service=ads'")),
         ("what it counted", format!("curl -s http://{admin}/metrics")),
-        ("who is alive, as the control plane knows it", format!("curl -s {control_plane}/v1/membership")),
-        ("which proxy runs what", format!("curl -s {control_plane}/v1/proxies")),
+        ("the mesh at a glance, and who is alive", gilmok("status")),
+        ("the same by instance; also services, revisions, explain ads", gilmok("membership")),
+        ("which proxy runs what", gilmok("proxies")),
         (
             "a change, answered once it runs in every proxy",
             format!(

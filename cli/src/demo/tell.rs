@@ -53,20 +53,6 @@ pub(crate) fn in_words(time: Duration) -> String {
     }
 }
 
-/// Rows in columns, two spaces apart, each line indented.
-pub(crate) fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let widths: Vec<_> = (0..columns)
-        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max())
-        .map(Option::unwrap_or_default)
-        .collect();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}", width = *width));
-        format!("  {}", cells.collect::<Vec<_>>().join("  ")).trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,11 +62,5 @@ mod tests {
         for (micros, expected) in [(1_234, "1.2 ms"), (56_789, "57 ms"), (1_550_000, "1.6 s")] {
             assert_eq!(in_words(Duration::from_micros(micros)), expected);
         }
-    }
-
-    #[test]
-    fn columns_are_as_wide_as_their_widest_cell() {
-        let row = |cells: [&str; 2]| cells.map(str::to_owned).to_vec();
-        assert_eq!(table(&[row(["a", "b"]), row(["long", ""])]), "  a     b\n  long");
     }
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::demo::stage::Stage;
 use crate::demo::talk;
-use crate::demo::tell::table;
+use crate::table::indented;
 
 pub(crate) const TITLE: &str = "A bad document is refused, and nothing changes";
 
@@ -30,6 +30,6 @@ pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     anyhow::ensure!(ads.iter().all(|status| *status == StatusCode::OK), "ads: {ads:?}");
     stage.teller.say(&format!("PATCH /v1/services/ads {bad}"));
     stage.teller.say(&format!("answered 422 with every fault; revision {after} stays in force:"));
-    stage.teller.show(&table(&rows));
+    stage.teller.show(&indented(&rows));
     Ok(())
 }

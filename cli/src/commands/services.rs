@@ -1,0 +1,118 @@
+//! `gilmok services`: what there is, and everything about one of them.
+
+use std::collections::BTreeSet;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value as Json, json};
+
+use crate::client::{Remote, encoded};
+use crate::table::{or_dash, table};
+use crate::trouble::{Trouble, say};
+
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  gilmok services\n  gilmok services show ads"
+)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    remote: Remote,
+    #[command(subcommand)]
+    task: Option<Task>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// One service: its table in the document and its instances
+    Show {
+        /// The service's name
+        service: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Trouble> {
+    match &arguments.task {
+        None => list(&arguments.remote),
+        Some(Task::Show { service, remote }) => show(remote, service),
+    }
+}
+
+fn list(remote: &Remote) -> Result<(), Trouble> {
+    let services = remote.get("/v1/services")?;
+    let members = remote.get("/v1/membership")?;
+    let told = services.as_object().into_iter().flat_map(|services| services.keys());
+    let alive = members.as_object().into_iter().flat_map(|members| members.keys());
+    let names: BTreeSet<&String> = told.chain(alive).collect();
+    if remote.json {
+        let whole = |name: &String| json!({ "policy": services[name], "members": members[name] });
+        let all: serde_json::Map<_, _> = names.iter().map(|name| ((*name).clone(), whole(name))).collect();
+        say(&format!("{:#}", Json::from(all)));
+        return Ok(());
+    }
+    if names.is_empty() {
+        say("no services yet; `gilmok apply FILE` writes a document, and proxies register their apps");
+        return Ok(());
+    }
+    let rows = names.into_iter().map(|name| row(name, &services[name], &members[name]));
+    say(&table(["service", "alive", "versions", "shards", "protocol", "said by"], rows));
+    Ok(())
+}
+
+fn row(name: &str, policy: &Json, members: &Json) -> [String; 6] {
+    let members = members.as_array().map(Vec::as_slice).unwrap_or_default();
+    let alive = members.iter().filter(|member| is_alive(member)).count();
+    let of = |field: &str| {
+        let values = members.iter().filter_map(|member| member["endpoint"][field].as_str());
+        or_dash(values.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", "))
+    };
+    let listed = policy["endpoints"].as_array().map_or(0, Vec::len);
+    let alive = match (members.len(), listed) {
+        (0, 0) => "0".to_owned(),
+        (0, listed) => format!("{listed} listed"),
+        (all, _) => format!("{alive} of {all}"),
+    };
+    let said_by = match (policy.is_null(), members.is_empty()) {
+        (true, _) => "membership",
+        (false, true) => "document",
+        (false, false) => "both",
+    };
+    let protocol = policy["protocol"].as_str().unwrap_or("http1");
+    [name.to_owned(), alive, of("version"), of("shard"), protocol.to_owned(), said_by.to_owned()]
+}
+
+/// Whether an instance may receive traffic, as the control plane tells it.
+pub(super) fn is_alive(member: &Json) -> bool {
+    matches!(member["status"].as_str(), Some("passing" | "warning"))
+}
+
+fn show(remote: &Remote, service: &str) -> Result<(), Trouble> {
+    let services = remote.get("/v1/services")?;
+    let members = remote.get("/v1/membership")?;
+    let (policy, members) = (&services[service], &members[service]);
+    if policy.is_null() && members.is_null() {
+        return Err(Trouble::Refused(format!(
+            "there is no service `{service}`; `gilmok services` lists them"
+        )));
+    }
+    let decision = remote.get(&format!("/v1/explain?service={}", encoded(service))).unwrap_or_default();
+    let whole = json!({ "service": service, "policy": policy, "members": members, "explain": decision });
+    if remote.json {
+        say(&format!("{whole:#}"));
+        return Ok(());
+    }
+    match policy {
+        Json::Null => {
+            say(&format!("`{service}` is known from membership only; the document does not name it"))
+        }
+        policy => say(&format!("[services.{service}] in the document:\n{policy:#}")),
+    }
+    let members = members.as_array().map(Vec::as_slice).unwrap_or_default();
+    if members.is_empty() {
+        say("\nmembership knows no instance of it");
+    } else {
+        say(&format!("\n{}", super::membership::shown(service, members)));
+    }
+    Ok(())
+}
