@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::endpoint::Peer;
@@ -22,6 +23,8 @@ pub(crate) struct Socket {
     is_read: bool,
     /// What is to be kept of requests; only on connections that serve one after the other.
     unanswered: Option<Arc<Unanswered>>,
+    /// Told once, when the endpoint first says something or closes.
+    heard: Option<Arc<Notify>>,
 }
 
 #[derive(Debug)]
@@ -48,7 +51,7 @@ pub(crate) enum ConnectError {
 pub(crate) async fn connect(peer: &Peer, within: Duration) -> Result<Socket, ConnectError> {
     match timeout(within, open(peer)).await {
         Err(_elapsed) => Err(ConnectError::Timeout),
-        Ok(Ok(stream)) => Ok(Socket { stream, is_read: false, unanswered: None }),
+        Ok(Ok(stream)) => Ok(Socket { stream, is_read: false, unanswered: None, heard: None }),
         Ok(Err(error)) => Err(match error.kind() {
             // A unix socket that is not there is refused like a port that nobody listens on.
             io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => ConnectError::Refused,
@@ -74,6 +77,11 @@ impl Socket {
     /// Keeps requests for as long as nothing comes back.
     pub(super) fn keep_unanswered(&mut self) -> Arc<Unanswered> {
         Arc::clone(self.unanswered.get_or_insert_default())
+    }
+
+    /// Tells when the endpoint first says something or closes.
+    pub(super) fn tell_when_heard(&mut self) -> Arc<Notify> {
+        Arc::clone(self.heard.get_or_insert_default())
     }
 
     fn wrote(&self, parts: &[io::IoSlice<'_>], written: &Poll<io::Result<usize>>) {
@@ -107,6 +115,9 @@ impl AsyncRead for Socket {
         };
         if polled.is_ready() {
             this.is_read |= buf.filled().len() == before;
+            if let Some(heard) = this.heard.take() {
+                heard.notify_one();
+            }
             if let Some(unanswered) = this.unanswered.as_ref().filter(|_| !this.is_read) {
                 unanswered.answered();
             }

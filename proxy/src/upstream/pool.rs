@@ -31,6 +31,8 @@ const H2_CONNECTIONS_MAX: usize = 8;
 const H2_STREAMS_MAX: usize = 100;
 /// Read buffer of an HTTP/1 connection to an endpoint. It grows to this only while bodies flow.
 const H1_BUFFER_BYTES_MAX: usize = 256 << 10;
+/// How long the first settings of an HTTP/2 peer are waited for before it is sent something.
+const H2_SETTINGS_WAIT: Duration = Duration::from_millis(250);
 /// HTTP/2 windows: fixed, since adapting ones cost latency on a LAN.
 const H2_STREAM_WINDOW: u32 = 1 << 20;
 const H2_CONNECTION_WINDOW: u32 = 8 << 20;
@@ -283,7 +285,8 @@ impl Pool {
     }
 
     async fn open_h2(&self, within: Duration) -> Result<Rc<H2Connection>, ConnectError> {
-        let socket: Socket = connect(&self.state.peer, within).await?;
+        let mut socket: Socket = connect(&self.state.peer, within).await?;
+        let heard = socket.tell_when_heard();
         let (sender, connection) = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
             .initial_stream_window_size(H2_STREAM_WINDOW)
@@ -294,7 +297,10 @@ impl Pool {
             .handshake(TokioIo::new(socket))
             .await
             .map_err(|_closed| ConnectError::Unreachable)?;
-        let allowed = Rc::new(Cell::new(usize::MAX));
+        // What a peer says first is how many streams it allows: who comes next should know. Whoever waits with it until
+        // it is asked something does not keep us for long.
+        drop(timeout(H2_SETTINGS_WAIT, heard.notified()).await);
+        let allowed = Rc::new(Cell::new(connection.current_max_send_streams()));
         let told = Rc::clone(&allowed);
         // Ends when either side closes, or when every sender is dropped.
         tokio::task::spawn_local(async move {
