@@ -134,6 +134,14 @@ async fn a_story_that_does_not_come_true_says_what_failed_and_shows_the_log() {
         let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&arguments).contains("--service=shop")
     });
+    // A log that is still empty has nothing to show.
+    eventually("the shop to listen", async || {
+        let folders = std::fs::read_dir(scratch.path()).unwrap().flatten();
+        let mut logs =
+            folders.filter_map(|entry| std::fs::read_to_string(entry.path().join("shop.log")).ok());
+        if logs.any(|log| log.contains("listens on")) { Ok(()) } else { Err("it does not say so") }
+    })
+    .await;
     send_signal(*shop.expect("the shop runs"), Signal::Kill).await;
     let status = demo.ended(STORY_MAX).await;
     let said = demo.log();
