@@ -35,6 +35,14 @@ pub(crate) struct Caller {
     _open: Open,
 }
 
+/// What headers depend on: where a request comes in, and who sends it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Downstream<'c> {
+    pub(crate) listener: Listener,
+    pub(crate) trusted: bool,
+    pub(crate) forwarded_for: &'c HeaderValue,
+}
+
 /// What a connection is doing; written by its socket and its requests, read by its timer.
 ///
 /// Atomics only because hyper asks of an upgradable socket that it can change threads; nobody shares them.
@@ -61,6 +69,12 @@ pub(crate) enum Expired {
 }
 
 impl Caller {
+    /// What headers depend on.
+    pub(crate) fn downstream(&self) -> Downstream<'_> {
+        let Self { listener, trusted, forwarded_for, .. } = self;
+        Downstream { listener: *listener, trusted: *trusted, forwarded_for }
+    }
+
     /// Admits a connection; `None` when its address has too many already.
     pub(crate) fn admit(
         worker: &Worker,

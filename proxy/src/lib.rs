@@ -54,6 +54,9 @@ mod clock;
 #[cfg(test)]
 mod testing;
 
+#[cfg(any(test, fuzzing))]
+pub use request::fuzzing;
+
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;

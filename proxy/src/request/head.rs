@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use gilmok_config::decide::Listener;
 use gilmok_config::host;
 use http::{HeaderValue, Request, Version};
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 
 use super::fault::Fault;
 use crate::settings::Limits;
@@ -46,7 +46,7 @@ impl Seen {
     ///
     /// # Errors
     /// What makes it no request that may go on.
-    pub(crate) fn read(request: &Request<Incoming>, limits: &Limits) -> Result<Self, Fault> {
+    pub(crate) fn read(request: &Request<impl Body>, limits: &Limits) -> Result<Self, Fault> {
         let mut seen = Self::default();
         let mut hosts = 0;
         let mut upgrade_field = false;
@@ -100,7 +100,7 @@ impl Seen {
         Ok(seen)
     }
 
-    fn check(&self, request: &Request<Incoming>, hosts: usize, limits: &Limits) -> Result<(), Fault> {
+    fn check(&self, request: &Request<impl Body>, hosts: usize, limits: &Limits) -> Result<(), Fault> {
         let uri = request.uri();
         match request.version() {
             Version::HTTP_11 if hosts != 1 => {
@@ -128,7 +128,7 @@ impl Seen {
 /// # Errors
 /// When it names two, or something that is no host.
 pub(crate) fn authority<'r>(
-    request: &'r Request<Incoming>,
+    request: &'r Request<impl Body>,
     listener: Listener,
 ) -> Result<Option<Cow<'r, str>>, Fault> {
     let field = match request.headers().get(http::header::HOST) {

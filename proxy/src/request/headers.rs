@@ -4,7 +4,7 @@ use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
 
 use super::head::{Seen, tokens};
-use crate::caller::Caller;
+use crate::caller::Downstream;
 use gilmok_config::decide::Listener;
 
 const FEATURE_FLAGS: HeaderName = HeaderName::from_static("feature-flags");
@@ -38,7 +38,7 @@ const ADDED_MAX: usize = 9;
 pub(crate) fn prepare_request(
     headers: &mut HeaderMap,
     seen: &Seen,
-    caller: &Caller,
+    from: Downstream<'_>,
     host: Option<HeaderValue>,
 ) {
     let upgrade = if seen.upgrade { headers.get(header::UPGRADE).cloned() } else { None };
@@ -60,7 +60,7 @@ pub(crate) fn prepare_request(
     if seen.expect {
         headers.remove(header::EXPECT);
     }
-    if seen.mesh_fields && !(caller.listener == Listener::Inbound && caller.trusted) {
+    if seen.mesh_fields && !(from.listener == Listener::Inbound && from.trusted) {
         strip_mesh_fields(headers);
     }
     if seen.cookies > 1 {
@@ -76,8 +76,8 @@ pub(crate) fn prepare_request(
         headers.insert(header::UPGRADE, protocol);
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     }
-    forwarded(headers, seen, caller, host);
-    identify(headers, seen, caller);
+    forwarded(headers, seen, from, host);
+    identify(headers, seen, from);
 }
 
 /// Makes an endpoint's headers those of the answer to the caller.
@@ -182,20 +182,20 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// Says for whom the request is made. What an untrusted caller says of it is overwritten.
-fn forwarded(headers: &mut HeaderMap, seen: &Seen, caller: &Caller, host: Option<HeaderValue>) {
-    let believed = caller.trusted;
+fn forwarded(headers: &mut HeaderMap, seen: &Seen, from: Downstream<'_>, host: Option<HeaderValue>) {
+    let believed = from.trusted;
     if seen.forwarded_for && believed {
         let lines: Vec<&[u8]> = headers
             .get_all(X_FORWARDED_FOR)
             .iter()
             .map(HeaderValue::as_bytes)
-            .chain([caller.forwarded_for.as_bytes()])
+            .chain([from.forwarded_for.as_bytes()])
             .collect();
         if let Ok(line) = HeaderValue::from_bytes(&lines.join(&b", "[..])) {
             headers.insert(X_FORWARDED_FOR, line);
         }
     } else {
-        headers.insert(X_FORWARDED_FOR, caller.forwarded_for.clone());
+        headers.insert(X_FORWARDED_FOR, from.forwarded_for.clone());
     }
     if !(seen.forwarded_proto && believed) {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
@@ -208,8 +208,8 @@ fn forwarded(headers: &mut HeaderMap, seen: &Seen, caller: &Caller, host: Option
 }
 
 /// Gives the request an id and a trace where it has none.
-fn identify(headers: &mut HeaderMap, seen: &Seen, caller: &Caller) {
-    if !(seen.request_id && caller.trusted) {
+fn identify(headers: &mut HeaderMap, seen: &Seen, from: Downstream<'_>) {
+    if !(seen.request_id && from.trusted) {
         let mut id = [0; 32];
         hex(fastrand::u128(..), &mut id);
         if let Ok(id) = HeaderValue::from_bytes(&id) {

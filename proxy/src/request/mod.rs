@@ -18,6 +18,9 @@ mod tunnel;
 
 mod respond;
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
+
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::future::ready;
@@ -115,7 +118,7 @@ fn route(
     let upstream = place.of(view);
     let host = named_host(&request);
     let (mut head, body) = request.into_parts();
-    headers::prepare_request(&mut head.headers, &seen, caller, host.clone());
+    headers::prepare_request(&mut head.headers, &seen, caller.downstream(), host.clone());
     record.identified(&head.headers, host.as_ref());
     head.uri = next_target(&head.uri, strip_prefix.as_deref(), host, &mut head.headers, upstream)?;
     let (upload, progress) = Upload::new(body, upstream.policy.idle_timeout, worker.shared.limits.body_bytes);

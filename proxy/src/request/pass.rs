@@ -47,7 +47,7 @@ pub(super) async fn pass(
     let state = EndpointState::new(EndpointState::OUTSIDE, endpoint, Peer::Tcp(address), nowhere, 0);
     let upstream = Arc::new(Upstream::outside(ServicePolicy::default(), &Arc::new(state)));
     let (mut head, body) = request.into_parts();
-    headers::prepare_request(&mut head.headers, seen, caller, Some(host.clone()));
+    headers::prepare_request(&mut head.headers, seen, caller.downstream(), Some(host.clone()));
     head.uri = super::next_target(&head.uri, None, Some(host), &mut head.headers, &upstream)?;
     let policy = &upstream.policy;
     let (upload, progress) = Upload::new(body, policy.idle_timeout, worker.shared.limits.body_bytes);
