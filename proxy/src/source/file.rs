@@ -15,8 +15,9 @@ use super::status::Status;
 use crate::current::InForce;
 use crate::settings::parse_mesh;
 
-/// How often the file is looked at. Polling sees what notifications miss: bind mounts, symbolic links, network disks.
-const POLL: Duration = Duration::from_secs(1);
+/// How often the file is looked at, so that a change is in force within a second whatever else happens then.
+/// Polling sees what notifications miss; see docs/decisions/0006.
+const POLL: Duration = Duration::from_millis(250);
 /// A file that changed within this time is read although it looks the same: its clock may be too coarse to tell.
 const CLOCK_GRAIN: Duration = Duration::from_secs(3);
 
