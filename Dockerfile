@@ -10,7 +10,7 @@ RUN cargo build --locked --release \
 # Not root, no login, and a folder for what has to last. The ids are named by number, so that
 # `runAsNonRoot` rules can be checked without looking into the image.
 FROM debian:bookworm-slim AS base
-RUN useradd --system --uid 65532 --user-group --no-create-home --home-dir /nonexistent \
+RUN useradd --uid 65532 --user-group --no-create-home --home-dir /nonexistent \
       --shell /usr/sbin/nologin gilmok \
  && install -d -o gilmok -g gilmok -m 0750 /var/lib/gilmok && install -d /etc/gilmok
 USER 65532:65532
