@@ -27,7 +27,7 @@ const NAMES: [&str; 24] = [
     "feature-flags",
     "gilmok-version",
     "gilmok-explain",
-    "gilmok-x",
+    "gilmok-shard",
     "x-forwarded-for",
     "x-forwarded-proto",
     "x-forwarded-host",
