@@ -124,13 +124,15 @@ impl Activity {
 
     /// A head is complete: its request begins.
     pub(crate) fn request_began(&self) {
-        self.requests.fetch_add(1, Relaxed);
+        self.requests.store(self.requests.load(Relaxed).saturating_add(1), Relaxed);
         self.head_ended();
     }
 
     /// An answer has ended, at this moment.
     pub(crate) fn request_ended(&self, at: Instant) {
-        if self.requests.fetch_sub(1, Relaxed) == 1 {
+        let left = self.requests.load(Relaxed).saturating_sub(1);
+        self.requests.store(left, Relaxed);
+        if left == 0 {
             self.idle_since_ms.store(clock::ms_of(at), Relaxed);
         }
     }

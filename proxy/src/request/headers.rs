@@ -229,10 +229,24 @@ fn identify(headers: &mut HeaderMap, seen: &Seen, from: Downstream<'_>) {
 
 /// Writes the lower digits of a number, as many as there is room for.
 fn hex(mut number: u128, digits: &mut [u8]) {
-    for digit in digits.iter_mut().rev() {
-        *digit = b"0123456789abcdef"[(number & 15) as usize];
-        number >>= 4;
+    // Eight digits at a time, the lowest first.
+    for group in digits.rchunks_mut(8) {
+        let eight = hex_of((number & 0xFFFF_FFFF) as u64).to_be_bytes();
+        group.copy_from_slice(&eight[8 - group.len()..]);
+        number >>= 32;
     }
+}
+
+/// The eight digits of the lower 32 bits, as bytes from the highest: each half-byte is moved into a byte of its own and
+/// all become letters at once.
+fn hex_of(mut bits: u64) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    bits = (bits | bits << 16) & 0x0000_FFFF_0000_FFFF;
+    bits = (bits | bits << 8) & 0x00FF_00FF_00FF_00FF;
+    bits = (bits | bits << 4) & 0x0F0F_0F0F_0F0F_0F0F;
+    // 1 where the digit is a letter: adding 6 carries ten and more into the upper half.
+    let letters = (bits + 6 * ONES) >> 4 & ONES;
+    bits + u64::from(b'0') * ONES + u64::from(b'a' - b'0' - 10) * letters
 }
 
 /// Whether an HTTP/1 caller can be told to close; HTTP/2 has GOAWAY for it.
@@ -294,5 +308,9 @@ mod tests {
         let mut digits = [0; 4];
         hex(0xAB, &mut digits);
         assert_eq!(&digits, b"00ab");
+        let mut digits = [0; 32];
+        let number = 0x0123_4567_89AB_CDEF_FEDC_BA98_7654_3210;
+        hex(number, &mut digits);
+        assert_eq!(digits, format!("{number:032x}").as_bytes());
     }
 }
