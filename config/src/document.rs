@@ -1,7 +1,8 @@
 //! The mesh document: what operators said, checked as a whole.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
+use crate::fallback::Action;
 use crate::grammar::{Faults, Value};
 use crate::name::ServiceName;
 use crate::node::Node;
@@ -56,6 +57,7 @@ impl Document {
             routes: routes.as_ref().map(route::read_all).unwrap_or_default(),
         };
         document.check_routes(routes.as_ref());
+        document.check_fallbacks(services.as_ref());
         document
     }
 
@@ -74,6 +76,46 @@ impl Document {
                 service.fault(format!("there is no service `{name}`"), format!("add [services.{name}]"));
             }
         }
+    }
+
+    /// A fallback may ask another service, which may ask another in turn: all must be there, and none come back.
+    fn check_fallbacks(&self, services: Option<&Value<'_>>) {
+        let entries = services.filter(|value| value.is_table()).and_then(Value::entries).unwrap_or_default();
+        for (name, table) in entries.iter().filter(|(_, value)| value.is_table()) {
+            let chain = table.table().and_then(|mut table| table.optional("fallback"));
+            let Some(links) = chain.filter(Value::is_list).and_then(|chain| chain.items()) else { continue };
+            for link in links.iter().filter(|link| link.is_table()) {
+                let other = link.table().and_then(|mut link| link.optional("service"));
+                let Some(other) = other.filter(Value::is_text) else { continue };
+                let Some(to) = other.text().filter(|to| ServiceName::parse(to).is_ok()) else { continue };
+                if !self.services.contains_key(to) {
+                    other.fault(format!("there is no service `{to}`"), format!("add [services.{to}]"));
+                } else if self.leads_back(to, name) {
+                    other
+                        .fault(format!("the fallback leads from `{to}` back to `{name}`"), "another service");
+                }
+            }
+        }
+    }
+
+    /// Whether the fallbacks of `from` lead to `to`.
+    fn leads_back(&self, from: &str, to: &str) -> bool {
+        let mut seen = HashSet::from([from]);
+        let mut next = vec![from];
+        while let Some(name) = next.pop() {
+            if name == to {
+                return true;
+            }
+            let links = self.services.get(name).map_or(&[][..], |policy| &policy.fallback);
+            for link in links {
+                if let Action::Service(other) = &link.action
+                    && seen.insert(other.as_str())
+                {
+                    next.push(other.as_str());
+                }
+            }
+        }
+        false
     }
 }
 

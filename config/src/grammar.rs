@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::node::{Kind, Node};
 use crate::problem::{Problem, Problems, shown};
-use crate::unit::{format_duration, parse_duration, parse_size};
+use crate::unit::{Ppm, format_duration, parse_duration, parse_size};
 
 pub use crate::problem::PROBLEMS_MAX;
 
@@ -152,6 +152,31 @@ impl<'d> Value<'d> {
             return None;
         }
         Some(value)
+    }
+
+    /// A duration from `least` to `most`, or "none".
+    #[must_use]
+    pub fn duration_or_none(&self, least: Duration, most: Duration) -> Option<Option<Duration>> {
+        match &self.node.kind {
+            Kind::Text(text) if text == "none" => Some(None),
+            _ => self.duration(least, most).map(Some),
+        }
+    }
+
+    /// A percentage: a number from 0 to 100 with at most four decimals.
+    #[must_use]
+    pub fn percent(&self) -> Option<Ppm> {
+        let percent = match self.node.kind {
+            #[expect(clippy::cast_precision_loss, reason = "whatever is so large is refused all the same")]
+            Kind::Integer(value) => value as f64,
+            Kind::Float(value) => value,
+            _ => return self.expected("a percentage"),
+        };
+        let share = Ppm::from_percent(percent);
+        if share.is_none() {
+            self.fault(format!("{percent} is no percentage"), "0 to 100, with at most four decimals");
+        }
+        share
     }
 
     /// A size in bytes from `least` to `most`.

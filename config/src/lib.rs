@@ -3,7 +3,7 @@
 //! Pure by rule: no IO, no clock, no task, no dice. Time, liveness and randomness are arguments.
 //! In reading order: what is wrong with a document ([`problem`]), how text becomes a tree ([`json`], [`node`]) and
 //! the tree is read ([`grammar`]), the words ([`name`], [`address`], [`mod@unit`]), the policies of a service
-//! ([`service`], [`health`]), the [`route`]s, the whole [`document`], what it means together
+//! ([`service`], [`health`]; when calls fail: [`failure`], [`retry`], [`outlier`], [`breaker`], [`fallback`]), the [`route`]s, the whole [`document`], what it means together
 //! with who is alive ([`snapshot`]), the brain ([`decide`]), and what the two planes tell each other ([`wire`]).
 
 pub mod problem;
@@ -25,6 +25,16 @@ pub mod endpoint;
 pub mod hash;
 
 pub mod health;
+
+pub mod failure;
+
+pub mod retry;
+
+pub mod outlier;
+
+pub mod breaker;
+
+pub mod fallback;
 
 pub mod service;
 

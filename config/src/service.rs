@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
+use crate::breaker::BreakerPolicy;
 use crate::endpoint::Endpoint;
+use crate::fallback::{Fallback, read_chain};
 use crate::grammar::Value;
 use crate::health::HealthCheckPolicy;
 use crate::host;
+use crate::outlier::OutlierDetection;
+use crate::retry::RetryPolicy;
 
 /// Most endpoints of one service.
 pub const ENDPOINTS_MAX: usize = 10_000;
@@ -29,6 +33,11 @@ pub struct ServicePolicy {
     /// Requests in flight, over all workers of a proxy; more are refused at once.
     pub max_concurrent: u32,
     pub health_check: Option<HealthCheckPolicy>,
+    pub retry: RetryPolicy,
+    pub outlier_detection: Option<OutlierDetection>,
+    pub circuit_breaker: Option<BreakerPolicy>,
+    /// Tried in order when a call brings nothing.
+    pub fallback: Vec<Fallback>,
     /// Used while membership knows no endpoint of this service.
     pub endpoints: Vec<Endpoint>,
 }
@@ -98,6 +107,10 @@ impl Default for ServicePolicy {
             idle_timeout: Duration::from_mins(5),
             max_concurrent: 1024,
             health_check: None,
+            retry: RetryPolicy::default(),
+            outlier_detection: None,
+            circuit_breaker: None,
+            fallback: Vec::new(),
             endpoints: Vec::new(),
         }
     }
@@ -128,6 +141,10 @@ impl ServicePolicy {
                 .and_then(|v| v.integer(1, 10_000_000))
                 .unwrap_or(default.max_concurrent),
             health_check: table.optional("health_check").and_then(|v| HealthCheckPolicy::read(&v)),
+            retry: table.optional("retry").and_then(|v| RetryPolicy::read(&v)).unwrap_or_default(),
+            outlier_detection: table.optional("outlier_detection").and_then(|v| OutlierDetection::read(&v)),
+            circuit_breaker: table.optional("circuit_breaker").and_then(|v| BreakerPolicy::read(&v)),
+            fallback: table.optional("fallback").and_then(|v| read_chain(&v)).unwrap_or_default(),
             endpoints: table.optional("endpoints").and_then(|v| read_endpoints(&v)).unwrap_or_default(),
         };
         table.finish();

@@ -1,4 +1,4 @@
-//! Durations ("250ms"), sizes ("1MiB") and how they are written.
+//! Durations ("250ms"), sizes ("1MiB"), shares (12.5 %) and how they are written.
 
 use std::time::Duration;
 
@@ -80,6 +80,49 @@ pub fn parse_size(text: &str) -> Result<u64, &'static str> {
     number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or(HINT)
 }
 
+/// A share in parts per million: a percentage with four decimals, exactly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ppm(u32);
+
+impl Ppm {
+    pub const NONE: Self = Self(0);
+    pub const HALF: Self = Self(500_000);
+    pub const WHOLE: Self = Self(1_000_000);
+
+    /// A percentage from 0 to 100 with at most four decimals.
+    #[must_use]
+    pub fn from_percent(percent: f64) -> Option<Self> {
+        let ppm = (percent * 10_000.0).round();
+        let is_exact = (percent * 10_000.0 - ppm).abs() < 1e-6;
+        if !(0.0..=1_000_000.0).contains(&ppm) || !is_exact {
+            return None;
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "checked against the range above"
+        )]
+        Some(Self(ppm as u32))
+    }
+
+    #[must_use]
+    pub fn get(self) -> u32 {
+        self.0
+    }
+
+    /// Whether `part` of `whole` is at least this share.
+    #[must_use]
+    pub fn is_reached(self, part: u64, whole: u64) -> bool {
+        u128::from(part) * 1_000_000 >= u128::from(whole) * u128::from(self.0)
+    }
+
+    /// This share of `whole`, rounded down.
+    #[must_use]
+    pub fn of(self, whole: usize) -> usize {
+        usize::try_from(whole as u128 * u128::from(self.0) / 1_000_000).unwrap_or(usize::MAX)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,6 +147,19 @@ mod tests {
         for text in ["", "KiB", "1KB", "-1", "1.5MiB", "99999999999999999999GiB"] {
             assert!(parse_size(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn percentages_are_exact_to_four_decimals() {
+        for (percent, ppm) in [(0.0, 0), (0.0001, 1), (12.5, 125_000), (33.3333, 333_333), (100.0, 1_000_000)]
+        {
+            assert_eq!(Ppm::from_percent(percent).map(Ppm::get), Some(ppm), "{percent}");
+        }
+        for percent in [-1.0, 100.0001, 130.0, 0.000_01, f64::NAN, f64::INFINITY] {
+            assert_eq!(Ppm::from_percent(percent), None, "{percent}");
+        }
+        assert!(Ppm::HALF.is_reached(1, 2) && !Ppm::HALF.is_reached(1, 3));
+        assert_eq!((Ppm::HALF.of(3), Ppm::WHOLE.of(3), Ppm::NONE.of(3)), (1, 3, 0));
     }
 
     proptest! {
