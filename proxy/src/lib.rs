@@ -4,8 +4,8 @@
 //! (`sockets`) and how it leaves (`drain`), where snapshots come from (`source`) and what is in force
 //! (`current`, with names kept by `resolve`), the threads (`thread`) that take connections (`listen`, `caller`)
 //! and act on requests (`request`) with what each `worker` owns,
-//! the called side (`upstream`) and its `health`, and what is told of it all (`admin`, `metrics`,
-//! `telemetry`, `access_log`).
+//! the called side (`upstream`) and its `health`, what is given again when it brings nothing (`last_good`),
+//! and what is told of it all (`admin`, `metrics`, `telemetry`, `access_log`).
 
 pub mod settings;
 
@@ -36,6 +36,8 @@ mod executor;
 mod request;
 
 mod gather;
+
+mod last_good;
 
 mod upstream;
 
