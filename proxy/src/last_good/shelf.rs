@@ -64,7 +64,7 @@ impl Shelf {
         let key = question.key();
         let known = self.questions.get(key).map_or(&[][..], |variants| &variants.names);
         let names = union(known, vary);
-        // What was kept was not told apart by the new ones.
+        // What was kept was not told apart by the new ones: nobody can be given it.
         let mut gone = if names.len() > known.len() { self.forget(key) } else { Vec::new() };
         let values = question.values_of(&names);
         let names_bytes: usize = names.iter().map(|name| name.as_str().len()).sum();

@@ -295,6 +295,7 @@ fn every_part_of_a_question_tells_it_from_others() {
         Call { policy: PER_CREDENTIALS, ..Call::with(&[("authorization", "a=1")]) },
         Call { policy: PER_CREDENTIALS, ..Call::with(&[("authorization", "a=1"), ("cookie", "a=1")]) },
         Call { policy: PER_CREDENTIALS, personal: vec!["a=1"], ..GET },
+        Call { policy: PER_CREDENTIALS, personal: vec!["cookie", "a=1"], ..GET },
     ];
     for (at, call) in others.iter().enumerate() {
         let from = (call.version.unwrap_or(""), call.shard.unwrap_or(""));
@@ -336,7 +337,9 @@ fn answers_are_told_apart_by_all_that_any_of_them_varies_by() {
     // An answer that does not say so, before one that does.
     keep(&call("en", "a"), &[], b"any");
     assert!(given(&store, &call("ko", "b")).is_some());
+    let before = store.bytes();
     keep(&call("en", "a"), &[("vary", "Accept-Language")], b"en");
+    assert!(store.bytes() < before * 2, "what nobody finds any more stays");
     assert_eq!(given(&store, &call("ko", "a")), None);
     assert_eq!(given(&store, &call("en", "b")).as_deref(), Some("en"));
     // And after.
