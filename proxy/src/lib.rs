@@ -39,6 +39,8 @@ mod gather;
 
 mod last_good;
 
+mod breaker;
+
 mod upstream;
 
 mod health;
