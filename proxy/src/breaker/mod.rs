@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use gilmok_config::breaker::BreakerPolicy;
 
-use window::Window;
 pub(crate) use window::Counts;
+use window::Window;
 
 /// Openings vary by so much, so that proxies which opened together do not probe together.
 const JITTER: f64 = 0.1;
@@ -276,10 +276,12 @@ impl Breaker {
     /// Opens if what the window holds is bad enough.
     fn judge(&self, now_ms: u64, dice: f64) {
         let policy = &self.policy;
-        let in_a_row = policy.consecutive_failures > 0 && self.streak.load(Relaxed) >= policy.consecutive_failures;
+        let in_a_row =
+            policy.consecutive_failures > 0 && self.streak.load(Relaxed) >= policy.consecutive_failures;
         if !in_a_row {
             let counts = self.window.counts(now_ms);
-            let is_slow = policy.slow_call.is_some() && policy.slow_share.is_reached(counts.slow, counts.calls);
+            let is_slow =
+                policy.slow_call.is_some() && policy.slow_share.is_reached(counts.slow, counts.calls);
             let is_failing = policy.failure_share.is_reached(counts.failures, counts.calls);
             if counts.calls < u64::from(policy.min_requests) || !(is_failing || is_slow) {
                 return;
@@ -296,7 +298,11 @@ impl Breaker {
         let openings = if word.state == State::HalfOpen { self.openings.load(Relaxed) } else { 0 };
         let longer = ms(self.policy.open_for).saturating_mul(1 << openings.min(32));
         let longer = longer.min(ms(self.policy.open_for_max)) as f64 * (1.0 + JITTER * (2.0 * dice - 1.0));
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float cast saturates")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a float cast saturates"
+        )]
         self.open_until_ms.store(now_ms.saturating_add(longer as u64), Relaxed);
         if self.enter(word, State::Open) {
             self.openings.store(openings + 1, Relaxed);

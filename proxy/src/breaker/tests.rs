@@ -58,7 +58,8 @@ fn failures_in_a_row_open_it_whatever_the_window_says() {
         policy.min_requests = 1_000;
         policy.consecutive_failures = 3;
     }));
-    for verdict in [Verdict::Failure, Verdict::Failure, Verdict::Success, Verdict::Failure, Verdict::Failure] {
+    for verdict in [Verdict::Failure, Verdict::Failure, Verdict::Success, Verdict::Failure, Verdict::Failure]
+    {
         call(&breaker, verdict, 1_000);
     }
     assert_eq!(breaker.state(1_000), State::Closed);

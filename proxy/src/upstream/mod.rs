@@ -6,6 +6,8 @@ pub(crate) mod service;
 
 pub(crate) mod balance;
 
+pub(crate) mod breakers;
+
 pub(crate) mod unanswered;
 
 pub(crate) mod connect;

@@ -11,6 +11,7 @@ use gilmok_config::service::ServicePolicy;
 use http::HeaderValue;
 
 use super::balance::Eligible;
+use super::breakers::Breakers;
 use super::endpoint::{EndpointState, Peer};
 use crate::metrics::TargetSeries;
 
@@ -27,6 +28,7 @@ pub(crate) struct Upstream {
     /// `request_timeout` as `Gilmok-Timeout` tells it, made once.
     pub(crate) timeout_header: HeaderValue,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) breakers: Option<Breakers>,
     /// Who may be chosen. Replaced when health changes; a swap, because picking must not wait.
     eligible: ArcSwap<Eligible>,
     zone: Name,
@@ -105,6 +107,8 @@ impl Upstream {
             Some(before) => Arc::clone(&before.unplaced),
             None => Arc::new(TargetSeries::new(Name::default(), Name::default(), around.workers)),
         };
+        let kept = before.and_then(|before| before.breakers.as_ref());
+        let breakers = policy.circuit_breaker.as_ref().map(|policy| Breakers::build(policy, endpoints, kept));
         let timeout_ms = u64::try_from(policy.request_timeout.as_millis()).unwrap_or(u64::MAX);
         Self {
             name: name.clone(),
@@ -114,6 +118,7 @@ impl Upstream {
             targets,
             timeout_header: HeaderValue::from(timeout_ms),
             shared,
+            breakers,
             eligible,
             zone: around.zone.clone(),
         }
@@ -132,6 +137,7 @@ impl Upstream {
             targets: Vec::new(),
             timeout_header: HeaderValue::from(timeout_ms),
             shared: Arc::default(),
+            breakers: None,
             zone: Name::default(),
         }
     }
