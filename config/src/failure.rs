@@ -99,6 +99,22 @@ impl FailureSet {
         self
     }
 
+    /// What is in either.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            failures: self.failures | other.failures,
+            statuses: self.statuses | other.statuses,
+            grpc: self.grpc | other.grpc,
+        }
+    }
+
+    /// Whether nothing is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// With every 5xx.
     #[must_use]
     pub fn with_5xx(mut self) -> Self {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, StatusCode};
 
@@ -57,7 +58,8 @@ pub struct LastGood {
 pub struct Prepared {
     pub status: StatusCode,
     pub headers: HeaderMap,
-    pub body: Vec<u8>,
+    /// For callers of gRPC with `grpc_status = "ok"`: one message, which the proxy puts into a frame.
+    pub body: Bytes,
     /// What callers of gRPC are told instead of the status.
     pub grpc: Option<PreparedGrpc>,
 }
@@ -163,7 +165,7 @@ impl Prepared {
         Some(Self {
             status: status.and_then(|status| StatusCode::from_u16(status).ok()).unwrap_or(StatusCode::OK),
             headers,
-            body,
+            body: body.into(),
             grpc,
         })
     }
@@ -294,7 +296,7 @@ mod tests {
         assert_eq!(chain[0].action, Action::LastGood(last_good));
         assert!(chain[0].on.has(Failure::NoEndpoint) && !chain[0].on.has_status(500));
         let Action::Respond(prepared) = &chain[1].action else { panic!("{chain:?}") };
-        assert_eq!(prepared.body, [0x89, b'P', b'N']);
+        assert_eq!(&prepared.body[..], [0x89, b'P', b'N']);
         let grpc = prepared.grpc.as_ref().unwrap();
         assert_eq!((grpc.status, grpc.message.as_ref().unwrap().to_str().unwrap()), (14, "50 %25"));
         assert!(chain[1].on.has_status(503) && !chain[1].on.has(Failure::Reset));

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use gilmok_config::address::Address;
 use gilmok_config::endpoint::Endpoint;
 use gilmok_config::name::{Name, ServiceName};
+use gilmok_config::retry::RetryPolicy;
 use gilmok_config::service::ServicePolicy;
 use gilmok_config::snapshot::Snapshot;
 use gilmok_config::wire::Applied;
@@ -170,9 +171,14 @@ impl InForce {
         let upstreams: Vec<_> = upstreams.collect();
         let apps = self.apps.iter().enumerate().map(|(place, app)| {
             let told = snapshot.service_index(app.service.as_str()).map(|at| &snapshot.services()[at].policy);
-            // The app is checked by the proxy's settings and stands alone: its service's balancing is for callers.
+            // The app is checked by the proxy's settings and stands alone: its service's balancing, and what is done when
+            // calls to it fail, are for callers.
             let policy = Arc::new(ServicePolicy {
                 health_check: None,
+                retry: RetryPolicy::default(),
+                outlier_detection: None,
+                circuit_breaker: None,
+                fallback: Vec::new(),
                 endpoints: Vec::new(),
                 ..told.map_or_else(ServicePolicy::default, |policy| ServicePolicy::clone(policy))
             });

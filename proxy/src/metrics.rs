@@ -11,6 +11,8 @@ use gilmok_config::name::Name;
 /// What became of a request, as the metric label `code` tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Code {
+    /// A fallback was given: no success, whatever its status.
+    Fallback,
     /// The upstream answered with this hundred.
     Hundred(u8),
     /// The proxy answered: no service, no endpoint, a limit, a failure on the way.
@@ -45,7 +47,26 @@ const OUTCOMES: [(Outcome, &str); 7] = [
     (Outcome::StaleConnection, "stale_connection"),
     (Outcome::Timeout, "timeout"),
 ];
-const CODES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "refused"];
+const CODES: [&str; 7] = ["1xx", "2xx", "3xx", "4xx", "5xx", "fallback", "refused"];
+/// What a fallback is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    LastGood = 0,
+    Respond = 1,
+    Service = 2,
+}
+
+const KINDS: [&str; 3] = ["last_good", "respond", "service"];
+
+impl Kind {
+    pub(crate) fn as_str(self) -> &'static str {
+        KINDS[self as usize]
+    }
+}
+
+/// Why a fallback is given: the failures that have one, and answers that are listed as failures.
+const REASONS: [&str; 8] =
+    ["open", "overflow", "no_endpoint", "connect", "refused", "reset", "timeout", "answer"];
 const LISTENERS: [Listener; 3] = [Listener::Edge, Listener::Inbound, Listener::Outbound];
 
 /// What all workers know of the requests to one target. It lives as long as its target, so its series end with it.
@@ -63,6 +84,8 @@ struct Block {
     listeners: [PerListener; LISTENERS.len()],
     outcomes: [AtomicU64; OUTCOMES.len()],
     retries: AtomicU64,
+    /// By kind and reason.
+    fallbacks: [[AtomicU64; REASONS.len()]; KINDS.len()],
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +108,7 @@ impl TargetSeries {
         let per_listener = &self.block(worker).listeners[place(listener)];
         let code = match code {
             Code::Hundred(hundred) => usize::from(hundred.clamp(1, 5)) - 1,
+            Code::Fallback => CODES.len() - 2,
             Code::Refused => CODES.len() - 1,
         };
         add(&per_listener.codes[code], 1);
@@ -101,6 +125,13 @@ impl TargetSeries {
     /// Counts a try that follows a failed one.
     pub(crate) fn retry(&self, worker: usize) {
         add(&self.block(worker).retries, 1);
+    }
+
+    /// Counts a fallback that was given.
+    pub(crate) fn fallback(&self, worker: usize, kind: Kind, reason: &str) {
+        if let Some(at) = REASONS.iter().position(|known| *known == reason) {
+            add(&self.block(worker).fallbacks[kind as usize][at], 1);
+        }
     }
 
     fn blocks(&self) -> impl Iterator<Item = &Block> {
@@ -153,6 +184,7 @@ pub(crate) struct Rendering {
     durations: String,
     attempts: String,
     retries: String,
+    fallbacks: String,
 }
 
 impl Rendering {
@@ -163,6 +195,7 @@ impl Rendering {
         let mut labels: Vec<(&Name, &Name)> = Vec::new();
         let mut outcomes = [0_u64; OUTCOMES.len()];
         let mut retries = 0;
+        let mut fallbacks = [[0_u64; REASONS.len()]; KINDS.len()];
         for target in targets {
             if !labels.contains(&(&target.version, &target.shard)) {
                 labels.push((&target.version, &target.shard));
@@ -170,6 +203,9 @@ impl Rendering {
             }
             for block in target.blocks() {
                 retries += block.retries.load(Relaxed);
+                for (sum, counter) in fallbacks.iter_mut().flatten().zip(block.fallbacks.iter().flatten()) {
+                    *sum += counter.load(Relaxed);
+                }
                 for (sum, counter) in outcomes.iter_mut().zip(&block.outcomes) {
                     *sum += counter.load(Relaxed);
                 }
@@ -189,8 +225,22 @@ impl Rendering {
                 ),
             );
         }
+        self.add_fallbacks(service, &fallbacks);
         if retries > 0 {
             line(&mut self.retries, format_args!("gilmok_retries_total{{service=\"{service}\"}} {retries}"));
+        }
+    }
+
+    fn add_fallbacks(&mut self, service: &str, counts: &[[u64; REASONS.len()]; KINDS.len()]) {
+        for (kind, counts) in KINDS.iter().zip(counts) {
+            for (reason, count) in REASONS.iter().zip(counts).filter(|(_, count)| **count > 0) {
+                line(
+                    &mut self.fallbacks,
+                    format_args!(
+                        "gilmok_fallbacks_total{{service=\"{service}\",kind=\"{kind}\",reason=\"{reason}\"}} {count}"
+                    ),
+                );
+            }
         }
     }
 
@@ -270,6 +320,12 @@ impl Rendering {
                 self.attempts,
             ),
             ("gilmok_retries_total", "counter", "Tries that followed a failed one.", self.retries),
+            (
+                "gilmok_fallbacks_total",
+                "counter",
+                "Fallbacks that were given, by what they were and why.",
+                self.fallbacks,
+            ),
         ];
         let mut text = String::new();
         for (name, kind, help, lines) in families {

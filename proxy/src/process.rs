@@ -23,6 +23,7 @@ use crate::command::Command;
 use crate::current::{InForce, LocalApp};
 use crate::drain::{Drain, Phase};
 use crate::health;
+use crate::last_good::LastGoodStore;
 use crate::metrics::TargetSeries;
 use crate::resolve;
 use crate::settings::{App, DrainTimes, Settings, Source};
@@ -336,6 +337,7 @@ fn share(
         connections: Arc::new(Semaphore::new(settings.limits.connections as usize)),
         per_ip: Default::default(),
         open: Default::default(),
+        last_good: Arc::new(LastGoodStore::new(settings.limits.last_good_bytes)),
         nowhere: Arc::new(nowhere),
     }
 }

@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::access_log::AccessLog;
 use crate::current::{Current, InForce};
 use crate::drain::Phase;
+use crate::last_good::LastGoodStore;
 use crate::metrics::TargetSeries;
 use crate::settings::{Limits, Network, UnknownHosts};
 use crate::upstream::pool::Pools;
@@ -35,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) per_ip: Mutex<HashMap<IpAddr, u32>>,
     /// Open connections by listener: edge, inbound, outbound.
     pub(crate) open: [AtomicU32; 3],
+    /// What may be given again when a service brings nothing.
+    pub(crate) last_good: Arc<LastGoodStore>,
     /// Counts requests that no service answers to.
     pub(crate) nowhere: Arc<TargetSeries>,
 }

@@ -50,6 +50,8 @@ fn note_process(admin: &Admin, current: &Current) {
         let open = f64::from(admin.shared.open[listener as usize].load(Relaxed));
         metrics::gauge!("gilmok_connections", "listener" => listener.as_str()).set(open);
     }
+    #[expect(clippy::cast_precision_loss, reason = "no memory is beyond 2^52 bytes")]
+    metrics::gauge!("gilmok_last_good_bytes").set(admin.shared.last_good.bytes() as f64);
     if let Some(log) = &admin.shared.access_log {
         metrics::counter!("gilmok_access_log_dropped_total").absolute(log.dropped());
     }

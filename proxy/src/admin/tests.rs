@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use tracing::level_filters::LevelFilter;
 
 use super::*;
+use crate::last_good::LastGoodStore;
 use crate::metrics::TargetSeries;
 use crate::testing::Folder;
 use gilmok_config::name::Name;
@@ -44,6 +45,7 @@ async fn listening(scope: Scope) -> Listening {
         connections: Arc::new(Semaphore::new(1)),
         per_ip: Default::default(),
         open: Default::default(),
+        last_good: Arc::new(LastGoodStore::new(settings.limits.last_good_bytes)),
         nowhere: Arc::new(TargetSeries::new(Name::default(), Name::default(), 1)),
     };
     let admin = Arc::new(Admin {

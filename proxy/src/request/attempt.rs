@@ -1,40 +1,32 @@
-//! Trying an endpoint, and once more another one where nothing of the request was sent.
+//! Trying an endpoint whose breaker lets the call through, and another one where that is safe.
 
-use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::Poll;
-use std::time::Duration;
 
 use gilmok_config::service::{LoadBalancer, Protocol};
 use http::header::{CONNECTION, UPGRADE};
 use http::{Request, Response};
-use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep, sleep, timeout_at};
+use hyper::body::{Body, Incoming};
+use tokio::time::{Instant, sleep};
 
+use super::deadline::{Deadline, Expired};
 use super::fault::Fault;
-use super::headers::{GILMOK_SHARD, GILMOK_TIMEOUT, GILMOK_VERSION, PROXY_STATUS};
+use super::headers::{GILMOK_SHARD, GILMOK_VERSION, PROXY_STATUS};
 use super::record::Record;
+use super::retry::Retries;
+use super::trying::{Guard, Trying, has_answer};
 use crate::clock;
 use crate::metrics::Outcome;
 use crate::upstream::balance::{Choice, note_latency};
 use crate::upstream::connect::ConnectError;
 use crate::upstream::endpoint::EndpointState;
 use crate::upstream::pool::{Lease, Pool};
-use crate::upstream::service::{Shared, Upstream};
-use crate::upstream::upload::{Progress, Upload, UploadFault};
+use crate::upstream::service::Upstream;
+use crate::upstream::upload::{Upload, UploadFault};
 
-/// Tries beyond the first one. More, and for other reasons, are a policy of their own.
-const RETRIES: u32 = 1;
-/// Retries in flight, in percent of the requests in flight, and how many there may always be.
-const BUDGET_PERCENT: u32 = 20;
-const BUDGET_MIN: u32 = 3;
-/// A retry that finds the budget used up waits this long, with jitter, and asks again, so many times.
-const BUDGET_WAIT: Duration = Duration::from_millis(5);
-const BUDGET_WAITS_MAX: u32 = 20;
 /// How long an endpoint that could not be connected to is left out while there are others.
 const SHUN_MS: u64 = 1_000;
 /// Connections tried at one endpoint for one request: pooled ones may turn out to be closed.
@@ -47,156 +39,96 @@ pub(crate) struct Answered {
     pub(crate) lease: Lease,
 }
 
-/// How long a caller waits: from the end of its request to the head of the answer, retries included.
-#[derive(Debug)]
-pub(crate) struct Deadline {
-    begin: Instant,
-    limit: Duration,
-    upload: Option<Rc<Progress>>,
-}
-
-/// The time is up.
-#[derive(Debug)]
-struct Expired;
-
 /// A try that failed.
 #[derive(Debug)]
-struct Failed {
-    fault: Fault,
+pub(super) struct Failed {
+    pub(super) fault: Fault,
+    /// What the endpoint or its connection did; the metrics tell it.
     outcome: Outcome,
+    /// Whether the application may have seen the request.
+    pub(super) sent: bool,
+    /// An answer that the policy of retries counts as a failure. It is given if there is no better one.
+    pub(super) answered: Option<Box<Answered>>,
 }
 
 impl Failed {
-    fn new(fault: Fault, outcome: Outcome) -> Self {
-        Self { fault, outcome }
+    /// Nothing came back of what was sent.
+    fn sent(fault: Fault, outcome: Outcome) -> Self {
+        Self { fault, outcome, sent: true, answered: None }
+    }
+
+    /// The application has certainly seen nothing.
+    fn unsent(fault: Fault, outcome: Outcome) -> Self {
+        Self { fault, outcome, sent: false, answered: None }
+    }
+
+    fn late(expired: Expired) -> Self {
+        match expired {
+            // Its patience, not the endpoint's fault.
+            Expired::Caller => Self::sent(Fault::CallerTimeout, Outcome::Timeout),
+            Expired::Service => Self::sent(Fault::Timeout, Outcome::Timeout),
+        }
+    }
+
+    /// What the caller gets of it.
+    fn end(self) -> Result<Answered, Fault> {
+        self.answered.map_or(Err(self.fault), |answered| Ok(*answered))
     }
 }
 
-impl Deadline {
-    pub(crate) fn new(begin: Instant, limit: Duration, upload: Option<Rc<Progress>>) -> Self {
-        Self { begin, limit, upload }
-    }
-
-    /// Whether the caller has sent its whole request.
-    pub(crate) fn upload_ended(&self) -> bool {
-        self.upload.as_ref().is_none_or(|upload| upload.ended().is_some())
-    }
-
-    fn forget_upload(&self) {
-        if let Some(upload) = &self.upload {
-            upload.forget();
-        }
-    }
-
-    /// The copy of a request with its body, if that can be sent once more.
-    fn restore(&self, copy: Request<Upload>) -> Option<Request<Upload>> {
-        match &self.upload {
-            None => Some(copy),
-            Some(upload) => upload.again().map(|body| copy.map(|_no_body| body)),
-        }
-    }
-
-    fn upload_fault(&self) -> Option<UploadFault> {
-        self.upload.as_ref().and_then(|upload| upload.fault())
-    }
-
-    /// When the time is up if the upload ends now.
-    fn at(&self) -> Instant {
-        match &self.upload {
-            None => self.begin + self.limit,
-            Some(upload) => upload.ended().unwrap_or_else(Instant::now) + self.limit,
-        }
-    }
-
-    /// Runs a step of the request until the time is up. While the upload is on its way it is not.
-    async fn run<F: Future>(
-        &self,
-        mut timer: Pin<&mut Sleep>,
-        mut step: Pin<&mut F>,
-    ) -> Result<F::Output, Expired> {
-        timer.as_mut().reset(self.at());
-        poll_fn(|cx| {
-            if let Poll::Ready(done) = step.as_mut().poll(cx) {
-                return Poll::Ready(Ok(done));
-            }
-            while timer.as_mut().poll(cx).is_ready() {
-                let at = self.at();
-                if at <= Instant::now() {
-                    return Poll::Ready(Err(Expired));
-                }
-                timer.as_mut().reset(at);
-            }
-            Poll::Pending
-        })
-        .await
-    }
-}
-
-/// Sends a request to an endpoint of a service; once more to another if nothing of it was sent.
+/// Sends a request to an endpoint of a service; to another one if that is safe and the policy of retries allows it.
 ///
-/// The request is taken out of `unsent` when it is sent, and put back when nothing of it reached the application.
-pub(crate) async fn attempt(
+/// The request is taken out of `unsent` when it is sent, and put back where it could be sent once more.
+pub(super) async fn attempt(
     record: &mut Record,
     upstream: &Upstream,
     unsent: &mut Option<Request<Upload>>,
     deadline: &Deadline,
 ) -> Result<Answered, Fault> {
-    if let Some(request) = unsent {
-        fit_protocol(request, upstream);
-    }
-    // The moment the request came: near enough for choosing, and one reading of the clock less.
-    let now_ms = clock::ms_of(record.started());
-    let mut except = None;
-    let mut retries = 0;
-    let mut permit = None;
+    let Some(request) = unsent else { return Err(Fault::NoEndpoint) };
+    fit_protocol(request, upstream);
+    let method = request.method().clone();
+    let mut retries = Retries::of(upstream);
+    // Mostly the moment the request came: near enough for choosing, and one reading of the clock less.
+    let mut began = deadline.begin();
+    let mut is_first = true;
+    let mut chosen = choose(upstream, None, clock::ms_of(began))?;
     loop {
-        let (endpoint, others) = pick(upstream, except, now_ms).ok_or(Fault::NoEndpoint)?;
-        let failed = match try_endpoint(record, upstream, &endpoint, unsent, deadline, others).await {
+        let except = chosen.endpoint.id;
+        if let Some(request) = unsent {
+            deadline.tell(request.headers_mut(), upstream, is_first);
+        }
+        is_first = false;
+        let failed = match try_endpoint(record, upstream, chosen, unsent, deadline, began).await {
             Ok(answered) => return Ok(answered),
             Err(failed) => failed,
         };
-        if unsent.is_none() || retries == RETRIES {
-            return Err(failed.fault);
+        if unsent.is_none()
+            || !retries.may_follow(&failed, &method)
+            || !Box::pin(retries.wait(&failed, deadline)).await
+        {
+            return failed.end();
         }
-        if permit.is_none() {
-            permit = Box::pin(RetryPermit::wait(&upstream.shared, deadline)).await;
-        }
-        if permit.is_none() {
-            return Err(failed.fault);
-        }
-        endpoint.series.retry(record.worker.index);
-        retries += 1;
-        except = Some(endpoint.id);
+        began = Instant::now();
+        // Never against an open breaker.
+        chosen = match choose(upstream, Some(except), clock::ms_of(began)) {
+            Ok(chosen) => chosen,
+            Err(_refused) => return failed.end(),
+        };
+        chosen.endpoint.series.retry(record.worker.index);
     }
 }
 
-/// Takes one of the retries that may be in flight.
-#[derive(Debug)]
-struct RetryPermit<'s>(&'s Shared);
-
-impl<'s> RetryPermit<'s> {
-    async fn wait(shared: &'s Shared, deadline: &Deadline) -> Option<Self> {
-        for _ in 0..BUDGET_WAITS_MAX {
-            let most = (shared.in_flight.load(Relaxed) * BUDGET_PERCENT / 100).max(BUDGET_MIN);
-            if shared.retries_in_flight.fetch_add(1, Relaxed) < most {
-                return Some(Self(shared));
-            }
-            shared.retries_in_flight.fetch_sub(1, Relaxed);
-            let pause = BUDGET_WAIT.mul_f64(0.5 + fastrand::f64());
-            timeout_at(deadline.at(), sleep(pause)).await.ok()?;
-        }
-        None
-    }
+/// An endpoint, and the pass of its breaker.
+struct Chosen {
+    endpoint: Arc<EndpointState>,
+    guard: Option<Guard>,
+    /// Whether there are others.
+    others: bool,
 }
 
-impl Drop for RetryPermit<'_> {
-    fn drop(&mut self) {
-        self.0.retries_in_flight.fetch_sub(1, Relaxed);
-    }
-}
-
-/// Chooses an endpoint and says whether there are others.
-fn pick(upstream: &Upstream, except: Option<u64>, now_ms: u64) -> Option<(Arc<EndpointState>, bool)> {
+/// Chooses an endpoint whose breaker lets the call through.
+fn choose(upstream: &Upstream, except: Option<u64>, now_ms: u64) -> Result<Chosen, Fault> {
     upstream.shared.called_at_ms.store(now_ms, Relaxed);
     let choice = Choice {
         balancer: upstream.policy.load_balancer,
@@ -206,48 +138,73 @@ fn pick(upstream: &Upstream, except: Option<u64>, now_ms: u64) -> Option<(Arc<En
         now_ms,
     };
     let eligible = upstream.eligible();
-    let picked = eligible.pick(&choice)?;
-    Some((Arc::clone(picked), eligible.endpoints().len() > 1))
+    let picked = eligible.pick(&choice).ok_or(Fault::NoEndpoint)?;
+    let others = eligible.endpoints().len() > 1;
+    let chosen =
+        |endpoint: &Arc<EndpointState>, guard| Chosen { endpoint: Arc::clone(endpoint), guard, others };
+    let Some(breakers) = &upstream.breakers else { return Ok(chosen(picked, None)) };
+    // What guards another target may let it through: a bad shard or version does not speak for the others.
+    let start = fastrand::usize(..eligible.endpoints().len());
+    let (before, after) = eligible.endpoints().split_at(start);
+    let ring = after.iter().chain(before).filter(|state| Some(state.id) != except);
+    let mut refused: Option<(*const _, u64)> = None;
+    for endpoint in std::iter::once(picked).chain(ring) {
+        let Some(breaker) = breakers.of(&endpoint.endpoint) else { return Ok(chosen(endpoint, None)) };
+        if refused.is_some_and(|(asked, _)| asked == Arc::as_ptr(breaker)) {
+            continue;
+        }
+        match breaker.admit(now_ms, fastrand::f64()) {
+            Ok(pass) => return Ok(chosen(endpoint, Some(Guard { breaker: Arc::clone(breaker), pass }))),
+            Err(no) => {
+                let sooner = refused.map_or(no.retry_after_ms, |(_, ms)| ms.min(no.retry_after_ms));
+                refused = Some((Arc::as_ptr(breaker), sooner));
+            }
+        }
+    }
+    Err(Fault::open(refused.map_or(0, |(_, ms)| ms)))
 }
 
 /// One try at one endpoint.
 async fn try_endpoint(
     record: &mut Record,
     upstream: &Upstream,
-    endpoint: &Arc<EndpointState>,
+    chosen: Chosen,
     unsent: &mut Option<Request<Upload>>,
     deadline: &Deadline,
-    others: bool,
+    began: Instant,
 ) -> Result<Answered, Failed> {
-    record.try_at(Arc::clone(endpoint));
-    // A sidecar can say that its app saw nothing; where there is another one, the request is kept. An HTTP/2 peer can
-    // say that a stream was not taken up, and take it up on its next connection.
-    let may_return = (others && endpoint.endpoint.inbound) || upstream.policy.protocol == Protocol::H2;
-    let kept = unsent.as_ref().filter(|request| may_return && request.body().keep());
-    let spare = kept.map(copy_of).map(Box::new);
+    let Chosen { endpoint, guard, others } = chosen;
+    record.try_at(&endpoint);
+    let keeps = keeps(unsent.as_ref(), upstream, &endpoint, others);
+    let spare = unsent.as_ref().filter(|request| keeps == Keep::Copy && request.body().keep());
+    let spare = spare.map(copy_of).map(Box::new);
     if let Some(request) = unsent {
-        tell_target(request, endpoint);
+        tell_target(request, &endpoint);
     }
-    let mut trying = Trying { endpoint, worker: record.worker.index, outcome: Outcome::Cancelled };
-    let measures = upstream.policy.load_balancer == LoadBalancer::PeakEwma;
-    let began = measures.then(Instant::now);
-    let pool = record.worker.pools.of(endpoint);
-    let result = exchange(&pool, upstream, unsent, deadline, &trying).await;
-    match result.and_then(|answered| refuse_sidecar_error(endpoint, answered)) {
+    let mut trying = Trying::new(upstream, &endpoint, record.worker.index, began, guard);
+    let pool = record.worker.pools.of(&endpoint);
+    let result = exchange(&pool, upstream, unsent, deadline, &mut trying, keeps == Keep::Written).await;
+    let result = result.and_then(|answered| {
+        trying.answered(&answered.response, deadline);
+        if upstream.policy.load_balancer == LoadBalancer::PeakEwma {
+            note_latency(&endpoint, began.elapsed(), clock::now_ms());
+        }
+        let answered = refuse_sidecar_error(&endpoint, answered)?;
+        refuse_listed(upstream, answered)
+    });
+    match result {
         Ok(answered) => {
-            trying.outcome = Outcome::Answered;
             deadline.forget_upload();
-            if let Some(began) = began {
-                note_latency(endpoint, began.elapsed(), clock::now_ms());
-            }
             Ok(answered)
         }
         Err(failed) => {
-            trying.outcome = failed.outcome;
+            if failed.answered.is_none() {
+                trying.failed(failed.outcome, failed.fault.failure());
+            }
             if matches!(failed.outcome, Outcome::Connect | Outcome::Refused) {
                 endpoint.shunned_until_ms.store(clock::now_ms() + SHUN_MS, Relaxed);
             }
-            if unsent.is_none() && failed.fault.is_unsent() {
+            if unsent.is_none() {
                 *unsent = spare.and_then(|spare| deadline.restore(*spare));
             }
             Err(failed)
@@ -255,17 +212,47 @@ async fn try_endpoint(
     }
 }
 
-/// Counts a try by what became of it; a try that is dropped was cancelled.
-struct Trying<'e> {
-    endpoint: &'e EndpointState,
-    worker: usize,
-    outcome: Outcome,
+/// How a request is kept in case it has to be sent once more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keep {
+    /// Only for a pooled connection that turns out to be closed.
+    Stale,
+    /// A copy of its head, and of a short body as it goes.
+    Copy,
+    /// The connection keeps what it has written.
+    Written,
 }
 
-impl Drop for Trying<'_> {
-    fn drop(&mut self) {
-        self.endpoint.series.attempt(self.worker, self.outcome);
+fn keeps(
+    request: Option<&Request<Upload>>,
+    upstream: &Upstream,
+    endpoint: &EndpointState,
+    others: bool,
+) -> Keep {
+    // A sidecar can say that its app saw nothing; where there is another one, the request is kept. An HTTP/2 peer can
+    // say that a stream was not taken up, and take it up on its next connection.
+    let may_return = (others && endpoint.endpoint.inbound) || upstream.policy.protocol == Protocol::H2;
+    let is_idempotent = request.is_some_and(|request| request.method().is_idempotent());
+    let may_repeat = !upstream.repeats.is_empty() && is_idempotent;
+    let is_bodyless = request.is_some_and(|request| request.body().is_end_stream());
+    if may_repeat && is_bodyless && upstream.policy.protocol == Protocol::Http1 {
+        Keep::Written
+    } else if may_return || may_repeat {
+        Keep::Copy
+    } else {
+        Keep::Stale
     }
+}
+
+/// An answer that the policy of retries lists is a failed try.
+fn refuse_listed(upstream: &Upstream, answered: Answered) -> Result<Answered, Failed> {
+    let listed =
+        has_answer(&upstream.policy.retry.on, answered.response.status(), answered.response.headers());
+    if !listed {
+        return Ok(answered);
+    }
+    let failed = Failed::sent(Fault::Reset, Outcome::Answered);
+    Err(Failed { answered: Some(Box::new(answered)), ..failed })
 }
 
 /// Sends the request on a connection of the pool and waits for the head of the answer.
@@ -274,9 +261,9 @@ async fn exchange(
     upstream: &Upstream,
     unsent: &mut Option<Request<Upload>>,
     deadline: &Deadline,
-    trying: &Trying<'_>,
+    trying: &mut Trying<'_>,
+    keep: bool,
 ) -> Result<Answered, Failed> {
-    const LATE: Failed = Failed { fault: Fault::Timeout, outcome: Outcome::Timeout };
     let policy = &upstream.policy;
     for connection in 0..CONNECTIONS_MAX {
         let pooled = if connection == 0 { pool.take(policy.protocol) } else { None };
@@ -285,52 +272,67 @@ async fn exchange(
             None => {
                 let mut opening = Box::pin(pool.open(policy.protocol, policy.connect_timeout));
                 let mut timer = Box::pin(sleep(policy.connect_timeout));
-                let opened = deadline.run(timer.as_mut(), opening.as_mut()).await;
-                opened.map_err(|Expired| LATE)?.map_err(not_connected)?
+                match deadline.run(trying, timer.as_mut(), opening.as_mut()).await {
+                    Ok(opened) => opened.map_err(not_connected)?,
+                    Err(expired) => return Err(Failed { sent: false, ..Failed::late(expired) }),
+                }
             }
         };
         let Some(request) = unsent.take() else { break };
         let sent = match &mut lease {
             Lease::Http1(lease) => {
-                let (timer, sent) = lease.send(request);
-                deadline.run(timer, pin!(sent)).await
+                let (timer, sent) = lease.send(request, keep);
+                deadline.run(trying, timer, pin!(sent)).await
             }
             Lease::H2(lease) => {
-                let mut timer = Box::pin(sleep(deadline.limit));
-                deadline.run(timer.as_mut(), pin!(lease.send(request))).await
+                let mut timer = Box::pin(sleep(policy.request_timeout));
+                deadline.run(trying, timer.as_mut(), pin!(lease.send(request))).await
             }
         };
-        match sent.map_err(|Expired| LATE)? {
-            Ok(response) => return Ok(Answered { response, lease }),
-            Err(mut error) => match error.take_message().or_else(|| lease.unanswered()) {
-                // The connection was closed while it was idle; that says nothing about the endpoint. At most one more
-                // request on a new connection, and no connection is found closed twice: so it needs no budget.
-                Some(request) if lease.reused() => {
-                    trying.endpoint.series.attempt(trying.worker, Outcome::StaleConnection);
-                    *unsent = Some(request);
+        let mut error = match sent {
+            Ok(Ok(response)) => {
+                if keep && has_answer(&upstream.repeats, response.status(), response.headers()) {
+                    *unsent = lease.written();
                 }
-                Some(request) => {
-                    *unsent = Some(request);
-                    return Err(Failed::new(Fault::Reset, Outcome::Reset));
-                }
-                None => return Err(broken(&error.into_error(), lease.reused(), deadline)),
-            },
+                return Ok(Answered { response, lease });
+            }
+            Ok(Err(error)) => error,
+            Err(expired) => {
+                *unsent = if keep { lease.written() } else { None };
+                return Err(Failed::late(expired));
+            }
+        };
+        if let Some(request) = error.take_message() {
+            *unsent = Some(request);
+            if !lease.reused() {
+                return Err(Failed::unsent(Fault::Reset, Outcome::Reset));
+            }
+        } else if lease.reused()
+            && let Some(request) = lease.unanswered()
+        {
+            *unsent = Some(request);
+        } else {
+            *unsent = if keep { lease.written() } else { None };
+            return Err(broken(&error.into_error(), lease.reused(), deadline));
         }
+        // The connection was closed while it was idle; that says nothing about the endpoint. At most one more request
+        // on a new connection, and no connection is found closed twice: so it needs no budget.
+        trying.connection_was_stale();
     }
-    Err(Failed::new(Fault::Reset, Outcome::StaleConnection))
+    Err(Failed::unsent(Fault::Reset, Outcome::StaleConnection))
 }
 
 fn not_connected(error: ConnectError) -> Failed {
     match error {
-        ConnectError::Refused => Failed::new(Fault::Refused, Outcome::Refused),
-        ConnectError::Timeout => Failed::new(Fault::ConnectTimeout, Outcome::Connect),
-        ConnectError::Unreachable => Failed::new(Fault::Unreachable, Outcome::Connect),
+        ConnectError::Refused => Failed::unsent(Fault::Refused, Outcome::Refused),
+        ConnectError::Timeout => Failed::unsent(Fault::ConnectTimeout, Outcome::Connect),
+        ConnectError::Unreachable => Failed::unsent(Fault::Unreachable, Outcome::Connect),
     }
 }
 
 /// Whose fault it was that a request broke.
 fn broken(error: &hyper::Error, reused: bool, deadline: &Deadline) -> Failed {
-    let failed = Failed::new;
+    let failed = Failed::sent;
     match deadline.upload_fault() {
         Some(UploadFault::CallerLeft) => {
             failed(Fault::BadRequest("the caller stopped in the middle of its request"), Outcome::Cancelled)
@@ -338,7 +340,7 @@ fn broken(error: &hyper::Error, reused: bool, deadline: &Deadline) -> Failed {
         Some(UploadFault::Stalled) => failed(Fault::UploadStalled, Outcome::Cancelled),
         Some(UploadFault::TooLarge) => failed(Fault::BodyTooLarge, Outcome::Cancelled),
         // HTTP/2 says that the stream was not taken up; the caller's spare copy goes elsewhere.
-        None if let Some(outcome) = not_taken_up(error) => failed(Fault::Refused, outcome),
+        None if let Some(outcome) = not_taken_up(error) => Failed::unsent(Fault::Refused, outcome),
         // Between two requests the endpoint may close at any time: counted apart.
         None if reused && was_cut(error) => failed(Fault::Reset, Outcome::StaleConnection),
         None => failed(Fault::Reset, Outcome::Reset),
@@ -388,7 +390,7 @@ fn refuse_sidecar_error(endpoint: &EndpointState, answered: Answered) -> Result<
                 _ if fault.is_unsent() => Outcome::Refused,
                 _ => Outcome::Answered,
             };
-            Err(Failed::new(fault, outcome))
+            Err(Failed { sent: !fault.is_unsent(), ..Failed::sent(fault, outcome) })
         }
     }
 }
@@ -406,7 +408,6 @@ fn fit_protocol(request: &mut Request<Upload>, upstream: &Upstream) {
             *request.version_mut() = http::Version::HTTP_2;
         }
     }
-    request.headers_mut().insert(GILMOK_TIMEOUT, upstream.timeout_header.clone());
 }
 
 /// Tells the application which version and shard it was asked as.

@@ -5,9 +5,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::record::Record;
+use crate::last_good::Recorder;
 use crate::upstream::pool::Lease;
 use crate::upstream::upload::IdleTimer;
 
@@ -15,7 +17,7 @@ use crate::upstream::upload::IdleTimer;
 #[derive(Debug)]
 pub(crate) enum Answer {
     /// The proxy's own words, with the record of the request.
-    Own { body: Option<Bytes>, record: Option<Box<Record>> },
+    Own { body: Option<Bytes>, trailers: Option<Box<HeaderMap>>, record: Option<Box<Record>> },
     /// An endpoint's.
     Relay(Box<Relay>),
 }
@@ -28,6 +30,8 @@ pub(crate) struct Relay {
     lease: Option<Lease>,
     record: Box<Record>,
     idle: IdleTimer,
+    /// Takes the answer along, as the last good one.
+    recorder: Option<Box<Recorder>>,
 }
 
 /// An answer that broke off. hyper then breaks the caller's stream off too, so that it never ends cleanly.
@@ -41,13 +45,24 @@ pub(crate) enum AnswerBroken {
 
 impl Answer {
     /// The proxy's own words.
-    pub(crate) fn own(body: Bytes, record: Box<Record>) -> Self {
-        Self::Own { body: Some(body), record: Some(record) }
+    pub(crate) fn own(body: Bytes, trailers: Option<Box<HeaderMap>>, record: Box<Record>) -> Self {
+        Self::Own { body: Some(body), trailers, record: Some(record) }
+    }
+
+    /// The head is all that there is of it here.
+    pub(crate) fn none() -> Self {
+        Self::Own { body: None, trailers: None, record: None }
     }
 
     /// An endpoint's answer.
-    pub(crate) fn relay(incoming: Incoming, lease: Lease, record: Box<Record>, idle: Duration) -> Self {
-        let mut relay = Relay { incoming, lease: Some(lease), record, idle: IdleTimer::new(idle) };
+    pub(crate) fn relay(
+        incoming: Incoming,
+        lease: Lease,
+        record: Box<Record>,
+        idle: Duration,
+        recorder: Option<Box<Recorder>>,
+    ) -> Self {
+        let mut relay = Relay { incoming, lease: Some(lease), record, idle: IdleTimer::new(idle), recorder };
         if relay.incoming.is_end_stream() {
             relay.end();
         }
@@ -64,12 +79,13 @@ impl Body for Answer {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerBroken>>> {
         match self.get_mut() {
-            Self::Own { body, record } => {
+            Self::Own { body, trailers, record } => {
                 let body = body.take().filter(|body| !body.is_empty());
                 if let Some(mut record) = record.take() {
                     record.end(body.as_ref().map_or(0, |body| body.len() as u64));
                 }
-                Poll::Ready(body.map(|body| Ok(Frame::data(body))))
+                let rest = || trailers.take().map(|trailers| Frame::trailers(*trailers));
+                Poll::Ready(body.map(Frame::data).or_else(rest).map(Ok))
             }
             Self::Relay(relay) => relay.poll_frame(cx),
         }
@@ -77,13 +93,17 @@ impl Body for Answer {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Own { body, .. } => body.as_ref().is_none_or(Bytes::is_empty),
+            Self::Own { body, trailers, .. } => {
+                trailers.is_none() && body.as_ref().is_none_or(Bytes::is_empty)
+            }
             Self::Relay(relay) => relay.incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
+            // With trailers HTTP/1 needs chunks.
+            Self::Own { trailers: Some(_), .. } => SizeHint::default(),
             Self::Own { body, .. } => SizeHint::with_exact(body.as_ref().map_or(0, |body| body.len() as u64)),
             Self::Relay(relay) => relay.incoming.size_hint(),
         }
@@ -105,6 +125,7 @@ impl Relay {
             Poll::Ready(Some(Ok(frame))) => {
                 self.idle.moved();
                 self.record.sent(frame.data_ref().map_or(0, |data| data.len() as u64));
+                self.take_along(&frame);
                 if self.incoming.is_end_stream() {
                     self.end();
                 }
@@ -117,11 +138,23 @@ impl Relay {
         }
     }
 
+    fn take_along(&mut self, frame: &Frame<Bytes>) {
+        match (&mut self.recorder, frame.data_ref()) {
+            (None, _) => {}
+            (Some(recorder), Some(data)) => recorder.data(data),
+            // An answer without its trailers would be another one.
+            (Some(_), None) => self.recorder = None,
+        }
+    }
+
     /// The whole answer was read: the connection may serve the next request.
     fn end(&mut self) {
         if let Some(lease) = self.lease.take() {
             lease.give_back();
             self.record.whole();
+            if let Some(recorder) = self.recorder.take() {
+                recorder.finish();
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Every reason for which the proxy answers itself: the status, the words of RFC 9209, and gRPC's code.
 
+use gilmok_config::failure::Failure;
 use http::StatusCode;
 
 /// Why a request gets the proxy's own answer.
@@ -8,6 +9,10 @@ pub(crate) enum Fault {
     /// The request is malformed; the words say how.
     BadRequest(&'static str),
     BodyTooLarge,
+    /// The breaker is open; seconds until it may be worth asking again.
+    BreakerOpen(u32),
+    /// The time that the caller gave was up.
+    CallerTimeout,
     /// Longer than the connect timeout for a connection.
     ConnectTimeout,
     /// The request may not be made here; the words say why.
@@ -40,14 +45,14 @@ pub(crate) struct Told {
     /// gRPC's status code.
     pub(crate) grpc: u8,
     pub(crate) details: &'static str,
-    /// Whether `Retry-After` is sent with it.
-    pub(crate) retry_after: bool,
+    /// `Retry-After`, in seconds, where it is sent with it.
+    pub(crate) retry_after: Option<u32>,
 }
 
 impl Fault {
     pub(crate) fn told(self) -> Told {
-        let told = |status, error, grpc, details| Told { status, error, grpc, details, retry_after: false };
-        let later = |told: Told| Told { retry_after: true, ..told };
+        let told = |status, error, grpc, details| Told { status, error, grpc, details, retry_after: None };
+        let later = |told: Told| Told { retry_after: Some(1), ..told };
         match self {
             Self::BadRequest(what) => told(StatusCode::BAD_REQUEST, "http_request_error", 3, what),
             Self::BodyTooLarge => told(
@@ -55,6 +60,16 @@ impl Fault {
                 "http_request_error",
                 8,
                 "the body is larger than limits.body_bytes",
+            ),
+            Self::BreakerOpen(seconds) => Told {
+                retry_after: Some(seconds),
+                ..told(StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", 14, "breaker=open")
+            },
+            Self::CallerTimeout => told(
+                StatusCode::GATEWAY_TIMEOUT,
+                "http_response_timeout",
+                4,
+                "no answer in the time that the caller gave",
             ),
             Self::ConnectTimeout => told(
                 StatusCode::GATEWAY_TIMEOUT,
@@ -132,12 +147,40 @@ impl Fault {
         }
     }
 
+    /// An open breaker that may let a call through in so many milliseconds.
+    pub(crate) fn open(retry_after_ms: u64) -> Self {
+        Self::BreakerOpen(u32::try_from(retry_after_ms.div_ceil(1_000)).unwrap_or(u32::MAX).max(1))
+    }
+
+    /// What it is to breakers, retries and fallbacks; `None` where the caller is to blame or nobody was asked.
+    pub(crate) fn failure(self) -> Option<Failure> {
+        Some(match self {
+            Self::BreakerOpen(_) => Failure::Open,
+            Self::CallerTimeout => Failure::Cancelled,
+            Self::ConnectTimeout | Self::Unreachable => Failure::Connect,
+            Self::NoEndpoint => Failure::NoEndpoint,
+            Self::Overflow(_) => Failure::Overflow,
+            Self::Refused => Failure::Refused,
+            Self::Reset => Failure::Reset,
+            Self::Timeout => Failure::Timeout,
+            Self::BadRequest(_)
+            | Self::BodyTooLarge
+            | Self::Denied(_)
+            | Self::Expectation
+            | Self::NoDestination
+            | Self::UploadStalled
+            | Self::UriTooLong => return None,
+        })
+    }
+
     /// Whether the application has certainly seen nothing of the request.
     pub(crate) fn is_unsent(self) -> bool {
         match self {
             Self::ConnectTimeout | Self::NoEndpoint | Self::Refused | Self::Unreachable => true,
             Self::BadRequest(_)
             | Self::BodyTooLarge
+            | Self::BreakerOpen(_)
+            | Self::CallerTimeout
             | Self::Denied(_)
             | Self::Expectation
             | Self::NoDestination

@@ -3,6 +3,7 @@
 //! One pass over the headers notes what is there, so that the steps after it touch only what is.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use gilmok_config::decide::Listener;
 use gilmok_config::host;
@@ -39,6 +40,51 @@ pub(crate) struct Seen {
     pub(crate) grpc: bool,
     /// The caller asks how it was decided.
     pub(crate) explain: bool,
+    pub(crate) patience: Patience,
+}
+
+/// How long the caller itself waits, as its head says.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Patience {
+    /// `Gilmok-Timeout`, in milliseconds; to be believed of trusted callers only.
+    pub(crate) mesh: Option<Duration>,
+    /// `grpc-timeout`.
+    pub(crate) grpc: Option<Duration>,
+}
+
+impl Patience {
+    /// The shorter one.
+    pub(crate) fn least(self) -> Option<Duration> {
+        self.mesh.into_iter().chain(self.grpc).min()
+    }
+
+    /// What it is when the caller is not trusted.
+    pub(crate) fn of_untrusted(self) -> Self {
+        Self { mesh: None, ..self }
+    }
+}
+
+/// Reads milliseconds; `None` is not a number.
+fn milliseconds(value: &HeaderValue) -> Option<Duration> {
+    value.to_str().ok()?.parse().ok().map(Duration::from_millis)
+}
+
+/// Reads `grpc-timeout`: at most eight digits and a unit (gRPC over HTTP/2, Timeout).
+fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
+    let (unit, digits) = value.as_bytes().split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(match unit {
+        b'H' => Duration::from_secs(number * 3_600),
+        b'M' => Duration::from_secs(number * 60),
+        b'S' => Duration::from_secs(number),
+        b'm' => Duration::from_millis(number),
+        b'u' => Duration::from_micros(number),
+        b'n' => Duration::from_nanos(number),
+        _ => return None,
+    })
 }
 
 impl Seen {
@@ -86,6 +132,11 @@ impl Seen {
                 "x-request-id" => seen.request_id = true,
                 "traceparent" => seen.traceparent = true,
                 "feature-flags" => seen.mesh_fields = true,
+                "grpc-timeout" => seen.patience.grpc = grpc_timeout(value),
+                "gilmok-timeout" => {
+                    seen.mesh_fields = true;
+                    seen.patience.mesh = milliseconds(value);
+                }
                 "gilmok-explain" => {
                     seen.mesh_fields = true;
                     seen.explain = value.as_bytes() == b"1";

@@ -13,6 +13,7 @@ pub(crate) const GILMOK_VERSION: HeaderName = HeaderName::from_static("gilmok-ve
 pub(crate) const GILMOK_SHARD: HeaderName = HeaderName::from_static("gilmok-shard");
 pub(crate) const GILMOK_DECISION: HeaderName = HeaderName::from_static("gilmok-decision");
 pub(crate) const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -10,7 +10,15 @@ mod headers;
 
 mod fault;
 
+mod deadline;
+
+mod trying;
+
+mod retry;
+
 mod attempt;
+
+mod fallback;
 
 mod pass;
 
@@ -37,11 +45,12 @@ use hyper::upgrade::OnUpgrade;
 
 use crate::caller::Caller;
 use crate::drain::Phase;
+use crate::last_good::Question;
 use crate::settings::UnknownHosts;
 use crate::upstream::upload::Upload;
 use crate::worker::{View, Worker};
-use attempt::Deadline;
 use body::Answer;
+use deadline::Deadline;
 use fault::Fault;
 use head::Seen;
 use record::{Place, Record};
@@ -61,10 +70,7 @@ pub(crate) fn handle(worker: &Rc<Worker>, caller: &Rc<Caller>, request: Request<
     let terms = respond::Terms::of(&request, worker.phase.get() >= Phase::Closing);
     match route(worker, caller, &view, &mut record, request) {
         Ok(Way::Endpoint(mut call)) => Box::pin(async move {
-            let upstream = call.place.of(&view);
-            let answered = attempt::attempt(&mut record, upstream, &mut call.unsent, &call.deadline).await;
-            let idle = upstream.policy.idle_timeout;
-            let outcome = Outcome::of(answered, call.upgrade, &call.deadline, idle);
+            let outcome = fallback::ask(&mut record, &view, &mut call, 1).await;
             Ok(respond::respond(outcome, &terms, record))
         }),
         Ok(Way::Outside(request, seen)) => {
@@ -87,11 +93,15 @@ enum Way {
 }
 
 /// What is to be asked of a service's endpoints.
+#[derive(Debug)]
 struct Call {
     place: Place,
+    method: Method,
     unsent: Option<Request<Upload>>,
     upgrade: Option<OnUpgrade>,
     deadline: Deadline,
+    /// What the last good answer would be known by.
+    question: Option<Question>,
 }
 
 /// From the head to the request as an endpoint gets it, or the reason why it gets none.
@@ -113,7 +123,6 @@ fn route(
     };
     let Destination { place, strip_prefix, timeout } = destination;
     record.placed(place);
-    record.admit()?;
     let upgrade = seen.upgrade.then(|| hyper::upgrade::on(&mut request));
     let upstream = place.of(view);
     let host = named_host(&request);
@@ -123,8 +132,12 @@ fn route(
     head.uri = next_target(&head.uri, strip_prefix.as_deref(), host, &mut head.headers, upstream)?;
     let (upload, progress) = Upload::new(body, upstream.policy.idle_timeout, worker.shared.limits.body_bytes);
     record.uploads(progress.as_ref());
-    let deadline = Deadline::new(record.started(), timeout, progress);
-    Ok(Way::Endpoint(Call { place, unsent: Some(Request::from_parts(head, upload)), upgrade, deadline }))
+    let patience = if caller.trusted { seen.patience } else { seen.patience.of_untrusted() };
+    let deadline = Deadline::new(record.started(), timeout, patience, progress);
+    let method = head.method.clone();
+    let request = Request::from_parts(head, upload);
+    let question = fallback::question(record, upstream, &request);
+    Ok(Way::Endpoint(Call { place, method, unsent: Some(request), upgrade, deadline, question }))
 }
 
 /// Where a request goes.

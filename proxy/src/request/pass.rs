@@ -8,7 +8,8 @@ use gilmok_config::service::ServicePolicy;
 use http::{Method, Request};
 use hyper::body::Incoming;
 
-use super::attempt::{self, Deadline};
+use super::attempt;
+use super::deadline::Deadline;
 use super::fault::Fault;
 use super::head::Seen;
 use super::record::Record;
@@ -51,8 +52,10 @@ pub(super) async fn pass(
     head.uri = super::next_target(&head.uri, None, Some(host), &mut head.headers, &upstream)?;
     let policy = &upstream.policy;
     let (upload, progress) = Upload::new(body, policy.idle_timeout, worker.shared.limits.body_bytes);
-    let deadline = Deadline::new(record.started(), policy.request_timeout, progress);
+    let deadline =
+        Deadline::new(record.started(), policy.request_timeout, seen.patience.of_untrusted(), progress);
     let mut unsent = Some(Request::from_parts(head, upload));
-    let answered = attempt::attempt(record, &upstream, &mut unsent, &deadline).await;
-    Ok(Outcome::of(answered, None, &deadline, policy.idle_timeout))
+    let answered = attempt::attempt(record, &upstream, &mut unsent, &deadline).await?;
+    let (upload_ended, idle) = (deadline.upload_ended(), policy.idle_timeout);
+    Ok(Outcome::Relay { answered, upload_ended, idle, upgrade: None, recorder: None })
 }

@@ -5,17 +5,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use gilmok_config::decide::Listener;
-use http::Request;
 use http::header::{HeaderMap, HeaderValue};
-use hyper::body::Incoming;
+use http::{Request, Response};
+use hyper::body::{Body, Incoming};
 use tokio::time::Instant;
 
-use super::fault::{Fault, Told};
+use super::fallback::Reason;
+use super::fault::Fault;
 use super::head::Seen;
 use super::headers::X_REQUEST_ID;
 use crate::access_log::Entry;
 use crate::caller::Caller;
-use crate::metrics::{Code, TargetSeries};
+use crate::clock;
+use crate::last_good::{Answered, Question, Recorder};
+use crate::metrics::{Code, Kind, TargetSeries};
 use crate::upstream::endpoint::EndpointState;
 use crate::upstream::service::Upstream;
 use crate::upstream::upload::Progress;
@@ -37,11 +40,12 @@ pub(crate) struct Record {
     caller: Rc<Caller>,
     started: Instant,
     place: Option<Place>,
-    /// Whether it counts in its service's requests in flight.
-    admitted: bool,
+    /// The service in whose requests in flight it counts.
+    admitted: Option<Arc<Upstream>>,
     /// The endpoint that was tried last; the request counts in its requests in flight.
     endpoint: Option<Arc<EndpointState>>,
     code: Code,
+    fallback: Option<(Kind, Reason)>,
     grpc: bool,
     explain: bool,
     upload: Option<Rc<Progress>>,
@@ -75,9 +79,10 @@ impl Record {
             caller: Rc::clone(caller),
             started: Instant::now(),
             place: None,
-            admitted: false,
+            admitted: None,
             endpoint: None,
             code: Code::Refused,
+            fallback: None,
             grpc: false,
             explain: false,
             upload: None,
@@ -125,15 +130,15 @@ impl Record {
         self.place = Some(place);
     }
 
-    /// Takes one of the service's `max_concurrent` places, given back when the record ends.
+    /// Takes one of a service's `max_concurrent` places, given back when the record ends or takes another one.
     ///
     /// # Errors
     /// When all are taken, of the service or of the proxy.
-    pub(crate) fn admit(&mut self) -> Result<(), Fault> {
+    pub(crate) fn admit(&mut self, upstream: &Arc<Upstream>) -> Result<(), Fault> {
+        self.leave_service();
         if self.worker.requests.get() > self.worker.requests_max {
             return Err(Fault::Overflow("limits.requests_in_flight of this proxy is reached"));
         }
-        let Some(upstream) = self.upstream() else { return Ok(()) };
         let most = upstream.policy.max_concurrent;
         let in_flight = &upstream.shared.in_flight;
         // Counted first and taken back if it was one too many: two requests never share the last place.
@@ -141,15 +146,15 @@ impl Record {
             in_flight.fetch_sub(1, Relaxed);
             return Err(Fault::Overflow("max_concurrent of the service is reached"));
         }
-        self.admitted = true;
+        self.admitted = Some(Arc::clone(upstream));
         Ok(())
     }
 
     /// Tries an endpoint: the request is in flight there until it tries another or ends.
-    pub(crate) fn try_at(&mut self, endpoint: Arc<EndpointState>) {
+    pub(crate) fn try_at(&mut self, endpoint: &Arc<EndpointState>) {
         self.leave_endpoint();
         endpoint.in_flight.fetch_add(1, Relaxed);
-        self.endpoint = Some(endpoint);
+        self.endpoint = Some(Arc::clone(endpoint));
         if let Some(entry) = &mut self.log {
             entry.attempts += 1;
         }
@@ -157,16 +162,50 @@ impl Record {
 
     /// An endpoint answered with this status.
     pub(crate) fn answered(&mut self, status: http::StatusCode) {
-        self.code = Code::Hundred(u8::try_from(status.as_u16() / 100).unwrap_or(5));
+        // Another service's answer is no success of this one.
+        if self.code != Code::Fallback {
+            self.code = Code::Hundred(u8::try_from(status.as_u16() / 100).unwrap_or(5));
+        }
         if let Some(entry) = &mut self.log {
             entry.status = status.as_u16();
         }
     }
 
-    /// The proxy answers itself.
-    pub(crate) fn refused(&mut self, told: &Told, proxy_status: Option<HeaderValue>) {
+    /// A fallback is given.
+    pub(super) fn fell_back(&mut self, kind: Kind, reason: Reason) {
+        self.code = Code::Fallback;
+        self.fallback = Some((kind, reason));
+        if let Some(upstream) = self.upstream() {
+            upstream.unplaced.fallback(self.worker.index, kind, reason.as_str());
+        }
+    }
+
+    /// The fallback that is given, and why.
+    pub(super) fn fallback(&self) -> Option<(Kind, Reason)> {
+        self.fallback
+    }
+
+    /// Takes an answer along while it passes, if it may be kept as the last good one.
+    pub(super) fn recorder(
+        &self,
+        question: &Question,
+        response: &Response<Incoming>,
+    ) -> Option<Box<Recorder>> {
+        let endpoint = &self.endpoint.as_ref()?.endpoint;
+        let answered = Answered {
+            version: &endpoint.version,
+            shard: &endpoint.shard,
+            status: response.status(),
+            headers: response.headers(),
+            length: response.body().size_hint().exact(),
+        };
+        self.worker.shared.last_good.record(question, &answered, clock::now_ms())
+    }
+
+    /// The proxy answers, or says something of the answer.
+    pub(crate) fn told(&mut self, status: http::StatusCode, proxy_status: Option<HeaderValue>) {
         if let Some(entry) = &mut self.log {
-            entry.status = told.status.as_u16();
+            entry.status = status.as_u16();
             entry.proxy_status = proxy_status;
         }
     }
@@ -213,6 +252,12 @@ impl Record {
         self.whole();
     }
 
+    fn leave_service(&mut self) {
+        if let Some(upstream) = self.admitted.take() {
+            upstream.shared.in_flight.fetch_sub(1, Relaxed);
+        }
+    }
+
     fn leave_endpoint(&mut self) {
         if let Some(endpoint) = self.endpoint.take() {
             endpoint.in_flight.fetch_sub(1, Relaxed);
@@ -221,7 +266,7 @@ impl Record {
 
     fn series(&self) -> &TargetSeries {
         match (&self.endpoint, self.upstream()) {
-            (Some(endpoint), _) if self.code != Code::Refused => &endpoint.series,
+            (Some(endpoint), _) if matches!(self.code, Code::Hundred(_)) => &endpoint.series,
             (_, Some(upstream)) => &upstream.unplaced,
             (_, None) => &self.worker.shared.nowhere,
         }
@@ -238,11 +283,7 @@ impl Drop for Record {
             self.complete(&mut entry, took);
             access_log.record(entry);
         }
-        if self.admitted
-            && let Some(upstream) = self.upstream()
-        {
-            upstream.shared.in_flight.fetch_sub(1, Relaxed);
-        }
+        self.leave_service();
         self.leave_endpoint();
     }
 }

@@ -6,12 +6,15 @@ use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use std::time::Duration;
 
-use super::attempt::{Answered, Deadline};
+use super::Call;
+use super::attempt::Answered;
 use super::body::Answer;
+use super::fallback::StandIn;
 use super::fault::Fault;
 use super::headers::{GILMOK_DECISION, PROXY_STATUS, can_close, prepare_answer};
 use super::record::Record;
 use super::tunnel::{self, Tunnel};
+use crate::last_good::Recorder;
 
 /// What became of a request.
 #[derive(Debug)]
@@ -19,7 +22,15 @@ pub(crate) enum Outcome {
     /// The proxy answers itself.
     Own(Fault),
     /// An endpoint answered.
-    Relay { answered: Answered, upload_ended: bool, idle: Duration, upgrade: Option<OnUpgrade> },
+    Relay {
+        answered: Answered,
+        upload_ended: bool,
+        idle: Duration,
+        upgrade: Option<OnUpgrade>,
+        recorder: Option<Box<Recorder>>,
+    },
+    /// A fallback.
+    StandIn(StandIn),
     /// A CONNECT was granted: the tunnel begins when the answer is out.
     Tunnel(Tunnel),
 }
@@ -46,12 +57,21 @@ impl Outcome {
     /// What became of trying a service's endpoints.
     pub(crate) fn of(
         answered: Result<Answered, Fault>,
-        upgrade: Option<OnUpgrade>,
-        deadline: &Deadline,
+        call: &mut Call,
+        record: &Record,
         idle: Duration,
     ) -> Self {
         match answered {
-            Ok(answered) => Self::Relay { answered, upload_ended: deadline.upload_ended(), idle, upgrade },
+            Ok(answered) => Self::Relay {
+                recorder: call
+                    .question
+                    .take()
+                    .and_then(|question| record.recorder(&question, &answered.response)),
+                answered,
+                upload_ended: call.deadline.upload_ended(),
+                idle,
+                upgrade: call.upgrade.take(),
+            },
             Err(fault) => Self::Own(fault),
         }
     }
@@ -61,10 +81,11 @@ impl Outcome {
 pub(crate) fn respond(outcome: Outcome, terms: &Terms, mut record: Box<Record>) -> Response<Answer> {
     match outcome {
         Outcome::Own(fault) => own(fault, terms, record),
+        Outcome::StandIn(answer) => stand_in(answer, terms, record),
         Outcome::Tunnel(tunnel) => {
             record.answered(StatusCode::OK);
             tunnel.begin(record);
-            Response::new(Answer::Own { body: None, record: None })
+            Response::new(Answer::none())
         }
         Outcome::Relay { answered, upgrade, .. }
             if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS =>
@@ -75,10 +96,10 @@ pub(crate) fn respond(outcome: Outcome, terms: &Terms, mut record: Box<Record>) 
                 None => own(Fault::Reset, terms, record),
             }
         }
-        Outcome::Relay { answered, upload_ended, idle, upgrade } => {
+        Outcome::Relay { answered, upload_ended, idle, upgrade, recorder } => {
             // After a refused upgrade the caller may have sent bytes of the other protocol already.
             let close = !upload_ended || upgrade.is_some() || terms.draining;
-            relay(answered, terms, close, idle, record)
+            relay(answered, terms, close, idle, recorder, record)
         }
     }
 }
@@ -88,6 +109,7 @@ fn relay(
     terms: &Terms,
     close: bool,
     idle: Duration,
+    recorder: Option<Box<Recorder>>,
     mut record: Box<Record>,
 ) -> Response<Answer> {
     let (mut head, body) = answered.response.into_parts();
@@ -97,8 +119,9 @@ fn relay(
     }
     head.version = Version::HTTP_11;
     record.answered(head.status);
+    tell_fallback(&mut head.headers, head.status, &mut record);
     explain(&mut head.headers, &record);
-    Response::from_parts(head, Answer::relay(body, answered.lease, record, idle))
+    Response::from_parts(head, Answer::relay(body, answered.lease, record, idle, recorder))
 }
 
 /// Both sides change their protocol: from here on bytes are passed on as they are.
@@ -114,7 +137,7 @@ fn switch(mut answered: Answered, upgrade: OnUpgrade, mut record: Box<Record>) -
     head.version = Version::HTTP_11;
     record.answered(head.status);
     tunnel::join(upgrade, upstream, record);
-    Response::from_parts(head, Answer::Own { body: None, record: None })
+    Response::from_parts(head, Answer::none())
 }
 
 /// An answer of our own: RFC 9209 says why, and no cache keeps it. gRPC callers get it in gRPC's words.
@@ -127,17 +150,12 @@ fn own(fault: Fault, terms: &Terms, mut record: Box<Record>) -> Response<Answer>
         headers.insert(PROXY_STATUS, value.clone());
     }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if told.retry_after {
-        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    if let Some(seconds) = told.retry_after {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
-    // What is unread would be taken for the next request.
-    if (terms.may_go_on || terms.draining || told.status == StatusCode::BAD_REQUEST)
-        && can_close(terms.version)
-    {
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    }
+    close_after(&mut headers, terms, told.status);
     explain(&mut headers, &record);
-    record.refused(&told, proxy_status);
+    record.told(told.status, proxy_status);
     let (status, body) = if record.is_grpc() {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert("grpc-status", HeaderValue::from(u16::from(told.grpc)));
@@ -147,10 +165,46 @@ fn own(fault: Fault, terms: &Terms, mut record: Box<Record>) -> Response<Answer>
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         (told.status, format!("gilmok: {}\n", told.details).into())
     };
-    let mut response = Response::new(Answer::own(body, record));
+    let mut response = Response::new(Answer::own(body, None, record));
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response
+}
+
+/// An answer that stands in for the service's own. It says so, and no cache keeps it unless it says otherwise.
+fn stand_in(mut answer: StandIn, terms: &Terms, mut record: Box<Record>) -> Response<Answer> {
+    if terms.method == Method::HEAD {
+        answer.tell_length();
+        answer.body = bytes::Bytes::new();
+    }
+    let StandIn { status, mut headers, body, trailers } = answer;
+    if !headers.contains_key(CACHE_CONTROL) {
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    close_after(&mut headers, terms, status);
+    tell_fallback(&mut headers, status, &mut record);
+    explain(&mut headers, &record);
+    let mut response = Response::new(Answer::own(body, trailers, record));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+/// What is unread would be taken for the next request.
+fn close_after(headers: &mut HeaderMap, terms: &Terms, status: StatusCode) {
+    if (terms.may_go_on || terms.draining || status == StatusCode::BAD_REQUEST) && can_close(terms.version) {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+/// Says of a fallback that it is one.
+fn tell_fallback(headers: &mut HeaderMap, status: StatusCode, record: &mut Record) {
+    let Some((kind, reason)) = record.fallback() else { return };
+    let proxy_status = HeaderValue::from_str(&reason.proxy_status(kind)).ok();
+    if let Some(value) = &proxy_status {
+        headers.append(PROXY_STATUS, value.clone());
+    }
+    record.told(status, proxy_status);
 }
 
 /// Says how it was decided, to callers that ask.

@@ -34,6 +34,9 @@ pub struct Limits {
     pub upstream_idle_timeout: Duration,
     /// Unused connections kept per endpoint and worker; more are closed.
     pub upstream_idle_connections: usize,
+    /// Bytes of all last good answers that may be given again as a fallback; the least recently used go first.
+    /// Used only for services with `last_good`: the default of 32 MiB holds five hundred answers of 64 KiB.
+    pub last_good_bytes: usize,
     /// After this long a connection to an endpoint takes no new request, so that load finds new
     /// machines behind one address.
     pub upstream_max_age: Duration,
@@ -52,6 +55,7 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(10),
             upstream_idle_timeout: Duration::from_secs(4),
             upstream_idle_connections: 128,
+            last_good_bytes: 32 << 20,
             upstream_max_age: Duration::from_mins(10),
         }
     }
@@ -78,6 +82,7 @@ impl Limits {
         // hyper reads a head into one buffer that must hold at least 8 KiB.
         let header_bytes = size("header_bytes", default.header_bytes, 8 << 10, 1 << 20);
         let uri_bytes = size("uri_bytes", default.uri_bytes, 256, 65_534);
+        let last_good_bytes = size("last_good_bytes", default.last_good_bytes, 0, 1 << 40);
         let upstream_idle_connections = table
             .optional("upstream_idle_connections")
             .and_then(|v| v.integer(0_u32, 65_535))
@@ -97,6 +102,7 @@ impl Limits {
             header_timeout: duration("header_timeout", default.header_timeout),
             upstream_idle_timeout: duration("upstream_idle_timeout", default.upstream_idle_timeout),
             upstream_idle_connections,
+            last_good_bytes,
             upstream_max_age: duration("upstream_max_age", default.upstream_max_age),
         };
         table.finish();

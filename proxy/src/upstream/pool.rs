@@ -370,6 +370,14 @@ impl Lease {
         }
     }
 
+    /// The request as it was written, whatever came back of it, if it was sent to be kept.
+    pub(crate) fn written(&self) -> Option<Request<Upload>> {
+        match self {
+            Self::Http1(lease) => lease.connection.unanswered.take_any(),
+            Self::H2(_) => None,
+        }
+    }
+
     /// Returns the connection after a whole answer was read.
     pub(crate) fn give_back(self) {
         match self {
@@ -381,13 +389,15 @@ impl Lease {
 }
 
 impl H1Lease {
-    /// Sends a request; gives the timer of this connection and what waits for the head of the answer.
+    /// Sends a request; gives the timer of this connection and what waits for the head of the answer. With `keep`, what
+    /// is written of a request that may be sent again can be had by [`Lease::written`].
     pub(crate) fn send(
         &mut self,
         request: Request<Upload>,
+        keep: bool,
     ) -> (Pin<&mut Sleep>, impl Future<Output = Sent> + use<>) {
         let H1Connection { sender, unanswered, timer, .. } = &mut *self.connection;
-        if self.reused && request.method().is_idempotent() && request.body().is_end_stream() {
+        if (self.reused || keep) && request.method().is_idempotent() && request.body().is_end_stream() {
             unanswered.begin();
         } else {
             unanswered.pass();

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use arc_swap::ArcSwap;
+use gilmok_config::breaker::BreakerPolicy;
 use gilmok_config::endpoint::Endpoint;
+use gilmok_config::failure::FailureSet;
+use gilmok_config::fallback::Action;
 use gilmok_config::name::{Name, ServiceName};
 use gilmok_config::service::ServicePolicy;
 use http::HeaderValue;
@@ -29,6 +32,10 @@ pub(crate) struct Upstream {
     pub(crate) timeout_header: HeaderValue,
     pub(crate) shared: Arc<Shared>,
     pub(crate) breakers: Option<Breakers>,
+    /// What may make a request be sent once more, here or to another service.
+    pub(crate) repeats: FailureSet,
+    /// What counts against an endpoint and its breaker.
+    failures: FailureSet,
     /// Who may be chosen. Replaced when health changes; a swap, because picking must not wait.
     eligible: ArcSwap<Eligible>,
     zone: Name,
@@ -119,6 +126,8 @@ impl Upstream {
             timeout_header: HeaderValue::from(timeout_ms),
             shared,
             breakers,
+            repeats: repeats(policy),
+            failures: failures(policy),
             eligible,
             zone: around.zone.clone(),
         }
@@ -138,8 +147,15 @@ impl Upstream {
             timeout_header: HeaderValue::from(timeout_ms),
             shared: Arc::default(),
             breakers: None,
+            repeats: FailureSet::default(),
+            failures: FailureSet::default(),
             zone: Name::default(),
         }
+    }
+
+    /// What counts against an endpoint and its breaker.
+    pub(crate) fn failures(&self) -> &FailureSet {
+        &self.failures
     }
 
     /// Who may be chosen now.
@@ -178,6 +194,19 @@ impl EndpointState {
         }
         state
     }
+}
+
+fn failures(policy: &ServicePolicy) -> FailureSet {
+    policy
+        .circuit_breaker
+        .as_ref()
+        .map_or_else(|| BreakerPolicy::default().failures, |breaker| breaker.failures)
+}
+
+fn repeats(policy: &ServicePolicy) -> FailureSet {
+    let retried = if policy.retry.attempts > 0 { policy.retry.on } else { FailureSet::default() };
+    let elsewhere = policy.fallback.iter().filter(|link| matches!(link.action, Action::Service(_)));
+    elsewhere.fold(retried, |set, link| set.or(link.on))
 }
 
 fn target_of(

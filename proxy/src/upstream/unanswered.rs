@@ -16,12 +16,14 @@ use super::upload::Upload;
 /// Longer heads are not kept.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 
-/// Nothing is kept, or something came back.
+/// Nothing is kept.
 const IDLE: u8 = 0;
 /// What is written next begins a request.
 const BEGUN: u8 = 1;
 /// It is being written, or was, and nothing came back.
 const WRITTEN: u8 = 2;
+/// Something came back: from here on it is not known what the endpoint did.
+const ANSWERED: u8 = 3;
 
 /// What was written of the request on one connection. Shared by the connection, which writes it, and the lease.
 ///
@@ -64,10 +66,12 @@ impl Unanswered {
         }
     }
 
-    /// Something came back: from here on it is not known what the endpoint did.
+    /// Something came back.
     pub(super) fn answered(&self) {
-        if self.state.load(Relaxed) != IDLE {
-            self.pass();
+        match self.state.load(Relaxed) {
+            WRITTEN => self.state.store(ANSWERED, Relaxed),
+            BEGUN => self.pass(),
+            _ => {}
         }
     }
 
@@ -75,6 +79,12 @@ impl Unanswered {
     pub(super) fn take(&self) -> Option<Request<Upload>> {
         let is_written = self.state.swap(IDLE, Relaxed) == WRITTEN;
         is_written.then(|| read(&self.head())).flatten()
+    }
+
+    /// The request, if it was written as a whole, whatever came back.
+    pub(super) fn take_any(&self) -> Option<Request<Upload>> {
+        let state = self.state.swap(IDLE, Relaxed);
+        (state == WRITTEN || state == ANSWERED).then(|| read(&self.head())).flatten()
     }
 
     fn head(&self) -> MutexGuard<'_, Vec<u8>> {
@@ -151,6 +161,9 @@ mod tests {
         let unanswered = written(&["GET / HTTP/1.1\r\n\r\n"]);
         unanswered.answered();
         assert!(unanswered.take().is_none(), "something came back");
+        let unanswered = written(&["GET / HTTP/1.1\r\n\r\n"]);
+        unanswered.answered();
+        assert!(unanswered.take_any().is_some() && unanswered.take_any().is_none(), "asked for all the same");
         unanswered.pass();
         unanswered.wrote(&[IoSlice::new(b"POST / HTTP/1.1\r\n\r\n")], 19);
         assert!(unanswered.take().is_none(), "a request that may not be sent again");

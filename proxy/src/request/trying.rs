@@ -1,0 +1,141 @@
+//! One try at one endpoint, watched from its begin to its end: it is counted, and the breaker hears of it, once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use gilmok_config::failure::{Failure, FailureSet};
+use http::{HeaderMap, Response, StatusCode};
+use tokio::time::Instant;
+
+use super::deadline::{Deadline, Expired};
+use crate::breaker::{Breaker, Pass, Verdict};
+use crate::clock;
+use crate::metrics::Outcome;
+use crate::upstream::endpoint::EndpointState;
+use crate::upstream::service::Upstream;
+
+/// A try under way. Dropped, it was cancelled; whatever becomes of it is reported exactly once.
+#[derive(Debug)]
+pub(super) struct Trying<'t> {
+    upstream: &'t Upstream,
+    pub(super) endpoint: &'t Arc<EndpointState>,
+    worker: usize,
+    began: Instant,
+    guard: Option<Guard>,
+    /// What is still to be watched for.
+    per_try_timeout: Option<Duration>,
+    slow_call: Option<Duration>,
+    outcome: Outcome,
+    verdict: Verdict,
+}
+
+/// The breaker that let a call through.
+#[derive(Debug)]
+pub(super) struct Guard {
+    pub(super) breaker: Arc<Breaker>,
+    pub(super) pass: Pass,
+}
+
+impl<'t> Trying<'t> {
+    pub(super) fn new(
+        upstream: &'t Upstream,
+        endpoint: &'t Arc<EndpointState>,
+        worker: usize,
+        began: Instant,
+        guard: Option<Guard>,
+    ) -> Self {
+        let slow_call = guard.as_ref().and_then(|guard| guard.breaker.policy().slow_call);
+        let gone = upstream.failures().has(Failure::Cancelled);
+        Self {
+            upstream,
+            endpoint,
+            worker,
+            began,
+            guard,
+            per_try_timeout: upstream.policy.retry.per_try_timeout,
+            slow_call,
+            outcome: Outcome::Cancelled,
+            verdict: if gone { Verdict::Failure } else { Verdict::Neutral },
+        }
+    }
+
+    /// When it has to be looked at next.
+    pub(super) fn next_alarm(&self, deadline: &Deadline) -> Instant {
+        let at = deadline.at();
+        match (self.per_try_timeout, self.slow_call) {
+            (None, None) => at,
+            (timeout, slow) => {
+                let since = deadline.since(self.began);
+                [timeout, slow].into_iter().flatten().map(|limit| since + limit).fold(at, Instant::min)
+            }
+        }
+    }
+
+    /// Looks at it: whether its time is up, and whether it is slow by now.
+    pub(super) fn ring(&mut self, deadline: &Deadline, now: Instant) -> Result<(), Expired> {
+        self.note_slow(deadline, now);
+        if let Some(expired) = deadline.expired(now) {
+            return Err(expired);
+        }
+        let is_over = |limit| deadline.since(self.began) + limit <= now;
+        if self.per_try_timeout.is_some_and(is_over) { Err(Expired::Service) } else { Ok(()) }
+    }
+
+    fn note_slow(&mut self, deadline: &Deadline, now: Instant) {
+        let Some(slow_call) = self.slow_call else { return };
+        if deadline.since(self.began) + slow_call > now {
+            return;
+        }
+        self.slow_call = None;
+        if let Some(guard) = &mut self.guard {
+            guard.breaker.slow(&mut guard.pass, clock::ms_of(now), fastrand::f64());
+        }
+    }
+
+    /// The head of an answer is there.
+    pub(super) fn answered<B>(&mut self, response: &Response<B>, deadline: &Deadline) {
+        if self.slow_call.is_some() {
+            // It may have become slow in the moment in which it was answered.
+            self.note_slow(deadline, Instant::now());
+        }
+        let is_failure = has_answer(self.upstream.failures(), response.status(), response.headers());
+        self.outcome = Outcome::Answered;
+        self.verdict = if is_failure { Verdict::Failure } else { Verdict::Success };
+    }
+
+    /// A pooled connection turned out to be closed; the try goes on, on another one.
+    pub(super) fn connection_was_stale(&self) {
+        self.endpoint.series.attempt(self.worker, Outcome::StaleConnection);
+    }
+
+    /// It brought nothing.
+    pub(super) fn failed(&mut self, outcome: Outcome, failure: Option<Failure>) {
+        self.outcome = outcome;
+        // Between two requests the endpoint may close a connection at any time.
+        let is_stale = outcome == Outcome::StaleConnection;
+        let counts = !is_stale && failure.is_some_and(|failure| self.upstream.failures().has(failure));
+        self.verdict = if counts { Verdict::Failure } else { Verdict::Neutral };
+    }
+}
+
+impl Drop for Trying<'_> {
+    fn drop(&mut self) {
+        self.endpoint.series.attempt(self.worker, self.outcome);
+        if let Some(Guard { breaker, pass }) = self.guard.take() {
+            breaker.report(pass, self.verdict, clock::now_ms(), fastrand::f64());
+        }
+    }
+}
+
+/// Whether an answer of the application is one of these failures.
+pub(super) fn has_answer(set: &FailureSet, status: StatusCode, headers: &HeaderMap) -> bool {
+    if set.has_status(status.as_u16()) {
+        return true;
+    }
+    // gRPC tells a failure that has no message in the head: "Trailers-Only".
+    set.asks_grpc() && grpc_status(headers).is_some_and(|code| set.has_grpc(code))
+}
+
+fn grpc_status(headers: &HeaderMap) -> Option<u8> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
