@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Buckets of one window: an outcome counts for the window's length, give or take a tenth.
 pub(super) const BUCKETS: u64 = 10;
+const PLACES: usize = 10;
 
 const COUNT_BITS: u32 = 24;
 const COUNT_MAX: u64 = (1 << COUNT_BITS) - 1;
@@ -12,7 +13,7 @@ const COUNT_MAX: u64 = (1 << COUNT_BITS) - 1;
 #[derive(Debug)]
 pub(super) struct Window {
     bucket_ms: u64,
-    buckets: [Bucket; BUCKETS as usize],
+    buckets: [Bucket; PLACES],
 }
 
 #[derive(Debug, Default)]
