@@ -101,6 +101,7 @@ pub(super) const OVERRIDABLE: [Overridable; 35] = [
         Form::Number,
         "Unused connections kept per endpoint and worker",
     ),
+    row("limits.last_good_bytes", "limits-last-good-bytes", Form::Text, "Memory for all last good answers"),
     row(
         "limits.upstream_max_age",
         "limits-upstream-max-age",
