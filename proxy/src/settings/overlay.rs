@@ -34,7 +34,7 @@ const fn row(path: &'static str, flag: &'static str, form: Form, help: &'static 
     Overridable { path, flag, form, help }
 }
 
-pub(super) const OVERRIDABLE: [Overridable; 35] = [
+pub(super) const OVERRIDABLE: [Overridable; 36] = [
     row("node", "node", Form::Text, "Name of this proxy, stable over restarts"),
     row("zone", "zone", Form::Text, "Zone of this proxy, for zone preference"),
     row("log", "log", Form::Text, "error, warn, info, debug or trace"),
