@@ -42,6 +42,14 @@ pub enum Scope {
     Version,
 }
 
+impl Scope {
+    /// The word that a document uses.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        SCOPES.iter().find(|(_, scope)| *scope == self).map_or("", |(word, _)| word)
+    }
+}
+
 const SCOPES: [(&str, Scope); 4] = [
     ("service", Scope::Service),
     ("version", Scope::Version),

@@ -34,6 +34,8 @@ pub mod outlier;
 
 pub mod breaker;
 
+pub mod forced;
+
 pub mod fallback;
 
 pub mod service;

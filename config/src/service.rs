@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::breaker::BreakerPolicy;
 use crate::endpoint::Endpoint;
 use crate::fallback::{Fallback, read_chain};
+use crate::forced::{ForcedBreaker, read_forced};
 use crate::grammar::Value;
 use crate::health::HealthCheckPolicy;
 use crate::host;
@@ -36,6 +37,8 @@ pub struct ServicePolicy {
     pub retry: RetryPolicy,
     pub outlier_detection: Option<OutlierDetection>,
     pub circuit_breaker: Option<BreakerPolicy>,
+    /// What operators say that its breakers do.
+    pub forced_breakers: Vec<ForcedBreaker>,
     /// Tried in order when a call brings nothing.
     pub fallback: Vec<Fallback>,
     /// Used while membership knows no endpoint of this service.
@@ -110,6 +113,7 @@ impl Default for ServicePolicy {
             retry: RetryPolicy::default(),
             outlier_detection: None,
             circuit_breaker: None,
+            forced_breakers: Vec::new(),
             fallback: Vec::new(),
             endpoints: Vec::new(),
         }
@@ -123,6 +127,9 @@ impl ServicePolicy {
         let hosts = table.optional("hosts").and_then(|v| read_hosts(&v)).unwrap_or_default();
         let protocol = table.optional("protocol").and_then(|v| read_protocol(&v)).unwrap_or_default();
         let load_balancer = table.optional("load_balancer").and_then(|v| v.choice(&LOAD_BALANCERS));
+        let circuit_breaker = table.optional("circuit_breaker").and_then(|v| BreakerPolicy::read(&v));
+        let forced =
+            table.optional("forced_breakers").and_then(|v| read_forced(&v, circuit_breaker.as_ref()));
         let mut duration = |key, default, least| {
             let most = Duration::from_hours(24);
             table.optional(key).and_then(|v| v.duration(least, most)).unwrap_or(default)
@@ -143,7 +150,8 @@ impl ServicePolicy {
             health_check: table.optional("health_check").and_then(|v| HealthCheckPolicy::read(&v)),
             retry: table.optional("retry").and_then(|v| RetryPolicy::read(&v)).unwrap_or_default(),
             outlier_detection: table.optional("outlier_detection").and_then(|v| OutlierDetection::read(&v)),
-            circuit_breaker: table.optional("circuit_breaker").and_then(|v| BreakerPolicy::read(&v)),
+            circuit_breaker,
+            forced_breakers: forced.unwrap_or_default(),
             fallback: table.optional("fallback").and_then(|v| read_chain(&v)).unwrap_or_default(),
             endpoints: table.optional("endpoints").and_then(|v| read_endpoints(&v)).unwrap_or_default(),
         };

@@ -111,7 +111,10 @@ impl State {
             let created = match command {
                 Command::PutService(name, _) => intent::service(current, name).is_none(),
                 Command::PutMesh(_) => head.is_none(),
-                Command::DeleteService(_) | Command::PatchService(..) | Command::Restore { .. } => false,
+                Command::DeleteService(_)
+                | Command::ForceBreaker(..)
+                | Command::PatchService(..)
+                | Command::Restore { .. } => false,
             };
             if head.as_ref().is_some_and(|head| head.hash == intent.hash) {
                 return Ok(Written { revision: number, changed: false, created });

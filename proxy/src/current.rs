@@ -178,6 +178,7 @@ impl InForce {
                 retry: RetryPolicy::default(),
                 outlier_detection: None,
                 circuit_breaker: None,
+                forced_breakers: Vec::new(),
                 fallback: Vec::new(),
                 endpoints: Vec::new(),
                 ..told.map_or_else(ServicePolicy::default, |policy| ServicePolicy::clone(policy))

@@ -4,6 +4,8 @@ mod apply;
 
 mod backup;
 
+mod breakers;
+
 mod check;
 
 mod completions;
@@ -31,6 +33,8 @@ pub(crate) enum Command {
     Status(status::Arguments),
     /// The services of the mesh, or everything about one
     Services(services::Arguments),
+    /// What guards the services in a proxy; force it open or closed
+    Breakers(Box<breakers::Arguments>),
     /// Who is alive: every instance of every service
     Membership(membership::Arguments),
     /// Which proxy runs what, how far behind it is, who refused and why
@@ -53,6 +57,7 @@ pub(crate) fn run(command: &Command) -> ExitCode {
     let done = match command {
         Command::Status(arguments) => status::run(arguments),
         Command::Services(arguments) => services::run(arguments),
+        Command::Breakers(arguments) => breakers::run(arguments),
         Command::Membership(arguments) => membership::run(arguments),
         Command::Proxies(arguments) => proxies::run(arguments),
         Command::Revisions(arguments) => revisions::run(arguments),

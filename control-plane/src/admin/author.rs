@@ -67,6 +67,12 @@ pub(super) struct Done {
     lagging: Vec<String>,
 }
 
+impl Author {
+    pub(super) fn who(&self) -> &str {
+        &self.author.who
+    }
+}
+
 impl FromRequestParts<Arc<Admin>> for Author {
     type Rejection = Problem;
 

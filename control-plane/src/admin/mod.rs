@@ -10,6 +10,8 @@ mod told;
 
 mod author;
 
+mod breaker;
+
 mod mesh;
 
 mod revisions;
@@ -66,10 +68,6 @@ pub struct Admin {
 pub fn router(admin: Arc<Admin>) -> Router {
     let documents = Router::new()
         .route("/v1/mesh", get(mesh::read_mesh).put(mesh::put_mesh))
-        .layer(DefaultBodyLimit::max(gilmok_config::node::DOCUMENT_BYTES_MAX));
-    let rest = Router::new()
-        .route("/v1/status", get(process::status))
-        .route("/v1/services", get(mesh::list_services))
         .route(
             "/v1/services/{service}",
             get(mesh::read_service)
@@ -77,6 +75,11 @@ pub fn router(admin: Arc<Admin>) -> Router {
                 .patch(mesh::patch_service)
                 .delete(mesh::delete_service),
         )
+        .layer(DefaultBodyLimit::max(gilmok_config::node::DOCUMENT_BYTES_MAX));
+    let rest = Router::new()
+        .route("/v1/status", get(process::status))
+        .route("/v1/services", get(mesh::list_services))
+        .route("/v1/services/{service}/breaker", put(breaker::force_breaker))
         .route("/v1/membership", get(membership::list))
         .route("/v1/membership/{service}", get(membership::read))
         .route("/v1/membership/{service}/{id}", put(membership::register).delete(membership::deregister))

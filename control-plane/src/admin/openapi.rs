@@ -5,7 +5,7 @@ use utoipa::openapi::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi as _};
 
-use super::{author, explain, membership, mesh, problem, process, proxies, revisions};
+use super::{author, breaker, explain, membership, mesh, problem, process, proxies, revisions};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -22,6 +22,7 @@ use super::{author, explain, membership, mesh, problem, process, proxies, revisi
         mesh::put_service,
         mesh::patch_service,
         mesh::delete_service,
+        breaker::force_breaker,
         membership::list,
         membership::read,
         membership::register,

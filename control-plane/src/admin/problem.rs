@@ -102,7 +102,10 @@ impl Problem {
                     Command::DeleteService(_) | Command::Restore { .. } => {
                         Self { problems: faulty.problems, ..Self::new(StatusCode::CONFLICT, faulty.detail) }
                     }
-                    Command::PatchService(..) | Command::PutMesh(_) | Command::PutService(..) => faulty,
+                    Command::ForceBreaker(..)
+                    | Command::PatchService(..)
+                    | Command::PutMesh(_)
+                    | Command::PutService(..) => faulty,
                 }
             }
             WriteError::Store(error) => error.into(),

@@ -1,7 +1,10 @@
 //! Intent: what operators asked for, and how a command changes it. Pure: documents in, documents out.
 
+mod force;
+
 mod merge_patch;
 
+pub use force::Force;
 use gilmok_config::document::Document;
 use gilmok_config::hash::content_hash;
 use gilmok_config::name::ServiceName;
@@ -13,6 +16,8 @@ use serde_json::{Map, Value};
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     DeleteService(ServiceName),
+    /// What a service's breaker is to do.
+    ForceBreaker(ServiceName, Force),
     /// A merge patch of one service's table (RFC 7396).
     PatchService(ServiceName, Value),
     PutMesh(Value),
@@ -73,6 +78,7 @@ impl Command {
     pub fn what(&self) -> String {
         match self {
             Self::DeleteService(name) => format!("delete service {name}"),
+            Self::ForceBreaker(name, force) => format!("force breaker of {name}: {}", force.what()),
             Self::PatchService(name, _) => format!("patch service {name}"),
             Self::PutMesh(_) => "put mesh".to_owned(),
             Self::PutService(name, _) => format!("put service {name}"),
@@ -85,6 +91,7 @@ impl Command {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::DeleteService(_) => "delete_service",
+            Self::ForceBreaker(..) => "force_breaker",
             Self::PatchService(..) => "patch_service",
             Self::PutMesh(_) => "put_mesh",
             Self::PutService(..) => "put_service",
@@ -104,6 +111,10 @@ pub fn apply(current: &Value, command: &Command) -> Result<Intent, Refusal> {
         Command::PatchService(name, patch) => {
             let table = service(current, name).ok_or_else(|| Refusal::NoService(name.clone()))?;
             with_service(current, name, Some(merge_patch::merge(table, patch)))
+        }
+        Command::ForceBreaker(name, force) => {
+            let table = service(current, name).ok_or_else(|| Refusal::NoService(name.clone()))?;
+            with_service(current, name, Some(force::forced(table, force)))
         }
         Command::DeleteService(name) => {
             service(current, name).ok_or_else(|| Refusal::NoService(name.clone()))?;

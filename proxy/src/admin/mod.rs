@@ -2,6 +2,8 @@
 
 mod answer;
 
+mod breakers;
+
 mod config;
 
 mod explain;
@@ -74,12 +76,13 @@ pub(crate) enum Scope {
 }
 
 /// Everything there is to ask, for those who asked for something else.
-const PATHS: [(&str, &str); 12] = [
+const PATHS: [(&str, &str); 13] = [
     ("GET", "/livez"),
     ("GET", "/readyz"),
     ("GET", "/metrics"),
     ("GET", "/config"),
     ("GET", "/endpoints"),
+    ("GET", "/breakers"),
     ("GET", "/explain"),
     ("POST", "/explain"),
     ("GET", "/log"),
@@ -158,6 +161,9 @@ async fn route(
         ("GET", "/config") => Ok(json(&config::config(admin))),
         ("GET", "/endpoints") => {
             Ok(json(&config::endpoints(admin, answer::parameter(query, "service").as_deref())))
+        }
+        ("GET", "/breakers") => {
+            Ok(json(&breakers::breakers(admin, answer::parameter(query, "service").as_deref())))
         }
         ("GET", "/explain") => explain::explain_query(admin, query).map(|told| json(&told)),
         ("POST", "/explain") => explain::explain_body(admin, &read(body).await?).map(|told| json(&told)),

@@ -11,6 +11,7 @@ use http_body_util::Full;
 
 use super::Admin;
 use super::answer::respond;
+use crate::breaker::State;
 use crate::clock;
 use crate::current::Current;
 use crate::metrics::{Rendering, TargetSeries};
@@ -18,6 +19,8 @@ use crate::upstream::endpoint::Health;
 
 /// Endpoints of a service that nobody has called for so long are not told.
 const CALLED_WITHIN_MS: u64 = 10 * 60 * 1_000;
+
+const STATES: [State; 3] = [State::Closed, State::HalfOpen, State::Open];
 
 pub(super) fn metrics(admin: &Admin) -> Response<Full<Bytes>> {
     let current = admin.in_force.load();
@@ -36,6 +39,7 @@ pub(super) fn metrics(admin: &Admin) -> Response<Full<Bytes>> {
     }
     out.push_str(&rendering.finish());
     add_health(&mut out, &current);
+    add_breakers(&mut out, &current);
     respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", out)
 }
 
@@ -90,6 +94,50 @@ fn add_health(out: &mut String, current: &Current) {
     ] {
         if !lines.is_empty() {
             line(out, format_args!("# HELP {name} {help}\n# TYPE {name} gauge"));
+            out.push_str(&lines);
+        }
+    }
+}
+
+fn add_breakers(out: &mut String, current: &Current) {
+    let now_ms = clock::now_ms();
+    let (mut states, mut transitions) = (String::new(), String::new());
+    for upstream in &current.upstreams {
+        let service = &upstream.name;
+        let mut sums = [0_u64; 3];
+        for guarded in upstream.breakers.iter().flat_map(|breakers| breakers.all()) {
+            let state = guarded.breaker.state(now_ms);
+            for (sum, state) in sums.iter_mut().zip(STATES) {
+                *sum += guarded.breaker.transitions().to(state);
+            }
+            let (version, shard) = (&guarded.version, &guarded.shard);
+            line(
+                &mut states,
+                format_args!(
+                    "gilmok_breaker_state{{service=\"{service}\",version=\"{version}\",shard=\"{shard}\"}} {}",
+                    state as u8
+                ),
+            );
+        }
+        for (sum, state) in sums.iter().zip(STATES).filter(|(sum, _)| **sum > 0) {
+            let to = state.as_str();
+            line(
+                &mut transitions,
+                format_args!("gilmok_breaker_transitions_total{{service=\"{service}\",to=\"{to}\"}} {sum}"),
+            );
+        }
+    }
+    for (name, kind, help, lines) in [
+        (
+            "gilmok_breaker_state",
+            "gauge",
+            "0 closed: calls flow; 1 half-open: a few probes; 2 open: refused.",
+            states,
+        ),
+        ("gilmok_breaker_transitions_total", "counter", "States that breakers entered.", transitions),
+    ] {
+        if !lines.is_empty() {
+            line(out, format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
             out.push_str(&lines);
         }
     }

@@ -40,6 +40,17 @@ pub(crate) enum State {
     Open = 2,
 }
 
+impl State {
+    /// As operators read it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::HalfOpen => "half_open",
+            Self::Open => "open",
+        }
+    }
+}
+
 /// What a call came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -356,6 +367,14 @@ impl Breaker {
             (Some(forced), _) => forced.state,
             (None, State::Open) if self.open_until_ms.load(Relaxed) <= now_ms => State::HalfOpen,
             (None, state) => state,
+        }
+    }
+
+    /// How long it stays open by itself; 0 where it is not.
+    pub(crate) fn open_for_ms(&self, now_ms: u64) -> u64 {
+        match self.load().state {
+            State::Open => self.open_until_ms.load(Relaxed).saturating_sub(now_ms),
+            State::Closed | State::HalfOpen => 0,
         }
     }
 

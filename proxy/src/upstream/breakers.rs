@@ -1,12 +1,16 @@
 //! The breakers of one service: one for the service, or for each version, shard or target of it.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use gilmok_config::breaker::{BreakerPolicy, Scope};
 use gilmok_config::endpoint::Endpoint;
+use gilmok_config::forced::{ForcedBreaker, ForcedState, Left};
 use gilmok_config::name::Name;
+use gilmok_config::service::ServicePolicy;
 
-use crate::breaker::Breaker;
+use crate::breaker::{Breaker, Forced, State};
+use crate::clock;
 
 /// What guards the targets of a service.
 #[derive(Debug)]
@@ -21,11 +25,25 @@ pub(crate) struct Guarded {
     pub(crate) version: Name,
     pub(crate) shard: Name,
     pub(crate) breaker: Arc<Breaker>,
+    /// Who forced it; empty where nobody did.
+    pub(crate) forced_by: String,
 }
 
 impl Breakers {
-    /// The breakers that these endpoints need. What was there with the same policy goes on as it is.
-    pub(crate) fn build(policy: &BreakerPolicy, endpoints: &[Endpoint], before: Option<&Self>) -> Self {
+    /// The breakers that these endpoints need; `None` where the service has none. What was there with the same policy
+    /// goes on as it is.
+    pub(crate) fn build(
+        service: &ServicePolicy,
+        endpoints: &[Endpoint],
+        before: Option<&Self>,
+    ) -> Option<Self> {
+        let never = BreakerPolicy { min_requests: u32::MAX, ..BreakerPolicy::default() };
+        let policy = match &service.circuit_breaker {
+            Some(policy) => policy,
+            // Every service can be practised with: its breakers do what operators say, and nothing by themselves.
+            None if !service.forced_breakers.is_empty() => &never,
+            None => return None,
+        };
         let mut breakers = Self { scope: policy.scope, guarded: Vec::new() };
         if policy.scope == Scope::Service {
             breakers.guard("", "", policy, before);
@@ -34,7 +52,36 @@ impl Breakers {
             let (version, shard) = key(policy.scope, endpoint);
             breakers.guard(version, shard, policy, before);
         }
-        breakers
+        breakers.force(&service.forced_breakers);
+        Some(breakers)
+    }
+
+    /// Lets operators have their way; with nothing said of a breaker its own window decides.
+    fn force(&mut self, all: &[ForcedBreaker]) {
+        let (now, now_ms) = (SystemTime::now(), clock::now_ms());
+        for guarded in &mut self.guarded {
+            // What names more of the target goes before what names less.
+            let said = all
+                .iter()
+                .filter(|forced| forced.is_for(guarded.version.as_str(), guarded.shard.as_str()))
+                .filter_map(|forced| forced.left(now).map(|left| (forced, left)))
+                .max_by_key(|(forced, _)| {
+                    usize::from(!forced.version.is_empty()) + usize::from(!forced.shard.is_empty())
+                });
+            guarded.forced_by = said.map(|(forced, _)| forced.by.clone()).unwrap_or_default();
+            guarded.breaker.force(said.map(|(forced, left)| Forced {
+                state: match forced.state {
+                    ForcedState::Closed => State::Closed,
+                    ForcedState::Open => State::Open,
+                },
+                until_ms: match left {
+                    Left::Always => None,
+                    Left::For(left) => {
+                        Some(now_ms + u64::try_from(left.as_millis()).unwrap_or(u64::MAX >> 3))
+                    }
+                },
+            }));
+        }
     }
 
     fn guard(&mut self, version: &str, shard: &str, policy: &BreakerPolicy, before: Option<&Self>) {
@@ -44,9 +91,10 @@ impl Breakers {
         let kept = before.and_then(|before| before.find(version, shard));
         let breaker = kept.map(|kept| Arc::clone(&kept.breaker)).filter(|kept| kept.policy() == policy);
         let breaker = breaker.unwrap_or_else(|| Arc::new(Breaker::new(*policy)));
+        let forced_by = String::new();
         // Names of endpoints are sound.
         let [version, shard] = [version, shard].map(|name| Name::parse(name).unwrap_or_default());
-        self.guarded.push(Guarded { version, shard, breaker });
+        self.guarded.push(Guarded { version, shard, breaker, forced_by });
     }
 
     fn find(&self, version: &str, shard: &str) -> Option<&Guarded> {

@@ -115,7 +115,7 @@ impl Upstream {
             None => Arc::new(TargetSeries::new(Name::default(), Name::default(), around.workers)),
         };
         let kept = before.and_then(|before| before.breakers.as_ref());
-        let breakers = policy.circuit_breaker.as_ref().map(|policy| Breakers::build(policy, endpoints, kept));
+        let breakers = Breakers::build(policy, endpoints, kept);
         let timeout_ms = u64::try_from(policy.request_timeout.as_millis()).unwrap_or(u64::MAX);
         Self {
             name: name.clone(),

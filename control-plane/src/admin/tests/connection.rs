@@ -86,7 +86,7 @@ async fn what_is_not_known_says_what_is() {
 async fn a_body_without_a_length_keeps_the_limit() {
     let served = Served::start("chunked").await;
     let piece = "8000\r\n".to_owned() + &"x".repeat(0x8000) + "\r\n";
-    let head = "PUT /v1/services/ads HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let head = "PUT /v1/services/ads/breaker HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
     let answer = served.raw(head.to_owned() + &piece.repeat(4) + "0\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
 }

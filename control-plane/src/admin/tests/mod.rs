@@ -225,13 +225,41 @@ async fn a_document_that_nests_without_end_is_refused() {
 async fn a_body_that_is_too_large_is_refused() {
     let served = Served::start("large").await;
     let body = format!("{{\"x\":\"{}\"}}", "x".repeat(BODY_BYTES_MAX));
-    for method in [Method::PUT, Method::PATCH] {
-        let (status, problem) = served.ask(method, "/v1/services/ads", &[], &body).await;
-        assert_eq!((status, &problem["status"]), (StatusCode::PAYLOAD_TOO_LARGE, &json!(413)));
+    let (status, problem) = served.ask(Method::PUT, "/v1/services/ads/breaker", &[], &body).await;
+    assert_eq!((status, &problem["status"]), (StatusCode::PAYLOAD_TOO_LARGE, &json!(413)));
+    // A document may be larger, and so may a service's table: it holds prepared answers.
+    for (target, path) in [("/v1/mesh", "x"), ("/v1/services/ads", "services.ads.x")] {
+        let (status, problem) = served.ask(Method::PUT, target, &[], &body).await;
+        assert_eq!(
+            (status, &problem["problems"][0]["path"]),
+            (StatusCode::UNPROCESSABLE_ENTITY, &json!(path))
+        );
     }
-    // A whole document may be larger.
-    let (status, problem) = served.ask(Method::PUT, "/v1/mesh", &[], &body).await;
-    assert_eq!((status, &problem["problems"][0]["path"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("x")));
+}
+
+#[tokio::test]
+async fn a_forced_breaker_is_a_revision_that_says_who_and_until_when() {
+    let served = Served::start("forced").await;
+    let target = "/v1/services/ads/breaker";
+    let open = r#"{"force":"open","for":"10m","version":"v2"}"#;
+    assert_eq!(served.ask(Method::PUT, target, &[], open).await.0, StatusCode::NOT_FOUND, "no such service");
+    served.ask(Method::PUT, "/v1/services/ads", &[], "{}").await;
+    let (status, done) = served.ask(Method::PUT, target, &[("gilmok-who", "ann")], open).await;
+    assert_eq!((status, &done["revision"]), (StatusCode::OK, &json!(2)));
+    let forced = served.get("/v1/services/ads").await.1["forced_breakers"][0].clone();
+    assert_eq!(
+        (&forced["state"], &forced["by"], &forced["version"]),
+        (&json!("open"), &json!("ann"), &json!("v2"))
+    );
+    assert!(forced["until"].as_u64().is_some_and(|until| until > 1_700_000_000), "{forced}");
+    for bad in
+        [r#"{"force":"ajar"}"#, r#"{"force":"open","for":"soon"}"#, r#"{"force":"open","form":"1m"}"#, "{}"]
+    {
+        let (status, _) = served.ask(Method::PUT, target, &[], bad).await;
+        assert!(status.is_client_error(), "{bad}: {status}");
+    }
+    let (status, _) = served.ask(Method::PUT, target, &[], r#"{"force":"auto","version":"v2"}"#).await;
+    assert_eq!((status, served.get("/v1/services/ads").await.1), (StatusCode::OK, json!({})));
 }
 
 #[tokio::test]

@@ -1,0 +1,48 @@
+//! `/breakers`: what guards the services' targets, and what it does now.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::Admin;
+use crate::breaker::{Forced, State};
+use crate::clock;
+use crate::upstream::breakers::Guarded;
+use crate::upstream::service::Upstream;
+
+/// Every breaker, or those of one service.
+pub(super) fn breakers(admin: &Admin, only: Option<&str>) -> Value {
+    let current = admin.in_force.load();
+    let now_ms = clock::now_ms();
+    let wanted = |upstream: &&Arc<Upstream>| only.is_none_or(|name| upstream.name.as_str() == name);
+    let told = current.upstreams.iter().filter(wanted).flat_map(|upstream| {
+        let guarded = upstream.breakers.iter().flat_map(|breakers| breakers.all());
+        guarded.map(|guarded| breaker(upstream, guarded, now_ms))
+    });
+    json!({ "breakers": told.collect::<Vec<_>>() })
+}
+
+fn breaker(upstream: &Upstream, guarded: &Guarded, now_ms: u64) -> Value {
+    let Guarded { version, shard, breaker, forced_by } = guarded;
+    let counts = breaker.counts(now_ms);
+    let transitions = breaker.transitions();
+    json!({
+        "service": upstream.name,
+        "version": version,
+        "shard": shard,
+        "state": breaker.state(now_ms).as_str(),
+        "open_for_ms": breaker.open_for_ms(now_ms),
+        "forced": breaker.forced(now_ms).map(|forced| self::forced(forced, forced_by, now_ms)),
+        "window": { "calls": counts.calls, "failures": counts.failures, "slow": counts.slow },
+        "opened": transitions.to(State::Open),
+        "closed": transitions.to(State::Closed),
+    })
+}
+
+fn forced(forced: Forced, by: &str, now_ms: u64) -> Value {
+    json!({
+        "state": forced.state.as_str(),
+        "by": by,
+        "for_ms": forced.until_ms.map(|until| until.saturating_sub(now_ms)),
+    })
+}
