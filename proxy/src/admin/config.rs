@@ -3,12 +3,14 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use gilmok_config::unit::format_duration;
 use serde_json::{Value, json};
 use tracing::level_filters::LevelFilter;
 
 use super::Admin;
+use crate::clock;
 use crate::drain::Phase;
 use crate::settings::{App, LEVELS, LogTarget, Registration, Settings, Source, UnknownHosts};
 use crate::upstream::endpoint::{EndpointState, Health};
@@ -150,7 +152,7 @@ pub(super) fn endpoints(admin: &Admin, only: Option<&str>) -> Value {
 
 /// One service as it lives now.
 pub(super) fn service(upstream: &Upstream) -> Value {
-    let eligible = upstream.eligible();
+    let eligible = upstream.eligible(clock::now_ms());
     let may: HashSet<u64> = eligible.endpoints().iter().map(|state| state.id).collect();
     let told = upstream.endpoints.iter().map(|state| endpoint(state, may.contains(&state.id)));
     json!({
@@ -160,6 +162,8 @@ pub(super) fn service(upstream: &Upstream) -> Value {
         "in_flight": upstream.shared.in_flight.load(Relaxed),
         "max_concurrent": upstream.policy.max_concurrent,
         "fail_open": upstream.shared.fail_open.load(Relaxed),
+        "ejections": upstream.shared.ejections.total(),
+        "ejections_refused": upstream.shared.ejections.refused(),
         "endpoints": told.collect::<Vec<_>>(),
     })
 }
@@ -177,6 +181,12 @@ fn endpoint(state: &EndpointState, eligible: bool) -> Value {
         Health::Unknown => "unchecked",
     });
     told["eligible"] = json!(eligible);
+    let until_ms = state.ejection.until_ms();
+    told["ejected"] = json!(until_ms.is_some());
+    if let Some(until_ms) = until_ms {
+        let left = Duration::from_millis(until_ms.saturating_sub(clock::now_ms()));
+        told["ejected_for_seconds"] = json!(left.as_secs_f64());
+    }
     told["in_flight"] = json!(state.in_flight.load(Relaxed));
     told
 }

@@ -15,7 +15,7 @@ use crate::breaker::State;
 use crate::clock;
 use crate::current::Current;
 use crate::metrics::{Rendering, TargetSeries};
-use crate::upstream::endpoint::Health;
+use crate::upstream::endpoint::{Health, Peer};
 
 /// Endpoints of a service that nobody has called for so long are not told.
 const CALLED_WITHIN_MS: u64 = 10 * 60 * 1_000;
@@ -40,6 +40,7 @@ pub(super) fn metrics(admin: &Admin) -> Response<Full<Bytes>> {
     out.push_str(&rendering.finish());
     add_health(&mut out, &current);
     add_breakers(&mut out, &current);
+    add_ejections(&mut out, &current);
     respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", out)
 }
 
@@ -135,6 +136,54 @@ fn add_breakers(out: &mut String, current: &Current) {
             states,
         ),
         ("gilmok_breaker_transitions_total", "counter", "States that breakers entered.", transitions),
+    ] {
+        if !lines.is_empty() {
+            line(out, format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
+            out.push_str(&lines);
+        }
+    }
+}
+
+fn add_ejections(out: &mut String, current: &Current) {
+    let now = clock::now_ms();
+    let (mut ejected, mut total, mut refused) = (String::new(), String::new(), String::new());
+    for upstream in current.upstreams.iter().filter(|upstream| upstream.policy.outlier_detection.is_some()) {
+        let (service, ejections) = (&upstream.name, &upstream.shared.ejections);
+        let counters = [
+            (&mut total, "gilmok_ejections_total", ejections.total()),
+            (&mut refused, "gilmok_ejections_refused_total", ejections.refused()),
+        ];
+        for (lines, name, count) in counters {
+            line(lines, format_args!("{name}{{service=\"{service}\"}} {count}"));
+        }
+        let called_at = upstream.shared.called_at_ms.load(Relaxed);
+        if called_at == 0 || now.saturating_sub(called_at) >= CALLED_WITHIN_MS {
+            continue;
+        }
+        // One address may stand for several versions and shards.
+        let mut peers: BTreeMap<&Peer, bool> = BTreeMap::new();
+        for state in &upstream.endpoints {
+            *peers.entry(&state.peer).or_default() |= state.ejection.is_ejected();
+        }
+        for (peer, is_ejected) in peers {
+            let is_ejected = u8::from(is_ejected);
+            line(
+                &mut ejected,
+                format_args!(
+                    "gilmok_endpoint_ejected{{service=\"{service}\",endpoint=\"{peer}\"}} {is_ejected}"
+                ),
+            );
+        }
+    }
+    for (name, kind, help, lines) in [
+        ("gilmok_endpoint_ejected", "gauge", "1 where an endpoint is left out for its failures.", ejected),
+        ("gilmok_ejections_total", "counter", "Endpoints that were left out for their failures.", total),
+        (
+            "gilmok_ejections_refused_total",
+            "counter",
+            "Endpoints that failed and stayed, because no more may be left out.",
+            refused,
+        ),
     ] {
         if !lines.is_empty() {
             line(out, format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));

@@ -153,7 +153,7 @@ fn forget(current: &Current) {
             changed = true;
         }
         if changed {
-            upstream.refresh();
+            upstream.refresh(clock::now_ms());
         }
     }
 }
@@ -280,7 +280,7 @@ fn judge(upstream: &Upstream) {
             tracing::info!("{}: checks are believed", upstream.name);
         }
     }
-    upstream.refresh();
+    upstream.refresh(clock::now_ms());
 }
 
 /// Checks an app beside this proxy until the process ends.

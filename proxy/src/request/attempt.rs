@@ -137,7 +137,7 @@ fn choose(upstream: &Upstream, except: Option<u64>, now_ms: u64) -> Result<Chose
         except,
         now_ms,
     };
-    let eligible = upstream.eligible();
+    let eligible = upstream.eligible(now_ms);
     let picked = eligible.pick(&choice).ok_or(Fault::NoEndpoint)?;
     let others = eligible.endpoints().len() > 1;
     let chosen =

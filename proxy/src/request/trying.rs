@@ -1,4 +1,4 @@
-//! One try at one endpoint, watched from its begin to its end: it is counted, and the breaker hears of it, once.
+//! One try at one endpoint, watched from its begin to its end: it is counted, and its breaker and its endpoint's ejection hear of it, once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -121,8 +121,13 @@ impl<'t> Trying<'t> {
 impl Drop for Trying<'_> {
     fn drop(&mut self) {
         self.endpoint.series.attempt(self.worker, self.outcome);
+        if self.guard.is_none() && self.upstream.policy.outlier_detection.is_none() {
+            return;
+        }
+        let now_ms = clock::now_ms();
+        self.upstream.endpoint_outcome(self.endpoint, self.verdict, now_ms, fastrand::f64());
         if let Some(Guard { breaker, pass }) = self.guard.take() {
-            breaker.report(pass, self.verdict, clock::now_ms(), fastrand::f64());
+            breaker.report(pass, self.verdict, now_ms, fastrand::f64());
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use gilmok_config::name::Name;
 use gilmok_config::service::LoadBalancer;
 
+use super::ejection::RETURN_RAMP;
 use super::endpoint::{EndpointState, Health};
 
 /// Who may be chosen: the endpoints of the best priority that has a healthy one, near ones if enough are healthy.
@@ -40,7 +41,10 @@ impl Eligible {
     /// Works out who may be chosen. With `fail_open`, what checks say is not believed.
     pub(crate) fn of(all: &[Arc<EndpointState>], zone: &Name, fail_open: bool) -> Self {
         let usable = |state: &&Arc<EndpointState>| state.endpoint.weight > 0;
-        let healthy = |state: &&Arc<EndpointState>| fail_open || state.health() != Health::Unhealthy;
+        // Those who decide about ejection see to it that somebody is left.
+        let healthy = |state: &&Arc<EndpointState>| {
+            (fail_open || state.health() != Health::Unhealthy) && !state.ejection.is_ejected()
+        };
         let Some(priority) =
             all.iter().filter(usable).filter(healthy).map(|state| state.endpoint.priority).min()
         else {
@@ -160,11 +164,14 @@ fn is_welcome(state: &EndpointState, choice: &Choice<'_>) -> bool {
     if choice.except == Some(state.id) || state.shunned_until_ms.load(Relaxed) > choice.now_ms {
         return false;
     }
-    if choice.slow_start.is_zero() {
+    let returned = state.ejection.returned_at_ms();
+    let slow_start = if returned == 0 { choice.slow_start } else { choice.slow_start.max(RETURN_RAMP) };
+    if slow_start.is_zero() {
         return true;
     }
-    let age = Duration::from_millis(choice.now_ms.saturating_sub(state.since_ms.load(Relaxed)));
-    let grown = (age.as_secs_f64() / choice.slow_start.as_secs_f64()).min(1.0);
+    let since = state.since_ms.load(Relaxed).max(returned);
+    let age = Duration::from_millis(choice.now_ms.saturating_sub(since));
+    let grown = (age.as_secs_f64() / slow_start.as_secs_f64()).min(1.0);
     grown >= 1.0 || fastrand::f64() < grown.max(SLOW_START_SHARE)
 }
 

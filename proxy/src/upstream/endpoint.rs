@@ -9,6 +9,7 @@ use gilmok_config::endpoint::Endpoint;
 use gilmok_config::name::Name;
 use http::HeaderValue;
 
+use super::ejection::Ejection;
 use crate::metrics::TargetSeries;
 
 /// Where a connection goes, names resolved.
@@ -53,6 +54,7 @@ pub(crate) struct EndpointState {
     pub(crate) since_ms: AtomicU64,
     /// Until when connects are not tried while there are others, in milliseconds of [`crate::clock`].
     pub(crate) shunned_until_ms: AtomicU64,
+    pub(crate) ejection: Ejection,
     health: AtomicU8,
 }
 
@@ -80,6 +82,7 @@ impl EndpointState {
             ewma_at_ms: AtomicU64::new(now_ms),
             since_ms: AtomicU64::new(now_ms),
             shunned_until_ms: AtomicU64::new(0),
+            ejection: Ejection::default(),
             health: AtomicU8::new(Health::Unknown as u8),
         }
     }

@@ -1,5 +1,7 @@
 //! The called side: services and endpoints as they live now, how one is chosen, and the connections to it.
 
+pub(crate) mod ejection;
+
 pub(crate) mod endpoint;
 
 pub(crate) mod service;

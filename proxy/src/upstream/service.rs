@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use gilmok_config::breaker::BreakerPolicy;
@@ -15,7 +16,9 @@ use http::HeaderValue;
 
 use super::balance::Eligible;
 use super::breakers::Breakers;
-use super::endpoint::{EndpointState, Peer};
+use super::ejection::{Deciding, Ejection, Ejections};
+use super::endpoint::{EndpointState, Health, Peer};
+use crate::breaker::Verdict;
 use crate::metrics::TargetSeries;
 
 /// The live state of one service in one snapshot. What is unchanged is taken over from the one before.
@@ -38,6 +41,10 @@ pub(crate) struct Upstream {
     failures: FailureSet,
     /// Who may be chosen. Replaced when health changes; a swap, because picking must not wait.
     eligible: ArcSwap<Eligible>,
+    /// When it has to be worked out again at the latest: an ejected endpoint comes back. `u64::MAX` is never.
+    next_return_ms: AtomicU64,
+    /// What of [`Ejections::changes`] it knows of: requests on another snapshot of this service decide as well.
+    seen_changes: AtomicU32,
     zone: Name,
 }
 
@@ -61,6 +68,7 @@ pub(crate) struct Shared {
     pub(crate) fail_open: AtomicBool,
     /// Whether a check has ever passed on any endpoint.
     pub(crate) check_passed: AtomicBool,
+    pub(crate) ejections: Ejections,
 }
 
 /// What the building of an [`Upstream`] needs to know beside the service.
@@ -105,11 +113,6 @@ impl Upstream {
             }
         }
         let shared = before.map(|before| Arc::clone(&before.shared)).unwrap_or_default();
-        let eligible = ArcSwap::from_pointee(Eligible::of(
-            &states,
-            &around.zone.clone(),
-            shared.fail_open.load(Relaxed),
-        ));
         let unplaced = match before {
             Some(before) => Arc::clone(&before.unplaced),
             None => Arc::new(TargetSeries::new(Name::default(), Name::default(), around.workers)),
@@ -117,7 +120,7 @@ impl Upstream {
         let kept = before.and_then(|before| before.breakers.as_ref());
         let breakers = Breakers::build(policy, endpoints, kept);
         let timeout_ms = u64::try_from(policy.request_timeout.as_millis()).unwrap_or(u64::MAX);
-        Self {
+        let upstream = Self {
             name: name.clone(),
             policy: Arc::clone(policy),
             endpoints: states,
@@ -128,9 +131,13 @@ impl Upstream {
             breakers,
             repeats: repeats(policy),
             failures: failures(policy),
-            eligible,
+            eligible: ArcSwap::default(),
+            next_return_ms: AtomicU64::new(u64::MAX),
+            seen_changes: AtomicU32::new(0),
             zone: around.zone.clone(),
-        }
+        };
+        upstream.refresh(around.now_ms);
+        upstream
     }
 
     /// A host outside the mesh, for one request.
@@ -149,6 +156,8 @@ impl Upstream {
             breakers: None,
             repeats: FailureSet::default(),
             failures: FailureSet::default(),
+            next_return_ms: AtomicU64::new(u64::MAX),
+            seen_changes: AtomicU32::new(0),
             zone: Name::default(),
         }
     }
@@ -159,12 +168,62 @@ impl Upstream {
     }
 
     /// Who may be chosen now.
-    pub(crate) fn eligible(&self) -> arc_swap::Guard<Arc<Eligible>> {
+    pub(crate) fn eligible(&self, now_ms: u64) -> arc_swap::Guard<Arc<Eligible>> {
+        let is_due = now_ms >= self.next_return_ms.load(Relaxed);
+        if is_due || self.seen_changes.load(Relaxed) != self.shared.ejections.changes() {
+            self.refresh(now_ms);
+        }
         self.eligible.load()
     }
 
     /// Works out anew who may be chosen. Called when the health of an endpoint changed.
-    pub(crate) fn refresh(&self) {
+    pub(crate) fn refresh(&self, now_ms: u64) {
+        self.refresh_with(&self.shared.ejections.decide(), now_ms);
+    }
+
+    /// Takes what one try at an endpoint came to; leaves the endpoint out if that is one failure in a row too many.
+    /// To be called once for each try; the caller says what is a failure. `dice` is between 0 and 1.
+    pub(crate) fn endpoint_outcome(
+        &self,
+        endpoint: &EndpointState,
+        verdict: Verdict,
+        now_ms: u64,
+        dice: f64,
+    ) {
+        let Some(policy) = &self.policy.outlier_detection else { return };
+        let ejections = &self.shared.ejections;
+        if !endpoint.ejection.note(verdict, policy, now_ms) || ejections.is_full(&endpoint.ejection, now_ms) {
+            return;
+        }
+        let deciding = ejections.decide();
+        let candidates = self.candidates();
+        if let Some(ms) = deciding.judge(policy, &endpoint.ejection, &candidates, now_ms, dice) {
+            self.refresh_with(&deciding, now_ms);
+            tracing::warn!(
+                "{} at {}: {} failures in a row; left out for {:.1} s",
+                self.name,
+                endpoint.peer,
+                policy.consecutive_failures,
+                Duration::from_millis(ms).as_secs_f64()
+            );
+        }
+    }
+
+    /// The endpoints that may be called as far as weights and checks say.
+    fn candidates(&self) -> Vec<&Ejection> {
+        let fail_open = self.shared.fail_open.load(Relaxed);
+        let may_be_called = |state: &&Arc<EndpointState>| {
+            state.endpoint.weight > 0 && (fail_open || state.health() != Health::Unhealthy)
+        };
+        self.endpoints.iter().filter(may_be_called).map(|state| &state.ejection).collect()
+    }
+
+    fn refresh_with(&self, deciding: &Deciding<'_>, now_ms: u64) {
+        let candidates = self.candidates();
+        deciding.settle(self.policy.outlier_detection.as_ref(), &candidates, now_ms);
+        let next = candidates.iter().filter_map(|ejection| ejection.until_ms()).min();
+        self.next_return_ms.store(next.unwrap_or(u64::MAX), Relaxed);
+        self.seen_changes.store(self.shared.ejections.changes(), Relaxed);
         let fail_open = self.shared.fail_open.load(Relaxed);
         self.eligible.store(Arc::new(Eligible::of(&self.endpoints, &self.zone, fail_open)));
     }
@@ -184,6 +243,7 @@ impl EndpointState {
         let state = Self::new(id, endpoint.clone(), peer, Arc::clone(series), around.now_ms);
         if let Some(before) = before {
             state.note_health(before.health());
+            state.ejection.follow(&before.ejection);
             for (new, old) in [
                 (&state.ewma_ns, &before.ewma_ns),
                 (&state.ewma_at_ms, &before.ewma_at_ms),
