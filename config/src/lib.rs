@@ -46,6 +46,8 @@ pub mod route;
 
 pub mod document;
 
+pub mod body_file;
+
 pub mod snapshot;
 
 pub mod decide;

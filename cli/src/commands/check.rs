@@ -4,9 +4,11 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use gilmok_config::body_file::read_document;
 use gilmok_config::document::Document;
 use gilmok_config::node::{DOCUMENT_BYTES_MAX, Node};
 use gilmok_config::problem::Problems;
+use gilmok_proxy::settings::BodyFiles;
 use serde_json::{Value as Json, json};
 
 use crate::trouble::{Trouble, say};
@@ -21,7 +23,7 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-/// A sound document and its text as JSON.
+/// A sound document and its text as JSON, with the bodies of prepared answers that stood in files of their own.
 #[derive(Debug)]
 pub(super) struct Sound {
     pub(super) document: Document,
@@ -75,7 +77,9 @@ fn text_of(file: &Path) -> Result<String, Trouble> {
 fn parse(file: &Path, text: &str) -> Result<Sound, Problems> {
     let is_json = file.extension().is_some_and(|kind| kind == "json") || text.trim_start().starts_with('{');
     let node = if is_json { Node::parse_json(text.as_bytes())? } else { Node::parse_toml(text)? };
-    Ok(Sound { document: Document::read(&node)?, json: node.to_json() })
+    let mut bodies = BodyFiles::beside(file);
+    let (document, node) = read_document(node, &mut |name| bodies.read(name))?;
+    Ok(Sound { document, json: node.to_json() })
 }
 
 fn faulty(file: &Path, problems: &Problems) -> Trouble {

@@ -5,6 +5,7 @@
 
 mod apps;
 mod arguments;
+mod body_files;
 mod limits;
 mod network;
 mod overlay;
@@ -15,6 +16,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use gilmok_config::body_file::read_document;
 use gilmok_config::document::Document;
 use gilmok_config::grammar::{Faults, Value};
 use gilmok_config::name::Name;
@@ -25,6 +27,7 @@ use tracing::level_filters::LevelFilter;
 
 pub use apps::{App, Registration};
 pub use arguments::{Environment, Task, command, unknown_variables};
+pub use body_files::BodyFiles;
 pub use limits::Limits;
 pub use network::Network;
 pub use server::Server;
@@ -480,8 +483,10 @@ fn read_mesh(file: &Path) -> Result<Document, Problems> {
 ///
 /// # Errors
 /// Every fault of the file.
-pub(crate) fn parse_mesh(bytes: Vec<u8>) -> Result<Document, Problems> {
-    Document::parse_toml(&text_of(bytes)?)
+pub(crate) fn parse_mesh(bytes: Vec<u8>, beside: &mut BodyFiles) -> Result<Document, Problems> {
+    let node = Node::parse_toml(&text_of(bytes)?)?;
+    beside.forget();
+    read_document(node, &mut |name| beside.read(name)).map(|(document, _)| document)
 }
 
 #[cfg(test)]

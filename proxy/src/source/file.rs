@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::status::Status;
 use crate::current::InForce;
-use crate::settings::parse_mesh;
+use crate::settings::{BodyFiles, parse_mesh};
 
 /// How often the file is looked at, so that a change is in force within a second whatever else happens then.
 /// Polling sees what notifications miss; see docs/decisions/0006.
@@ -26,6 +26,8 @@ const CLOCK_GRAIN: Duration = Duration::from_secs(3);
 pub(crate) struct MeshFile {
     path: PathBuf,
     seen: Option<Seen>,
+    /// What it names.
+    bodies: BodyFiles,
 }
 
 /// By what a change is noticed.
@@ -46,7 +48,8 @@ pub(crate) enum Read {
 
 impl MeshFile {
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path, seen: None }
+        let bodies = BodyFiles::beside(&path);
+        Self { path, seen: None, bodies }
     }
 
     /// The hash of what was read last, also when that was faulty.
@@ -61,6 +64,7 @@ impl MeshFile {
             // The reading below says what is wrong with it.
             Err(_) => None,
         };
+        let forced = forced || self.bodies.have_changed();
         if let (Some(seen), Some((modified, length)), false) = (&self.seen, stamp, forced) {
             let settled = modified.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > CLOCK_GRAIN);
             if settled && (seen.modified, seen.length) == (modified, length) {
@@ -88,7 +92,7 @@ impl MeshFile {
         if same && !forced {
             return Read::Unchanged;
         }
-        match parse_mesh(bytes) {
+        match parse_mesh(bytes, &mut self.bodies) {
             Ok(document) => Read::Changed(Box::new(Snapshot::join(&document, &Membership::new()))),
             Err(problems) => Read::Faulty(problems),
         }
@@ -168,6 +172,27 @@ mod tests {
         assert!(matches!(file.read(false), Read::Unchanged));
         write(&path, "[services.c]\n");
         assert!(matches!(file.read(false), Read::Changed(_)));
+    }
+
+    #[test]
+    fn what_the_document_names_is_watched_with_it() {
+        let dir = Folder::new("mesh-bodies");
+        let (path, body) = (dir.join("mesh.toml"), dir.join("house.svg"));
+        write(&path, "[[services.ads.fallback]]\nrespond = { body_file = \"house.svg\" }\n");
+        let mut file = MeshFile::new(path);
+        let Read::Faulty(problems) = file.read(false) else { panic!("there is no such file yet") };
+        assert!(
+            problems.to_string().starts_with("line 2: services.ads.fallback[0].respond.body_file: "),
+            "{problems}"
+        );
+        assert!(matches!(file.read(false), Read::Unchanged));
+        write(&body, "<svg/>");
+        assert!(matches!(file.read(false), Read::Changed(_)));
+        assert!(matches!(file.read(false), Read::Unchanged));
+        write(&body, "<svg></svg>");
+        assert!(matches!(file.read(false), Read::Changed(_)));
+        write(&body, &"x".repeat((1 << 20) + 1));
+        assert!(matches!(file.read(false), Read::Faulty(_)), "too long");
     }
 
     #[tokio::test(start_paused = true)]
