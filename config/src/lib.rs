@@ -3,7 +3,8 @@
 //! Pure by rule: no IO, no clock, no task, no dice. Time, liveness and randomness are arguments.
 //! In reading order: what is wrong with a document ([`problem`]), how text becomes a tree ([`json`], [`node`]) and
 //! the tree is read ([`grammar`]), the words ([`name`], [`address`], [`mod@unit`]), the policies of a service
-//! ([`service`], [`health`]; when calls fail: [`failure`], [`retry`], [`outlier`], [`breaker`], [`fallback`]), the [`route`]s, the whole [`document`], what it means together
+//! ([`service`], [`health`]; who is asking and how often: [`subject`], [`rate_limit`]; when calls fail: [`failure`],
+//! [`retry`], [`outlier`], [`breaker`], [`fallback`]), the [`route`]s, the whole [`document`], what it means together
 //! with who is alive ([`snapshot`]), the brain ([`decide`]), and what the two planes tell each other ([`wire`]).
 
 pub mod problem;
@@ -27,6 +28,10 @@ pub mod hash;
 pub mod health;
 
 pub mod failure;
+
+pub mod subject;
+
+pub mod rate_limit;
 
 pub mod retry;
 

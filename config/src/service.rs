@@ -10,6 +10,7 @@ use crate::grammar::Value;
 use crate::health::HealthCheckPolicy;
 use crate::host;
 use crate::outlier::OutlierDetection;
+use crate::rate_limit::RateLimit;
 use crate::retry::RetryPolicy;
 
 /// Most endpoints of one service.
@@ -33,6 +34,7 @@ pub struct ServicePolicy {
     pub idle_timeout: Duration,
     /// Requests in flight, over all workers of a proxy; more are refused at once.
     pub max_concurrent: u32,
+    pub rate_limit: Option<RateLimit>,
     pub health_check: Option<HealthCheckPolicy>,
     pub retry: RetryPolicy,
     pub outlier_detection: Option<OutlierDetection>,
@@ -109,6 +111,7 @@ impl Default for ServicePolicy {
             request_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_mins(5),
             max_concurrent: 1024,
+            rate_limit: None,
             health_check: None,
             retry: RetryPolicy::default(),
             outlier_detection: None,
@@ -147,6 +150,7 @@ impl ServicePolicy {
                 .optional("max_concurrent")
                 .and_then(|v| v.integer(1, 10_000_000))
                 .unwrap_or(default.max_concurrent),
+            rate_limit: table.optional("rate_limit").and_then(|v| RateLimit::read(&v)),
             health_check: table.optional("health_check").and_then(|v| HealthCheckPolicy::read(&v)),
             retry: table.optional("retry").and_then(|v| RetryPolicy::read(&v)).unwrap_or_default(),
             outlier_detection: table.optional("outlier_detection").and_then(|v| OutlierDetection::read(&v)),
