@@ -12,6 +12,12 @@ pub(crate) fn now_ms() -> u64 {
     ms_of(Instant::now())
 }
 
+/// The same in nanoseconds, for what counts more often than that.
+pub(crate) fn ns_of(moment: Instant) -> u64 {
+    let begin = *BEGIN.get_or_init(|| moment);
+    u64::try_from(moment.saturating_duration_since(begin).as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// The same for a moment that is known already.
 pub(crate) fn ms_of(moment: Instant) -> u64 {
     let begin = *BEGIN.get_or_init(|| moment);

@@ -4,7 +4,7 @@
 //! (`sockets`) and how it leaves (`drain`), where snapshots come from (`source`) and what is in force
 //! (`current`, with names kept by `resolve`), the threads (`thread`) that take connections (`listen`, `caller`)
 //! and act on requests (`request`) with what each `worker` owns,
-//! the called side (`upstream`) and its `health`, what is given again when it brings nothing (`last_good`),
+//! the called side (`upstream`) with its `breaker`s and limits (`rate_limit`), and its `health`, what is given again when it brings nothing (`last_good`),
 //! and what is told of it all (`admin`, `metrics`, `telemetry`, `access_log`).
 
 pub mod settings;
@@ -40,6 +40,8 @@ mod gather;
 mod last_good;
 
 mod breaker;
+
+mod rate_limit;
 
 mod upstream;
 

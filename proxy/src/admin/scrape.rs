@@ -41,6 +41,7 @@ pub(super) fn metrics(admin: &Admin) -> Response<Full<Bytes>> {
     add_health(&mut out, &current);
     add_breakers(&mut out, &current);
     add_ejections(&mut out, &current);
+    add_rate_limits(&mut out, &current);
     respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", out)
 }
 
@@ -189,6 +190,24 @@ fn add_ejections(out: &mut String, current: &Current) {
             line(out, format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
             out.push_str(&lines);
         }
+    }
+}
+
+fn add_rate_limits(out: &mut String, current: &Current) {
+    // An app beside this proxy is of a service that may be called elsewhere as well.
+    let mut services: BTreeMap<&str, u64> = BTreeMap::new();
+    for upstream in current.upstreams.iter().chain(&current.apps) {
+        if let Some(limiter) = &upstream.limiter {
+            *services.entry(upstream.name.as_str()).or_default() += limiter.refused();
+        }
+    }
+    if services.is_empty() {
+        return;
+    }
+    let name = "gilmok_rate_limited_total";
+    line(out, format_args!("# HELP {name} Requests over the rate limit.\n# TYPE {name} counter"));
+    for (service, refused) in services {
+        line(out, format_args!("{name}{{service=\"{service}\"}} {refused}"));
     }
 }
 

@@ -3,6 +3,8 @@
 use gilmok_config::failure::Failure;
 use http::StatusCode;
 
+use crate::rate_limit::Limited;
+
 /// Why a request gets the proxy's own answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -23,6 +25,8 @@ pub(crate) enum Fault {
     NoEndpoint,
     /// Over `max_concurrent` of the service, or over the proxy's own limit.
     Overflow(&'static str),
+    /// Over the service's rate limit.
+    RateLimited(Limited),
     /// The endpoint refused the connection.
     Refused,
     /// The connection ended before an answer came, or what came is no HTTP.
@@ -99,6 +103,15 @@ impl Fault {
             Self::Overflow(which) => {
                 later(told(StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", 14, which))
             }
+            Self::RateLimited(limited) => Told {
+                retry_after: Some(limited.seconds),
+                ..told(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "http_request_denied",
+                    8,
+                    "the rate limit of the service is reached",
+                )
+            },
             Self::Refused => {
                 told(StatusCode::BAD_GATEWAY, "connection_refused", 14, "the endpoint refused the connection")
             }
@@ -168,6 +181,7 @@ impl Fault {
             | Self::Denied(_)
             | Self::Expectation
             | Self::NoDestination
+            | Self::RateLimited(_)
             | Self::UploadStalled
             | Self::UriTooLong => return None,
         })
@@ -185,6 +199,7 @@ impl Fault {
             | Self::Expectation
             | Self::NoDestination
             | Self::Overflow(_)
+            | Self::RateLimited(_)
             | Self::Reset
             | Self::Timeout
             | Self::UploadStalled

@@ -44,8 +44,10 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
 use crate::caller::Caller;
+use crate::clock;
 use crate::drain::Phase;
 use crate::last_good::Question;
+use crate::rate_limit::Asking;
 use crate::settings::UnknownHosts;
 use crate::upstream::upload::Upload;
 use crate::worker::{View, Worker};
@@ -129,6 +131,16 @@ fn route(
     let (mut head, body) = request.into_parts();
     headers::prepare_request(&mut head.headers, &seen, caller.downstream(), host.clone());
     record.identified(&head.headers, host.as_ref());
+    if let Some(limiter) = &upstream.limiter {
+        let asking = Asking {
+            peer: caller.peer.ip(),
+            trusted: caller.trusted,
+            networks: &worker.shared.trusted,
+            headers: &head.headers,
+            query: head.uri.query(),
+        };
+        limiter.admit(&asking, clock::ns_of(record.started())).map_err(Fault::RateLimited)?;
+    }
     head.uri = next_target(&head.uri, strip_prefix.as_deref(), host, &mut head.headers, upstream)?;
     let (upload, progress) = Upload::new(body, upstream.policy.idle_timeout, worker.shared.limits.body_bytes);
     record.uploads(progress.as_ref());

@@ -143,7 +143,7 @@ fn switch(mut answered: Answered, upgrade: OnUpgrade, mut record: Box<Record>) -
 /// An answer of our own: RFC 9209 says why, and no cache keeps it. gRPC callers get it in gRPC's words.
 fn own(fault: Fault, terms: &Terms, mut record: Box<Record>) -> Response<Answer> {
     let told = fault.told();
-    let mut headers = HeaderMap::with_capacity(6);
+    let mut headers = HeaderMap::with_capacity(8);
     let status_line = format!("gilmok; error={}; details=\"{}\"", told.error, told.details);
     let proxy_status = HeaderValue::from_str(&status_line).ok();
     if let Some(value) = &proxy_status {
@@ -152,6 +152,9 @@ fn own(fault: Fault, terms: &Terms, mut record: Box<Record>) -> Response<Answer>
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Some(seconds) = told.retry_after {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if let Fault::RateLimited(limited) = fault {
+        limited.tell(&mut headers);
     }
     close_after(&mut headers, terms, told.status);
     explain(&mut headers, &record);

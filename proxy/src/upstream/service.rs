@@ -20,6 +20,7 @@ use super::ejection::{Deciding, Ejection, Ejections};
 use super::endpoint::{EndpointState, Health, Peer};
 use crate::breaker::Verdict;
 use crate::metrics::TargetSeries;
+use crate::rate_limit::Limiter;
 
 /// The live state of one service in one snapshot. What is unchanged is taken over from the one before.
 #[derive(Debug)]
@@ -35,6 +36,7 @@ pub(crate) struct Upstream {
     pub(crate) timeout_header: HeaderValue,
     pub(crate) shared: Arc<Shared>,
     pub(crate) breakers: Option<Breakers>,
+    pub(crate) limiter: Option<Arc<Limiter>>,
     /// What may make a request be sent once more, here or to another service.
     pub(crate) repeats: FailureSet,
     /// What counts against an endpoint and its breaker.
@@ -129,6 +131,7 @@ impl Upstream {
             timeout_header: HeaderValue::from(timeout_ms),
             shared,
             breakers,
+            limiter: limiter(policy, before),
             repeats: repeats(policy),
             failures: failures(policy),
             eligible: ArcSwap::default(),
@@ -154,6 +157,7 @@ impl Upstream {
             timeout_header: HeaderValue::from(timeout_ms),
             shared: Arc::default(),
             breakers: None,
+            limiter: None,
             repeats: FailureSet::default(),
             failures: FailureSet::default(),
             next_return_ms: AtomicU64::new(u64::MAX),
@@ -254,6 +258,13 @@ impl EndpointState {
         }
         state
     }
+}
+
+/// A limit goes on as it is while what is said of it stays the same.
+fn limiter(policy: &ServicePolicy, before: Option<&Upstream>) -> Option<Arc<Limiter>> {
+    let policy = policy.rate_limit.as_ref()?;
+    let kept = before.and_then(|before| before.limiter.as_ref()).filter(|kept| kept.policy() == policy);
+    Some(kept.map_or_else(|| Arc::new(Limiter::new(policy)), Arc::clone))
 }
 
 fn failures(policy: &ServicePolicy) -> FailureSet {
