@@ -122,3 +122,31 @@ async fn all_workers_together_let_through_no_more_than_the_limit() {
     }
     assert_eq!((passed, upstream.requests().len()), (50, 50));
 }
+
+#[tokio::test]
+async fn the_proxy_beside_an_app_limits_what_comes_in() {
+    let app = Upstream::saying("fine").await;
+    let mesh = "[services.app]\n[services.app.rate_limit]\nrequests = 2\nper = \"1h\"\nby = \"caller\"\n";
+    let proxy = Proxy::start_with(ProxySettings::of_mesh(mesh).app("app", app.address, "")).await;
+    assert_eq!(statuses(proxy.inbound(0), "X-Forwarded-For: 192.0.2.1\r\n", 3).await, [200, 200, 429]);
+    assert_eq!(statuses(proxy.inbound(0), "X-Forwarded-For: 192.0.2.2\r\n", 1).await, [200]);
+    assert_eq!(app.requests().len(), 3);
+}
+
+#[tokio::test]
+async fn what_was_answered_to_a_subject_is_no_last_good_answer_for_others() {
+    let upstream = Upstream::saying("fine").await;
+    let limit = "requests = 100\nby = \"subject\"\n[[services.app.fallback]]\nlast_good = {}";
+    let proxy = Proxy::start(mesh(limit, upstream.address)).await;
+    let to = proxy.outbound();
+    let get = |path: &str, user: &str| ask(to, format!("GET {path} HTTP/1.1\r\nHost: app\r\n{user}\r\n"));
+    let (nobody, one, two) = ("", "X-User-Id: 1\r\n", "X-User-Id: 2\r\n");
+    for (path, user) in [("/common", nobody), ("/mine", one)] {
+        assert_eq!(get(path, user).await.status(), 200);
+    }
+    drop(upstream);
+    assert_eq!(get("/common", nobody).await.status(), 200, "the last good answer");
+    for user in [nobody, one, two] {
+        assert_eq!(get("/mine", user).await.status(), 502);
+    }
+}

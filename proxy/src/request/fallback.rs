@@ -6,6 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use gilmok_config::failure::FailureSet;
 use gilmok_config::fallback::{Action, Fallback, Prepared};
 use gilmok_config::name::ServiceName;
+use gilmok_config::rate_limit::By;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use hyper::body::Body;
@@ -210,6 +211,12 @@ pub(super) fn question(record: &Record, upstream: &Upstream, request: &Request<U
         Some(authority) => authority.as_str().as_bytes(),
         None => request.headers().get(HOST).map(HeaderValue::as_bytes).unwrap_or_default(),
     };
+    // Whoever is told apart for its limit is told apart for its answers.
+    let subject = upstream.policy.rate_limit.as_ref().and_then(|limit| match &limit.by {
+        By::Subject(inputs) => inputs.find(request.headers(), uri.query()),
+        By::Caller | By::Service => None,
+    });
+    let personal = subject.as_deref();
     let asked = Asked {
         service: &upstream.name,
         version: None,
@@ -219,7 +226,7 @@ pub(super) fn question(record: &Record, upstream: &Upstream, request: &Request<U
         method: request.method(),
         headers: request.headers(),
         has_body: !request.body().is_end_stream(),
-        personal: &[],
+        personal: personal.as_slice(),
     };
     record.worker.shared.last_good.question(policy, &asked)
 }
