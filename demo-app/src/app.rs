@@ -33,6 +33,14 @@ pub(crate) struct App {
     dying: watch::Sender<bool>,
 }
 
+/// The house's own picture, shown where there is no advertisement.
+const HOUSE_AD: &str = "/house-ad.svg";
+const HOUSE_AD_SVG: &str = concat!(
+    "<svg xmlns='http://www.w3.org/2000/svg' width='320' height='60'><rect width='320' height='60' rx='8' fill='#246'/>",
+    "<text x='160' y='37' fill='#fff' font-family='sans-serif' font-size='18' text-anchor='middle'>",
+    "Our own shop, since ever</text></svg>\n"
+);
+
 impl App {
     pub(crate) fn new(arguments: Arguments) -> Arc<Self> {
         Arc::new(Self { arguments, behaviour: watch::Sender::default(), dying: watch::Sender::new(false) })
@@ -59,6 +67,9 @@ impl App {
         }
         if is_health {
             return Ok(respond(StatusCode::OK, "text/plain", "well\n"));
+        }
+        if path == HOUSE_AD {
+            return Ok(respond(StatusCode::OK, "image/svg+xml", HOUSE_AD_SVG));
         }
         if path == "/echo" {
             return Ok(echo(request));

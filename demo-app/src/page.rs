@@ -56,6 +56,9 @@ fn who(html: &mut String, said: &Map<String, Value>) {
         }
     }
     html.push_str("</table>");
+    if let Some(image) = said.get("image").and_then(Value::as_str) {
+        push(html, format_args!("<p><img src=\"{0}\" alt=\"{0}\"></p>", escaped(image)));
+    }
 }
 
 fn row(html: &mut String, name: &str, value: &str) {
@@ -108,6 +111,13 @@ mod tests {
         ));
         assert!(html.contains("<section><h2>profile</h2>"));
         assert!(html.contains("<tr><th>shard</th><td>1</td></tr>"));
+    }
+
+    #[test]
+    fn a_picture_is_shown() {
+        let house = json!({"service": "ads", "image": "/house-ad.svg"});
+        let said = json!({"service": "shop", "version": "v1", "parts": {"ads": {"ms": 1, "answer": house}}});
+        assert!(page(said.as_object().unwrap()).contains("<img src=\"/house-ad.svg\""));
     }
 
     #[test]

@@ -61,6 +61,15 @@ pub(crate) fn what_to_try(mesh: &Mesh) -> String {
             "another app is slow; also fail?percent=50, hang, and ok",
             format!("curl -s -X POST '{}/control/slow?ms=800'", app("checkout-v1")),
         ),
+        (
+            "the ads hang: the shop shows the house's picture instead; ok ends it",
+            format!("curl -s -X POST {}/control/hang", app("ads-1")),
+        ),
+        (
+            "the drill: what does the shop look like without ads? Then auto",
+            gilmok("breakers force ads open --for 1m"),
+        ),
+        ("what guards the services", format!("'{program}' breakers --proxy http://{admin}")),
         ("whom the proxy of web-1 would call", format!("curl -s http://{admin}/endpoints")),
         ("what it would do with a request, and why", format!("curl -s 'http://{admin}/explain?service=ads'")),
         ("what it counted", format!("curl -s http://{admin}/metrics")),

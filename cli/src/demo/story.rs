@@ -20,6 +20,7 @@ pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     chapters::endpoint_dies::play(stage).await.context(chapters::endpoint_dies::TITLE)?;
     chapters::config_change::play(stage).await.context(chapters::config_change::TITLE)?;
     chapters::bad_document::play(stage).await.context(chapters::bad_document::TITLE)?;
+    chapters::ads_hang::play(stage).await.context(chapters::ads_hang::TITLE)?;
     chapters::control_plane_dies::play(stage).await.context(chapters::control_plane_dies::TITLE)?;
     stage.mesh.whole().await.context("the shop is not whole at the end")
 }

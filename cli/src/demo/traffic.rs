@@ -19,6 +19,12 @@ const CALLERS: usize = 2;
 const REST: Duration = Duration::from_millis(25);
 /// Failures that are kept word for word.
 const KEPT_MAX: usize = 5;
+/// Requests under way at a time at a rate; beyond that one is left out.
+const UNDER_WAY_MAX: usize = 1_000;
+/// Pages that are remembered one by one.
+const PAGES_MAX: usize = 100_000;
+/// What stands where there is no advertisement.
+pub(crate) const HOUSE_AD: &str = "/house-ad.svg";
 const POLL: Duration = Duration::from_millis(10);
 
 /// Traffic that runs until it is stopped or dropped.
@@ -32,6 +38,14 @@ pub(crate) struct Traffic {
     _callers: JoinSet<()>,
 }
 
+/// One page that came.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Page {
+    pub(crate) asked: Instant,
+    pub(crate) took: Duration,
+    pub(crate) house: bool,
+}
+
 /// What came of the traffic so far.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
@@ -42,6 +56,8 @@ pub(crate) struct Tally {
     pub(crate) slowest: Duration,
     /// By process id, for the service itself and the parts of the shop's page.
     answers_of: BTreeMap<u64, u64>,
+    /// Every page: when it was asked for, how long it took, and whether it has the house's picture for an advertisement.
+    pub(crate) pages: Vec<Page>,
 }
 
 impl Traffic {
@@ -50,21 +66,48 @@ impl Traffic {
     /// # Errors
     /// A service's name that is none.
     pub(crate) fn start(machine: &Machine, service: &str) -> anyhow::Result<Self> {
-        let tally = Arc::new(Mutex::new(Tally::default()));
-        let under_way = Arc::new(RwLock::new(()));
+        let traffic = Self::to(machine);
         let mut callers = JoinSet::new();
         for caller in 0..CALLERS {
-            let user = format!("user-{caller}").parse()?;
-            let request = talk::of_service(service, "/?format=json")?;
-            let request = request.header(hyper::header::HeaderName::from_static("x-user-id"), user);
-            callers.spawn(keep_calling(
-                talk::client(machine.outbound)?,
-                request,
-                Arc::clone(&tally),
-                Arc::clone(&under_way),
-            ));
+            callers.spawn(keep_calling(traffic.counted(machine, service, caller)?));
         }
-        Ok(Self { proxy: proxy_of(machine), tally, under_way, _callers: callers })
+        Ok(Self { _callers: callers, ..traffic })
+    }
+
+    /// So many requests a second, whether those before are answered or not, as the world outside does it.
+    ///
+    /// # Errors
+    /// A service's name that is none.
+    pub(crate) fn start_at_rate(machine: &Machine, service: &str, per_second: u32) -> anyhow::Result<Self> {
+        let traffic = Self::to(machine);
+        let counted = Arc::new(traffic.counted(machine, service, 0)?);
+        let mut callers = JoinSet::new();
+        callers.spawn(async move {
+            let mut under_way = JoinSet::new();
+            let mut ticks = tokio::time::interval(Duration::from_secs(1) / per_second);
+            loop {
+                ticks.tick().await;
+                while under_way.try_join_next().is_some() {}
+                if under_way.len() < UNDER_WAY_MAX {
+                    let counted = Arc::clone(&counted);
+                    under_way.spawn(async move { counted.call().await });
+                }
+            }
+        });
+        Ok(Self { _callers: callers, ..traffic })
+    }
+
+    fn to(machine: &Machine) -> Self {
+        let (tally, under_way) = (Arc::default(), Arc::default());
+        Self { proxy: proxy_of(machine), tally, under_way, _callers: JoinSet::new() }
+    }
+
+    fn counted(&self, machine: &Machine, service: &str, caller: usize) -> anyhow::Result<Counted> {
+        let user = format!("user-{caller}").parse()?;
+        let request = talk::of_service(service, "/?format=json")?;
+        let request = request.header(hyper::header::HeaderName::from_static("x-user-id"), user);
+        let (tally, under_way) = (Arc::clone(&self.tally), Arc::clone(&self.under_way));
+        Ok(Counted { client: talk::client(machine.outbound)?, request, tally, under_way })
     }
 
     /// What came of it so far.
@@ -110,7 +153,11 @@ impl Traffic {
         self.until(&format!("process {pid} to answer"), |tally| of(tally) > before).await
     }
 
-    async fn until(&self, what: &str, reached: impl Fn(&Tally) -> bool) -> anyhow::Result<()> {
+    /// Waits until something can be said of what came so far.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub(crate) async fn until(&self, what: &str, reached: impl Fn(&Tally) -> bool) -> anyhow::Result<()> {
         let deadline = Instant::now() + SOON;
         while !reached(&self.so_far()) {
             anyhow::ensure!(Instant::now() < deadline, "waited {} s for {what}", SOON.as_secs());
@@ -128,11 +175,14 @@ impl Tally {
         Ok(())
     }
 
-    fn count(&mut self, took: Duration, outcome: anyhow::Result<Vec<u64>>) {
+    fn count(&mut self, asked: Instant, took: Duration, outcome: anyhow::Result<Who>) {
         self.slowest = self.slowest.max(took);
         match outcome {
-            Ok(pids) => {
+            Ok(Who { pids, house }) => {
                 self.answered += 1;
+                if self.pages.len() < PAGES_MAX {
+                    self.pages.push(Page { asked, took, house });
+                }
                 for pid in pids {
                     *self.answers_of.entry(pid).or_default() += 1;
                 }
@@ -147,38 +197,57 @@ impl Tally {
     }
 }
 
-async fn keep_calling(
+/// Calls that are counted.
+struct Counted {
     client: Client,
     request: Request,
     tally: Arc<Mutex<Tally>>,
     under_way: Arc<RwLock<()>>,
-) {
-    loop {
-        let asking = under_way.read().await;
+}
+
+impl Counted {
+    async fn call(&self) {
+        let asking = self.under_way.read().await;
         let began = Instant::now();
-        let outcome = match client.send(&request).await {
+        let outcome = match self.client.send(&self.request).await {
             Ok(answer) => who_answered(&answer),
             Err(error) => Err(error.into()),
         };
         drop(asking);
-        tally.lock().unwrap_or_else(PoisonError::into_inner).count(began.elapsed(), outcome);
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner).count(began, began.elapsed(), outcome);
+    }
+}
+
+async fn keep_calling(counted: Counted) {
+    loop {
+        counted.call().await;
         tokio::time::sleep(REST).await;
     }
 }
 
-/// The processes that took part in an answer; an error when a part of the page is missing.
-fn who_answered(answer: &Response) -> anyhow::Result<Vec<u64>> {
+/// Who took part in an answer.
+#[derive(Debug, PartialEq)]
+struct Who {
+    pids: Vec<u64>,
+    /// Whether the house's picture stands for an advertisement.
+    house: bool,
+}
+
+/// Who took part in an answer; an error when a part of the page is missing.
+fn who_answered(answer: &Response) -> anyhow::Result<Who> {
     let said = talk::json(answer, StatusCode::OK)?;
     let mut pids = vec![said["pid"].as_u64().context("an answer without a pid")?];
+    let mut house = false;
     if let Some(parts) = said["parts"].as_object() {
         for (service, part) in parts {
             if let Some(failed) = part["failed"].as_str() {
                 anyhow::bail!("the page came without `{service}`: {failed}");
             }
+            house |= part["answer"]["image"] == HOUSE_AD;
             pids.extend(part["answer"]["pid"].as_u64());
         }
     }
-    Ok(pids)
+    Ok(Who { pids, house })
 }
 
 #[cfg(test)]
@@ -196,7 +265,15 @@ mod tests {
     #[test]
     fn a_page_with_a_missing_part_counts_as_failed() {
         let whole = json!({"pid": 1, "parts": {"ads": {"answer": {"pid": 2}}}});
-        assert_eq!(who_answered(&answer(StatusCode::OK, &whole)).unwrap(), [1, 2]);
+        assert_eq!(
+            who_answered(&answer(StatusCode::OK, &whole)).unwrap(),
+            Who { pids: vec![1, 2], house: false }
+        );
+        let house = json!({"pid": 1, "parts": {"ads": {"answer": {"image": HOUSE_AD}}}});
+        assert_eq!(
+            who_answered(&answer(StatusCode::OK, &house)).unwrap(),
+            Who { pids: vec![1], house: true }
+        );
         let missing = json!({"pid": 1, "parts": {"ads": {"failed": "answered 503"}}});
         assert!(who_answered(&answer(StatusCode::OK, &missing)).is_err());
         assert!(who_answered(&answer(StatusCode::BAD_GATEWAY, &whole)).is_err());
@@ -205,9 +282,9 @@ mod tests {
     #[test]
     fn failures_are_counted_and_told() {
         let mut tally = Tally::default();
-        tally.count(Duration::from_millis(3), Ok(vec![7]));
+        tally.count(Instant::now(), Duration::from_millis(3), Ok(Who { pids: vec![7], house: false }));
         tally.none_failed().unwrap();
-        tally.count(Duration::from_millis(9), Err(anyhow::anyhow!("refused")));
+        tally.count(Instant::now(), Duration::from_millis(9), Err(anyhow::anyhow!("refused")));
         assert_eq!((tally.answered, tally.failed, tally.slowest.as_millis()), (1, 1, 9));
         assert!(tally.none_failed().unwrap_err().to_string().contains("1 of 2 requests failed"));
     }

@@ -13,13 +13,16 @@ use crate::upstream::service::Upstream;
 /// Every breaker, or those of one service.
 pub(super) fn breakers(admin: &Admin, only: Option<&str>) -> Value {
     let current = admin.in_force.load();
-    let now_ms = clock::now_ms();
     let wanted = |upstream: &&Arc<Upstream>| only.is_none_or(|name| upstream.name.as_str() == name);
-    let told = current.upstreams.iter().filter(wanted).flat_map(|upstream| {
-        let guarded = upstream.breakers.iter().flat_map(|breakers| breakers.all());
-        guarded.map(|guarded| breaker(upstream, guarded, now_ms))
-    });
-    json!({ "breakers": told.collect::<Vec<_>>() })
+    let told: Vec<_> = current.upstreams.iter().filter(wanted).flat_map(|upstream| of(upstream)).collect();
+    json!({ "breakers": told })
+}
+
+/// Those of one service.
+pub(super) fn of(upstream: &Upstream) -> Vec<Value> {
+    let now_ms = clock::now_ms();
+    let guarded = upstream.breakers.iter().flat_map(|breakers| breakers.all());
+    guarded.map(|guarded| breaker(upstream, guarded, now_ms)).collect()
 }
 
 fn breaker(upstream: &Upstream, guarded: &Guarded, now_ms: u64) -> Value {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use gilmok_config::fallback::{Action, Fallback};
 use gilmok_config::unit::format_duration;
 use serde_json::{Value, json};
 use tracing::level_filters::LevelFilter;
@@ -164,8 +165,19 @@ pub(super) fn service(upstream: &Upstream) -> Value {
         "fail_open": upstream.shared.fail_open.load(Relaxed),
         "ejections": upstream.shared.ejections.total(),
         "ejections_refused": upstream.shared.ejections.refused(),
+        "breakers": super::breakers::of(upstream),
+        "fallback": upstream.policy.fallback.iter().map(fallback).collect::<Vec<_>>(),
         "endpoints": told.collect::<Vec<_>>(),
     })
+}
+
+/// What a link of the chain is.
+fn fallback(link: &Fallback) -> Value {
+    match &link.action {
+        Action::LastGood(_) => json!({ "kind": "last_good" }),
+        Action::Respond(prepared) => json!({ "kind": "respond", "status": prepared.status.as_u16() }),
+        Action::Service(name) => json!({ "kind": "service", "service": name }),
+    }
 }
 
 fn endpoint(state: &EndpointState, eligible: bool) -> Value {

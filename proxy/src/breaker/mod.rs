@@ -266,11 +266,11 @@ impl Breaker {
     }
 
     /// The call has lasted `slow_call` and is not finished: it counts as slow from now on, so that what hangs is noticed
-    /// before it times out.
-    pub(crate) fn slow(&self, pass: &mut Pass, now_ms: u64, dice: f64) {
+    /// before it times out. Whether it was a probe, of which nothing more is wanted.
+    pub(crate) fn slow(&self, pass: &mut Pass, now_ms: u64, dice: f64) -> bool {
         let word = self.load();
         if pass.slow || word.epoch != pass.epoch {
-            return;
+            return false;
         }
         pass.slow = true;
         match word.state {
@@ -279,9 +279,13 @@ impl Breaker {
                 self.window.slow(now_ms);
                 self.judge(now_ms, dice);
             }
-            State::HalfOpen => self.open(word, now_ms, dice),
+            State::HalfOpen => {
+                self.open(word, now_ms, dice);
+                return true;
+            }
             State::Open => {}
         }
+        false
     }
 
     /// Opens if what the window holds is bad enough.
@@ -368,6 +372,11 @@ impl Breaker {
             (None, State::Open) if self.open_until_ms.load(Relaxed) <= now_ms => State::HalfOpen,
             (None, state) => state,
         }
+    }
+
+    /// Whether it refuses calls by itself: what is under way to its target can be given up.
+    pub(crate) fn is_open(&self) -> bool {
+        self.load().state == State::Open
     }
 
     /// How long it stays open by itself; 0 where it is not.

@@ -181,7 +181,8 @@ async fn try_endpoint(
     if let Some(request) = unsent {
         tell_target(request, &endpoint);
     }
-    let mut trying = Trying::new(upstream, &endpoint, record.worker.index, began, guard);
+    let is_safe = unsent.as_ref().is_some_and(|request| request.method().is_safe());
+    let mut trying = Trying::new(upstream, &endpoint, record.worker.index, began, guard, is_safe);
     let pool = record.worker.pools.of(&endpoint);
     let result = exchange(&pool, upstream, unsent, deadline, &mut trying, keeps == Keep::Written).await;
     let result = result.and_then(|answered| {

@@ -25,6 +25,10 @@ pub(super) struct Trying<'t> {
     /// What is still to be watched for.
     per_try_timeout: Option<Duration>,
     slow_call: Option<Duration>,
+    /// How often it was looked at since it may be slow.
+    looks: u32,
+    /// Whether it may be given up for a fallback: it is safe, and there is one.
+    has_stand_in: bool,
     outcome: Outcome,
     verdict: Verdict,
 }
@@ -43,6 +47,7 @@ impl<'t> Trying<'t> {
         worker: usize,
         began: Instant,
         guard: Option<Guard>,
+        is_safe: bool,
     ) -> Self {
         let slow_call = guard.as_ref().and_then(|guard| guard.breaker.policy().slow_call);
         let gone = upstream.failures().has(Failure::Cancelled);
@@ -54,6 +59,8 @@ impl<'t> Trying<'t> {
             guard,
             per_try_timeout: upstream.policy.retry.per_try_timeout,
             slow_call,
+            looks: 0,
+            has_stand_in: is_safe && !upstream.policy.fallback.is_empty(),
             outcome: Outcome::Cancelled,
             verdict: if gone { Verdict::Failure } else { Verdict::Neutral },
         }
@@ -66,6 +73,7 @@ impl<'t> Trying<'t> {
             (None, None) => at,
             (timeout, slow) => {
                 let since = deadline.since(self.began);
+                let slow = slow.map(|slow| slow * (self.looks + 1));
                 [timeout, slow].into_iter().flatten().map(|limit| since + limit).fold(at, Instant::min)
             }
         }
@@ -73,7 +81,9 @@ impl<'t> Trying<'t> {
 
     /// Looks at it: whether its time is up, and whether it is slow by now.
     pub(super) fn ring(&mut self, deadline: &Deadline, now: Instant) -> Result<(), Expired> {
-        self.note_slow(deadline, now);
+        if self.note_slow(deadline, now) {
+            return Err(Expired::Service);
+        }
         if let Some(expired) = deadline.expired(now) {
             return Err(expired);
         }
@@ -81,22 +91,27 @@ impl<'t> Trying<'t> {
         if self.per_try_timeout.is_some_and(is_over) { Err(Expired::Service) } else { Ok(()) }
     }
 
-    fn note_slow(&mut self, deadline: &Deadline, now: Instant) {
-        let Some(slow_call) = self.slow_call else { return };
-        if deadline.since(self.began) + slow_call > now {
-            return;
+    /// Looks whether it is slow by now, and tells the breaker once. Whether that ends it: a probe has given its answer
+    /// then; and where something stands in, nobody waits for a slow call to what others were refused.
+    fn note_slow(&mut self, deadline: &Deadline, now: Instant) -> bool {
+        let (Some(slow_call), Some(guard)) = (self.slow_call, &mut self.guard) else { return false };
+        if deadline.since(self.began) + slow_call * (self.looks + 1) > now {
+            return false;
         }
-        self.slow_call = None;
-        if let Some(guard) = &mut self.guard {
-            guard.breaker.slow(&mut guard.pass, clock::ms_of(now), fastrand::f64());
+        self.looks += 1;
+        let was_probe =
+            self.looks == 1 && guard.breaker.slow(&mut guard.pass, clock::ms_of(now), fastrand::f64());
+        if !self.has_stand_in {
+            self.slow_call = None;
         }
+        was_probe || (self.has_stand_in && guard.breaker.is_open())
     }
 
     /// The head of an answer is there.
     pub(super) fn answered<B>(&mut self, response: &Response<B>, deadline: &Deadline) {
-        if self.slow_call.is_some() {
+        if self.slow_call.is_some() && self.looks == 0 {
             // It may have become slow in the moment in which it was answered.
-            self.note_slow(deadline, Instant::now());
+            let _it_is_answered = self.note_slow(deadline, Instant::now());
         }
         let is_failure = has_answer(self.upstream.failures(), response.status(), response.headers());
         self.outcome = Outcome::Answered;

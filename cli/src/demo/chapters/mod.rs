@@ -2,6 +2,8 @@
 
 pub(crate) mod endpoint_dies;
 
+pub(crate) mod ads_hang;
+
 pub(crate) mod config_change;
 
 pub(crate) mod bad_document;
