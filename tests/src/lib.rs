@@ -2,7 +2,7 @@
 //!
 //! In reading order: how a test waits ([`eventually`]), where it writes ([`scratch`]), how it starts and ends
 //! programs ([`process`]), the programs themselves ([`proxy`], [`control_plane`], [`demo_app`]), the two ends of
-//! a connection by hand ([`caller`], [`upstream`], [`h2_caller`]), many callers at once ([`load`]), and what is
+//! a connection by hand ([`caller`], [`upstream`], [`sick`], [`h2_caller`]), many callers at once ([`load`]), and what is
 //! read off a running process ([`observe`]) or off the source tree ([`source_tree`]).
 
 pub mod eventually;
@@ -28,6 +28,8 @@ pub mod message;
 pub mod caller;
 
 pub mod upstream;
+
+pub mod sick;
 
 pub mod h2_caller;
 

@@ -63,7 +63,7 @@ pub(crate) fn what_to_try(mesh: &Mesh) -> String {
         ),
         (
             "the ads hang: the shop shows the house's picture instead; ok ends it",
-            format!("curl -s -X POST {}/control/hang", app("ads-1")),
+            format!("curl -s -X POST {}/control/hang", app("ads-2")),
         ),
         (
             "the drill: what does the shop look like without ads? Then auto",
