@@ -13,7 +13,7 @@ use super::deadline::Deadline;
 use super::trying::has_answer;
 use crate::upstream::service::{Shared, Upstream};
 
-/// A retry that finds the budget used up waits this long, with jitter, and asks again, so many times.
+/// A retry of what was not sent, that finds the budget used up, waits this long, with jitter, and asks so many times.
 const BUDGET_WAIT: Duration = Duration::from_millis(5);
 const BUDGET_WAITS_MAX: u32 = 20;
 /// The longest pause before the first try of what was sent; doubled before each further one. A pause is anything from
@@ -54,7 +54,9 @@ impl<'u> Retries<'u> {
     /// Waits until the next try may begin; false when there is none: no budget, or no time left.
     pub(super) async fn wait(&mut self, failed: &Failed, deadline: &Deadline) -> bool {
         if self.permit.is_none() {
-            self.permit = Permit::wait(self.policy, self.shared, deadline).await;
+            // What never reached anyone is worth a moment; what failed is answered at once when the budget is used up.
+            let waits = if failed.sent { 1 } else { BUDGET_WAITS_MAX };
+            self.permit = Permit::wait(self.policy, self.shared, deadline, waits).await;
         }
         if self.permit.is_none() {
             return false;
@@ -95,14 +97,18 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 struct Permit<'s>(&'s Shared);
 
 impl<'s> Permit<'s> {
-    async fn wait(policy: &RetryPolicy, shared: &'s Shared, deadline: &Deadline) -> Option<Self> {
-        for _ in 0..BUDGET_WAITS_MAX {
+    /// Asks so many times.
+    async fn wait(policy: &RetryPolicy, shared: &'s Shared, deadline: &Deadline, times: u32) -> Option<Self> {
+        for time in 1..=times {
             let share = u64::from(shared.in_flight.load(Relaxed)) * u64::from(policy.budget_percent) / 100;
             let most = share.max(u64::from(policy.budget_min));
             if u64::from(shared.retries_in_flight.fetch_add(1, Relaxed)) < most {
                 return Some(Self(shared));
             }
             shared.retries_in_flight.fetch_sub(1, Relaxed);
+            if most == 0 || time == times {
+                break;
+            }
             let pause = BUDGET_WAIT.mul_f64(0.5 + fastrand::f64());
             timeout_at(deadline.at(), sleep(pause)).await.ok()?;
         }
