@@ -170,6 +170,10 @@ async fn the_last_good_answer_is_given_again_with_its_age() {
     assert_eq!((again.status(), again.text().as_str()), (200, "today's ads"));
     assert!(again.header("age").is_some(), "{again:?}");
     assert!(status_of(&again).contains("fallback=last_good"), "{again:?}");
+    let mut caller = proxy.caller().await;
+    caller.send("HEAD /ads?n=1 HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n").await;
+    let head = caller.answer_to_head().await;
+    assert_eq!((head.status(), head.header("content-length")), (200, Some("11")));
     assert_eq!(proxy.get("app", "/ads?n=2").await.status(), 502, "another question");
     assert!(proxy.metric("gilmok_last_good_bytes", &[]).await > 0.0);
 }

@@ -165,3 +165,19 @@ async fn who_gives_up_early_is_answered_then_and_the_call_is_ended() {
     app.is(Sickness::Slow(Duration::from_millis(1)));
     assert_eq!(proxy.get("app", "/").await.status(), 200);
 }
+
+#[tokio::test]
+async fn what_a_sidecar_says_of_its_app_is_tried_again_like_the_apps_own() {
+    let said = "HTTP/1.1 502 Bad Gateway\r\nProxy-Status: gilmok; error=connection_terminated\r\nContent-Length: 0\r\n\r\n";
+    let (broken, well) = (Upstream::answering(said).await, Upstream::saying("well").await);
+    let endpoint = |address| format!("[[services.app.endpoints]]\naddress = \"{address}\"\ninbound = true\n");
+    let mesh = format!(
+        "[services.app]\nload_balancer = \"round_robin\"\n{}{}[services.app.retry]\non = [\"reset\"]\n",
+        endpoint(broken.address),
+        endpoint(well.address)
+    );
+    let proxy = Proxy::start(mesh).await;
+    assert_eq!(ten(&proxy, "GET", "").await, [200; 10]);
+    let statuses = ten(&proxy, "POST", "order").await;
+    assert_eq!(statuses.iter().filter(|status| **status == 502).count(), 5, "{statuses:?}");
+}

@@ -230,18 +230,18 @@ fn keeps(
     endpoint: &EndpointState,
     others: bool,
 ) -> Keep {
+    let Some(request) = request else { return Keep::Stale };
     // A sidecar can say that its app saw nothing; where there is another one, the request is kept. An HTTP/2 peer can
     // say that a stream was not taken up, and take it up on its next connection.
     let may_return = (others && endpoint.endpoint.inbound) || upstream.policy.protocol == Protocol::H2;
-    let is_idempotent = request.is_some_and(|request| request.method().is_idempotent());
+    let is_idempotent = request.method().is_idempotent();
     let may_repeat = !upstream.repeats.is_empty() && is_idempotent;
-    let is_bodyless = request.is_some_and(|request| request.body().is_end_stream());
-    if may_repeat && is_bodyless && upstream.policy.protocol == Protocol::Http1 {
-        Keep::Written
-    } else if may_return || may_repeat {
-        Keep::Copy
-    } else {
+    if !may_return && !may_repeat {
         Keep::Stale
+    } else if is_idempotent && request.body().is_end_stream() && upstream.policy.protocol == Protocol::Http1 {
+        Keep::Written
+    } else {
+        Keep::Copy
     }
 }
 
@@ -292,7 +292,9 @@ async fn exchange(
         };
         let mut error = match sent {
             Ok(Ok(response)) => {
-                if keep && has_answer(&upstream.repeats, response.status(), response.headers()) {
+                let may_be_sidecars = trying.endpoint.endpoint.inbound && response.status().is_server_error();
+                let is_listed = || has_answer(&upstream.repeats, response.status(), response.headers());
+                if keep && (may_be_sidecars || is_listed()) {
                     *unsent = lease.written();
                 }
                 return Ok(Answered { response, lease });

@@ -234,7 +234,8 @@ pub(super) fn question(record: &Record, upstream: &Upstream, request: &Request<U
 impl StandIn {
     /// The length that `HEAD` is told too.
     pub(crate) fn tell_length(&mut self) {
-        if self.trailers.is_none() {
+        // A kept answer knows its own.
+        if self.trailers.is_none() && !self.headers.contains_key(CONTENT_LENGTH) {
             self.headers.insert(CONTENT_LENGTH, HeaderValue::from(self.body.len()));
         }
     }

@@ -16,6 +16,7 @@ use crate::clock;
 #[derive(Debug)]
 pub(crate) struct Breakers {
     scope: Scope,
+    /// By version and shard.
     guarded: Vec<Guarded>,
 }
 
@@ -85,29 +86,28 @@ impl Breakers {
     }
 
     fn guard(&mut self, version: &str, shard: &str, policy: &BreakerPolicy, before: Option<&Self>) {
-        if self.find(version, shard).is_some() {
-            return;
-        }
-        let kept = before.and_then(|before| before.find(version, shard));
-        let breaker = kept.map(|kept| Arc::clone(&kept.breaker)).filter(|kept| kept.policy() == policy);
+        let Err(place) = self.place(version, shard) else { return };
+        let kept =
+            before.and_then(|before| before.place(version, shard).ok().map(|at| &before.guarded[at].breaker));
+        let breaker = kept.filter(|kept| kept.policy() == policy).cloned();
         let breaker = breaker.unwrap_or_else(|| Arc::new(Breaker::new(*policy)));
-        let forced_by = String::new();
         // Names of endpoints are sound.
         let [version, shard] = [version, shard].map(|name| Name::parse(name).unwrap_or_default());
-        self.guarded.push(Guarded { version, shard, breaker, forced_by });
+        self.guarded.insert(place, Guarded { version, shard, breaker, forced_by: String::new() });
     }
 
-    fn find(&self, version: &str, shard: &str) -> Option<&Guarded> {
-        self.guarded.iter().find(|it| it.version.as_str() == version && it.shard.as_str() == shard)
+    /// Where this one stands, or would.
+    fn place(&self, version: &str, shard: &str) -> Result<usize, usize> {
+        self.guarded.binary_search_by(|it| (it.version.as_str(), it.shard.as_str()).cmp(&(version, shard)))
     }
 
-    /// What guards this endpoint. Services have few targets: a list is looked through faster than a map.
+    /// What guards this endpoint.
     pub(crate) fn of(&self, endpoint: &Endpoint) -> Option<&Arc<Breaker>> {
         if let [only] = self.guarded.as_slice() {
             return Some(&only.breaker);
         }
         let (version, shard) = key(self.scope, endpoint);
-        self.find(version, shard).map(|guarded| &guarded.breaker)
+        self.place(version, shard).ok().map(|at| &self.guarded[at].breaker)
     }
 
     pub(crate) fn all(&self) -> &[Guarded] {
