@@ -7,6 +7,7 @@ use gilmok_tests::caller;
 use gilmok_tests::eventually::eventually;
 use gilmok_tests::proxy::{Proxy, service};
 use gilmok_tests::sick::{Sick, Sickness};
+use gilmok_tests::upstream::Upstream;
 
 const TABLE: &str = "[services.app.circuit_breaker]\n";
 
@@ -229,4 +230,29 @@ async fn what_the_application_stopped_with_a_signal_does_not_leak() {
         proxy.metric("gilmok_request_duration_seconds_count", &["service=\"app\""]).await,
     );
     assert!((ended - called).abs() < f64::EPSILON && ended >= 49.0, "{ended} {called}");
+}
+
+#[tokio::test]
+async fn answers_that_break_off_in_their_bodies_count() {
+    let app = Sick::start("well").await;
+    let proxy = Proxy::start(mesh("", "min_requests = 4\nopen_for = \"1m\"", &app)).await;
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\nConnection: close\r\n\r\nhalf of it";
+    let broken = Upstream::start(move |mut conversation| async move {
+        drop(conversation.request().await);
+        conversation.send(head).await;
+        conversation.reset();
+    })
+    .await;
+    proxy
+        .reload(format!(
+            "{}{TABLE}min_requests = 4\nopen_for = \"1m\"",
+            service("app", "", &[broken.address])
+        ))
+        .await;
+    for _ in 0..4 {
+        let mut caller = proxy.caller().await;
+        caller.send(caller::get("app", "/")).await;
+        drop(caller.try_answer(Duration::from_secs(5)).await);
+    }
+    eventually("it to open", async || if is_open(&proxy).await { Ok(()) } else { Err("closed") }).await;
 }

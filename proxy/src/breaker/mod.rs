@@ -265,6 +265,15 @@ impl Breaker {
         self.judge(now_ms, dice);
     }
 
+    /// An answer whose head was good has broken off in its body.
+    pub(crate) fn broke_off(&self, now_ms: u64, dice: f64) {
+        if self.load().state == State::Closed {
+            self.window.failure(now_ms);
+            self.streak.fetch_add(1, Relaxed);
+            self.judge(now_ms, dice);
+        }
+    }
+
     /// The call has lasted `slow_call` and is not finished: it counts as slow from now on, so that what hangs is noticed
     /// before it times out. Whether it was a probe, of which nothing more is wanted.
     pub(crate) fn slow(&self, pass: &mut Pass, now_ms: u64, dice: f64) -> bool {

@@ -244,6 +244,9 @@ impl Record {
         if let Some(entry) = &mut self.log {
             entry.complete = false;
         }
+        if let (Some(upstream), Some(endpoint)) = (self.admitted.as_ref(), &self.endpoint) {
+            upstream.answer_broke_off(endpoint);
+        }
     }
 
     /// The proxy's own answer went out.

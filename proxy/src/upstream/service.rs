@@ -8,7 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use gilmok_config::breaker::BreakerPolicy;
 use gilmok_config::endpoint::Endpoint;
-use gilmok_config::failure::FailureSet;
+use gilmok_config::failure::{Failure, FailureSet};
 use gilmok_config::fallback::Action;
 use gilmok_config::name::{Name, ServiceName};
 use gilmok_config::service::ServicePolicy;
@@ -19,6 +19,7 @@ use super::breakers::Breakers;
 use super::ejection::{Deciding, Ejection, Ejections};
 use super::endpoint::{EndpointState, Health, Peer};
 use crate::breaker::Verdict;
+use crate::clock;
 use crate::metrics::TargetSeries;
 use crate::rate_limit::Limiter;
 
@@ -183,6 +184,18 @@ impl Upstream {
     /// Works out anew who may be chosen. Called when the health of an endpoint changed.
     pub(crate) fn refresh(&self, now_ms: u64) {
         self.refresh_with(&self.shared.ejections.decide(), now_ms);
+    }
+
+    /// An answer whose head was good has broken off in its body: a reset that came late.
+    pub(crate) fn answer_broke_off(&self, endpoint: &EndpointState) {
+        if !self.failures.has(Failure::Reset) {
+            return;
+        }
+        let (now_ms, dice) = (clock::now_ms(), fastrand::f64());
+        self.endpoint_outcome(endpoint, Verdict::Failure, now_ms, dice);
+        if let Some(breaker) = self.breakers.as_ref().and_then(|breakers| breakers.of(&endpoint.endpoint)) {
+            breaker.broke_off(now_ms, dice);
+        }
     }
 
     /// Takes what one try at an endpoint came to; leaves the endpoint out if that is one failure in a row too many.
