@@ -407,14 +407,30 @@ impl Breaker {
         Some(Forced { state, until_ms: Some(until_ms).filter(|until| *until < u64::MAX >> 2) })
     }
 
-    /// Does what operators say until then; `None` is what the window says, which begins empty.
-    pub(crate) fn force(&self, forced: Option<Forced>) {
+    /// Does what operators say until then; `None` is what the window says. What is said anew begins and ends with an
+    /// empty window; what is only said again, or was over already, leaves everything as it is.
+    pub(crate) fn force(&self, forced: Option<Forced>, now_ms: u64) {
         let word = forced.map_or(0, |forced| {
             let until_ms = forced.until_ms.unwrap_or(u64::MAX >> 2).min(u64::MAX >> 2);
             until_ms << 2 | if forced.state == State::Open { 2 } else { 1 }
         });
-        if self.forced.swap(word, Release) != word {
-            while !self.enter(self.load(), State::Closed) {}
+        let shown = self.state(now_ms);
+        let before = self.forced(now_ms).map(|before| before.state);
+        self.forced.store(word, Release);
+        if before == forced.map(|forced| forced.state) {
+            return;
+        }
+        self.window.clear();
+        self.streak.store(0, Relaxed);
+        loop {
+            let word = self.load();
+            if self.swap(word, word.next(State::Closed)) {
+                break;
+            }
+        }
+        let shows = self.state(now_ms);
+        if shows != shown {
+            self.transitions.entered[shows as usize].fetch_add(1, Relaxed);
         }
     }
 

@@ -148,17 +148,38 @@ fn a_probe_that_is_never_heard_of_does_not_keep_it_half_open() {
 #[test]
 fn operators_have_the_last_word() {
     let breaker = tripped(|_| ());
-    breaker.force(Some(Forced { state: State::Closed, until_ms: None }));
+    breaker.force(Some(Forced { state: State::Closed, until_ms: None }), 2_000);
     for _ in 0..10 {
         call(&breaker, Verdict::Failure, 2_000);
     }
     assert_eq!(breaker.state(2_000), State::Closed);
-    breaker.force(Some(Forced { state: State::Open, until_ms: Some(9_000) }));
+    breaker.force(Some(Forced { state: State::Open, until_ms: Some(9_000) }), 3_000);
     assert_eq!(breaker.admit(3_000, DICE).unwrap_err(), Refused { retry_after_ms: 6_000 });
     assert_eq!(breaker.forced(8_999), Some(Forced { state: State::Open, until_ms: Some(9_000) }));
+    assert_eq!(breaker.transitions().to(State::Open), 2, "by itself, and by operators");
     assert!(breaker.forced(9_000).is_none() && breaker.admit(9_000, 0.0).is_ok());
-    breaker.force(None);
-    assert_eq!((breaker.state(9_000), breaker.counts(9_000)), (State::Closed, Counts::default()));
+    breaker.force(None, 8_000);
+    assert_eq!((breaker.state(8_000), breaker.counts(8_000)), (State::Closed, Counts::default()));
+}
+
+#[test]
+fn what_operators_say_again_and_what_is_over_change_nothing() {
+    let breaker = Breaker::new(policy(|_| ()));
+    let forced = |state, until_ms| Some(Forced { state, until_ms: Some(until_ms) });
+    breaker.force(forced(State::Closed, 5_000), 1_000);
+    call(&breaker, Verdict::Failure, 1_000);
+    let before = [State::Closed, State::Open].map(|state| breaker.transitions().to(state));
+    // Every change of membership says it again, by the wall's clock a millisecond earlier or later.
+    breaker.force(forced(State::Closed, 5_001), 2_000);
+    breaker.force(forced(State::Closed, 4_999), 3_000);
+    assert_eq!(breaker.counts(3_000).calls, 1);
+    assert_eq!([State::Closed, State::Open].map(|state| breaker.transitions().to(state)), before);
+    for _ in 0..3 {
+        call(&breaker, Verdict::Failure, 6_000);
+    }
+    assert_eq!(breaker.state(6_000), State::Open, "it was over, and the calls decided");
+    breaker.force(None, 6_100);
+    assert_eq!(breaker.state(6_100), State::Open, "what is over cannot be taken back");
 }
 
 #[test]

@@ -41,11 +41,11 @@ impl BodyFiles {
     /// Why there is none, in words for a person.
     pub fn read(&mut self, name: &str) -> Result<Vec<u8>, String> {
         let path = self.folder.join(name);
-        let content = content(&path).map_err(|error| format!("{}: {error}", path.display()));
+        // Before it is read: what is written meanwhile is a change.
         if self.seen.iter().all(|(seen, _)| *seen != path) {
             self.seen.push((path.clone(), stamp(&path)));
         }
-        content
+        content(&path).map_err(|error| format!("{}: {error}", path.display()))
     }
 }
 

@@ -70,7 +70,7 @@ impl Breakers {
                     usize::from(!forced.version.is_empty()) + usize::from(!forced.shard.is_empty())
                 });
             guarded.forced_by = said.map(|(forced, _)| forced.by.clone()).unwrap_or_default();
-            guarded.breaker.force(said.map(|(forced, left)| Forced {
+            let forced = said.map(|(forced, left)| Forced {
                 state: match forced.state {
                     ForcedState::Closed => State::Closed,
                     ForcedState::Open => State::Open,
@@ -81,7 +81,8 @@ impl Breakers {
                         Some(now_ms + u64::try_from(left.as_millis()).unwrap_or(u64::MAX >> 3))
                     }
                 },
-            }));
+            });
+            guarded.breaker.force(forced, now_ms);
         }
     }
 
