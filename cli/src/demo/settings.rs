@@ -61,8 +61,8 @@ pub(crate) fn document() -> Value {
     json!({
         "services": {
             "shop": {"request_timeout": "10s"},
-            // Longer than the shop's own patience, so that it is the shop that says what is missing.
-            "ads": {"request_timeout": "5s"},
+            // Shorter than the shop's own patience, so that a hang is the ads' time-out and not a caller that left.
+            "ads": {"request_timeout": "2s"},
             "checkout": {"request_timeout": "5s"},
             "profile": {"request_timeout": "5s"},
         },

@@ -36,11 +36,13 @@ pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
 
     let traffic = Traffic::start_at_rate(&stage.mesh.layout.machines[0], "shop", PAGES_PER_SECOND)?;
     traffic.go_on_for(PAGES).await?;
+    let before = Transitions::read(stage).await?;
     let began = Instant::now();
     order(stage, "hang").await?;
+    let hung = Instant::now();
     traffic.until("the hang to last", |_| began.elapsed() >= HANG).await?;
-    let opened = breakers(stage).await?;
-    anyhow::ensure!(count(&opened, "opened") > 0, "no breaker opened: {opened}");
+    let during = Transitions::read(stage).await?;
+    anyhow::ensure!(during.open > before.open, "no breaker of ads opened: {during:?}");
 
     let ended = Instant::now();
     order(stage, "ok").await?;
@@ -48,9 +50,12 @@ pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     traffic.until("a real advertisement", |tally| tally.pages.iter().any(|page| real(&page))).await?;
     let back = ended.elapsed();
     traffic.go_on_for(PAGES).await?;
-    let closed = breakers(stage).await?;
-    anyhow::ensure!(count(&closed, "closed") > 0, "no breaker closed again: {closed}");
+    let after = Transitions::read(stage).await?;
+    anyhow::ensure!(after.closed > during.closed, "no breaker of ads closed again: {after:?}");
     let tally = traffic.none_failed()?;
+    // What was answered before they were well cannot be real, however long it took.
+    let mut hanging = tally.pages.iter().filter(|page| page.asked >= hung && page.asked + page.took < ended);
+    anyhow::ensure!(hanging.all(|page| page.house), "a page without the house's picture while the ads hang");
 
     let within = |from: Instant, to: Instant| {
         let pages = tally.pages.iter().filter(move |page| page.asked >= from && page.asked < to);
@@ -67,10 +72,17 @@ pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     let rows: Vec<_> =
         std::iter::once(head).chain(rows.iter().map(|(what, pages)| row(what, pages))).collect();
     stage.teller.show(&indented(&rows));
-    stage.teller.say(&format!("{} pages, none failed and none without a picture", tally.answered));
+    let house = tally.pages.iter().filter(|page| page.house).count();
     stage.teller.say(&format!(
-        "the breaker opened {} times and closed again; real ads {} after they were well (open_for is {OPEN_FOR})",
-        count(&closed, "opened"),
+        "{} pages, none failed; {house} with the house's picture, among them every one while the ads hung",
+        tally.answered
+    ));
+    stage.teller.say(&format!(
+        "the breaker opened {} times and closed again (gilmok_breaker_transitions_total)",
+        after.open - before.open
+    ));
+    stage.teller.say(&format!(
+        "the first real ads came {} after they were well; open_for is {OPEN_FOR}",
         in_words(back)
     ));
     Ok(())
@@ -114,15 +126,28 @@ async fn order(stage: &Stage<'_>, what: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The breakers of ads in the proxy beside the shop.
-async fn breakers(stage: &Stage<'_>) -> anyhow::Result<Value> {
-    let admin = stage.mesh.layout.machines[0].admin;
-    let answer = talk::ask(admin, Method::GET, "/breakers?service=ads").await?;
-    Ok(talk::json(&answer, StatusCode::OK)?["breakers"].clone())
+/// How often the breakers of ads entered a state, as the metrics of the proxy beside the shop say.
+#[derive(Debug)]
+struct Transitions {
+    open: u64,
+    closed: u64,
 }
 
-fn count(breakers: &Value, what: &str) -> u64 {
-    breakers.as_array().into_iter().flatten().filter_map(|breaker| breaker[what].as_u64()).sum()
+impl Transitions {
+    async fn read(stage: &Stage<'_>) -> anyhow::Result<Self> {
+        let answer = talk::ask(stage.mesh.layout.machines[0].admin, Method::GET, "/metrics").await?;
+        anyhow::ensure!(answer.status == StatusCode::OK, "GET /metrics: {}", talk::brief(&answer));
+        Ok(Self::of(&String::from_utf8_lossy(&answer.body)))
+    }
+
+    fn of(metrics: &str) -> Self {
+        let to = |state: &str| {
+            let series = format!("gilmok_breaker_transitions_total{{service=\"ads\",to=\"{state}\"}} ");
+            // A state that was never entered has no series.
+            metrics.lines().find_map(|line| line.strip_prefix(&series)?.parse().ok()).unwrap_or(0)
+        };
+        Self { open: to("open"), closed: to("closed") }
+    }
 }
 
 fn row(what: &str, pages: &[Page]) -> Vec<String> {
@@ -134,4 +159,28 @@ fn row(what: &str, pages: &[Page]) -> Vec<String> {
     };
     let house = pages.iter().filter(|page| page.house).count();
     vec![what.to_owned(), pages.len().to_string(), at(50), at(99), at(100), house.to_string()]
+}
+
+#[cfg(test)]
+mod tests {
+    use gilmok_config::document::Document;
+
+    use super::*;
+
+    #[test]
+    fn what_the_chapter_says_of_ads_is_sound() {
+        let document = Document::parse_json(&json!({"services": {"ads": policy()}})).unwrap();
+        let ads = &document.services["ads"];
+        assert!(ads.circuit_breaker.is_some_and(|breaker| breaker.slow_call < Some(ads.request_timeout)));
+        assert_eq!(ads.fallback.len(), 1);
+    }
+
+    #[test]
+    fn transitions_are_those_of_ads() {
+        let metrics = "gilmok_breaker_transitions_total{service=\"ads\",to=\"half_open\"} 4\n\
+                       gilmok_breaker_transitions_total{service=\"ads\",to=\"open\"} 5\n\
+                       gilmok_breaker_transitions_total{service=\"shop\",to=\"closed\"} 7\n";
+        let Transitions { open, closed } = Transitions::of(metrics);
+        assert_eq!((open, closed), (5, 0));
+    }
 }
