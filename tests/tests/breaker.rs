@@ -234,8 +234,6 @@ async fn what_the_application_stopped_with_a_signal_does_not_leak() {
 
 #[tokio::test]
 async fn answers_that_break_off_in_their_bodies_count() {
-    let app = Sick::start("well").await;
-    let proxy = Proxy::start(mesh("", "min_requests = 4\nopen_for = \"1m\"", &app)).await;
     let head = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\nConnection: close\r\n\r\nhalf of it";
     let broken = Upstream::start(move |mut conversation| async move {
         drop(conversation.request().await);
@@ -243,12 +241,8 @@ async fn answers_that_break_off_in_their_bodies_count() {
         conversation.reset();
     })
     .await;
-    proxy
-        .reload(format!(
-            "{}{TABLE}min_requests = 4\nopen_for = \"1m\"",
-            service("app", "", &[broken.address])
-        ))
-        .await;
+    let text = service("app", "", &[broken.address]);
+    let proxy = Proxy::start(format!("{text}{TABLE}min_requests = 4\nopen_for = \"1m\"\n")).await;
     for _ in 0..4 {
         let mut caller = proxy.caller().await;
         caller.send(caller::get("app", "/")).await;
