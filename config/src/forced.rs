@@ -8,8 +8,8 @@ use crate::name::Name;
 
 /// Most of them for one service.
 const FORCED_MAX: usize = 1_000;
-/// Longest name of who it was, in bytes.
-const BY_BYTES_MAX: usize = 256;
+/// Longest name of who it was, in bytes: what the audit keeps, whatever its letters.
+const BY_BYTES_MAX: usize = 2_000;
 
 /// One `[[services.s.forced_breakers]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]

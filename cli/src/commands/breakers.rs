@@ -8,6 +8,7 @@ use gilmok_control_plane::http_client::{Origin, Request};
 use hyper::Method;
 use serde_json::{Value as Json, json};
 
+use super::apply::{Terms, told};
 use crate::client::{Remote, encoded, writing};
 use crate::table::{or_dash, table};
 use crate::trouble::{Trouble, say};
@@ -46,6 +47,8 @@ enum Task {
         #[arg(long)]
         shard: Option<String>,
         #[command(flatten)]
+        terms: Terms,
+        #[command(flatten)]
         remote: Remote,
     },
 }
@@ -67,7 +70,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Trouble> {
     match &arguments.task {
         None => list(arguments),
-        Some(Task::Force { service, state, during, version, shard, remote }) => {
+        Some(Task::Force { service, state, during, version, shard, terms, remote }) => {
             let word = match state {
                 State::Open => "open",
                 State::Closed => "closed",
@@ -82,14 +85,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Trouble> {
                     body[key] = json!(value);
                 }
             }
-            let target = format!("/v1/services/{}/breaker", encoded(service));
-            let answer = remote.call(writing(Method::PUT, target, &body))?;
-            if remote.json {
-                say(&format!("{:#}", answer.json));
-            } else {
-                say(&format!("revision {}: the breaker of {service} is {word}", answer.json["revision"]));
-            }
-            Ok(())
+            let target = format!("/v1/services/{}/breaker{}", encoded(service), terms.query());
+            let answer = remote.call(terms.of(writing(Method::PUT, target, &body)))?;
+            told(remote, &answer, &format!("the breaker of {service} is {word}"))
         }
     }
 }

@@ -50,8 +50,8 @@ enum Word {
 #[utoipa::path(put, path = "/v1/services/{service}/breaker", tag = "services",
     summary = "Force a breaker open or closed, or let its calls decide again",
     params(("service" = String, Path), Terms, Heads), request_body = Forcing,
-    responses((status = 200, body = Done), (status = 202, body = Done), (status = 404, body = Problem),
-        (status = 412, body = Problem), (status = 422, body = Problem)))]
+    responses((status = 200, body = Done), (status = 202, body = Done), (status = 400, body = Problem),
+        (status = 404, body = Problem), (status = 412, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn force_breaker(
     State(admin): State<Arc<Admin>>,
     service: Named,
@@ -62,7 +62,10 @@ pub(super) async fn force_breaker(
     let during = match &forcing.during {
         None => None,
         Some(text) => match parse_duration(text) {
-            Ok(during) => Some(during.min(FOR_MAX)),
+            Ok(during) if during.is_zero() || during > FOR_MAX => {
+                return Err(Problem::bad_request("for: more than 0s, at most 366d".to_owned()));
+            }
+            Ok(during) => Some(during),
             Err(hint) => return Err(Problem::bad_request(format!("for: {hint}"))),
         },
     };

@@ -476,7 +476,8 @@ fn text_of(bytes: Vec<u8>) -> Result<String, Problems> {
 }
 
 fn read_mesh(file: &Path) -> Result<Document, Problems> {
-    Document::parse_toml(&read_text(file)?)
+    let bytes = std::fs::read(file).map_err(|error| Problems::whole(format!("cannot be read: {error}")))?;
+    parse_mesh(bytes, &mut BodyFiles::beside(file))
 }
 
 /// Checks what a mesh file holds.
