@@ -275,11 +275,11 @@ impl Breaker {
     }
 
     /// The call has lasted `slow_call` and is not finished: it counts as slow from now on, so that what hangs is noticed
-    /// before it times out. Whether it was a probe, of which nothing more is wanted.
-    pub(crate) fn slow(&self, pass: &mut Pass, now_ms: u64, dice: f64) -> bool {
+    /// before it times out.
+    pub(crate) fn slow(&self, pass: &mut Pass, now_ms: u64, dice: f64) {
         let word = self.load();
         if pass.slow || word.epoch != pass.epoch {
-            return false;
+            return;
         }
         pass.slow = true;
         match word.state {
@@ -288,13 +288,9 @@ impl Breaker {
                 self.window.slow(now_ms);
                 self.judge(now_ms, dice);
             }
-            State::HalfOpen => {
-                self.open(word, now_ms, dice);
-                return true;
-            }
+            State::HalfOpen => self.open(word, now_ms, dice),
             State::Open => {}
         }
-        false
     }
 
     /// Opens if what the window holds is bad enough.

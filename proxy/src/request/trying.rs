@@ -91,20 +91,21 @@ impl<'t> Trying<'t> {
         if self.per_try_timeout.is_some_and(is_over) { Err(Expired::Service) } else { Ok(()) }
     }
 
-    /// Looks whether it is slow by now, and tells the breaker once. Whether that ends it: a probe has given its answer
-    /// then; and where something stands in, nobody waits for a slow call to what others were refused.
+    /// Looks whether it is slow by now, and tells the breaker once. Whether that ends it: where something stands in,
+    /// nobody waits for a slow call to what others are refused.
     fn note_slow(&mut self, deadline: &Deadline, now: Instant) -> bool {
         let (Some(slow_call), Some(guard)) = (self.slow_call, &mut self.guard) else { return false };
         if deadline.since(self.began) + slow_call * (self.looks + 1) > now {
             return false;
         }
         self.looks += 1;
-        let was_probe =
-            self.looks == 1 && guard.breaker.slow(&mut guard.pass, clock::ms_of(now), fastrand::f64());
+        if self.looks == 1 {
+            guard.breaker.slow(&mut guard.pass, clock::ms_of(now), fastrand::f64());
+        }
         if !self.has_stand_in {
             self.slow_call = None;
         }
-        was_probe || (self.has_stand_in && guard.breaker.is_open())
+        self.has_stand_in && guard.breaker.is_open()
     }
 
     /// The head of an answer is there.
