@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::breaker::{BreakerPolicy, Scope};
 use crate::grammar::Value;
+use crate::moment::parse_moment;
 use crate::name::Name;
 
 /// Most of them for one service.
@@ -66,7 +67,7 @@ impl ForcedBreaker {
     fn read(value: &Value<'_>) -> Option<Self> {
         let mut table = value.table()?;
         let state = table.required("state").and_then(|v| v.choice(&STATES));
-        let until = table.optional("until").and_then(|v| v.integer(1, u32::MAX)).map(u64::from);
+        let until = table.optional("until").and_then(|v| v.named(parse_moment));
         let by = table.optional("by").and_then(|v| {
             let by = v.text()?;
             if by.len() > BY_BYTES_MAX {
@@ -128,7 +129,7 @@ mod tests {
     #[test]
     fn it_holds_until_its_time() {
         let forced = read(
-            "[[services.ads.forced_breakers]]\nstate = \"open\"\nuntil = 1000\nby = \"ann\"\nversion = \"v2\"\n",
+            "[[services.ads.forced_breakers]]\nstate = \"open\"\nuntil = \"1970-01-01T00:16:40Z\"\nby = \"ann\"\nversion = \"v2\"\n",
         )
         .unwrap();
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
@@ -147,6 +148,11 @@ mod tests {
             ),
             "line 3: services.ads.forced_breakers[0]: the breakers of scope \"service\" do not tell these apart \
              (leave out the version or shard, or set circuit_breaker.scope = \"target\")"
+        );
+        assert_eq!(
+            told("[[services.ads.forced_breakers]]\nstate = \"open\"\nuntil = \"soon\"\n"),
+            "line 3: services.ads.forced_breakers[0].until: \"soon\" is not understood \
+             (a moment after 1970 as RFC 3339 has it: \"2026-11-23T20:00:00Z\")"
         );
         let twice = "[[services.ads.forced_breakers]]\nstate = \"open\"\n".repeat(2);
         assert!(

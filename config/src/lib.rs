@@ -17,6 +17,8 @@ pub mod grammar;
 
 pub mod unit;
 
+pub mod moment;
+
 pub mod name;
 
 pub mod address;

@@ -79,6 +79,7 @@ async fn a_drill_is_seen_everywhere_and_survives_restarts() {
     let of = |version: &str| breakers.iter().find(|one| one["version"] == version).unwrap();
     assert_eq!((&of("v1")["state"], &of("v1")["forced"]), (&json!("closed"), &Json::Null), "{told}");
     assert_eq!((&of("v2")["state"], &of("v2")["forced"]["by"]), (&json!("open"), &json!("kim")), "{told}");
+    assert!(of("v2")["forced"]["until"].as_str().is_some_and(|until| until.ends_with('Z')), "{told}");
     let state = |version| {
         let version = format!("version=\"{version}\"");
         let proxy = &proxy;
@@ -88,7 +89,8 @@ async fn a_drill_is_seen_everywhere_and_survives_restarts() {
     let said = gilmok(&plane, &proxy, &["breakers"]).await.unwrap();
     assert!(said.contains("kim, ") && said.contains("left"), "{said}");
     let said = gilmok(&plane, &proxy, &["services", "show", "ads"]).await.unwrap();
-    assert!(said.contains("kim"), "{said}");
+    assert!(said.contains("open, version v2, by kim, until 2"), "{said}");
+    assert!(said.contains("a prepared 200 of 5 bytes"), "{said}");
 
     // The control plane forgets nothing, and neither does a proxy that finds none.
     let plane = plane.restart_after(Signal::Kill, "").await;

@@ -12,6 +12,8 @@ mod completions;
 
 mod explain;
 
+mod guards;
+
 mod membership;
 
 mod proxies;

@@ -1,13 +1,19 @@
 //! `gilmok services`: what there is, and everything about one of them.
 
 use std::collections::BTreeSet;
+use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
+use gilmok_config::document::Document;
+use gilmok_config::node::Node;
 use serde_json::{Value as Json, json};
 
 use crate::client::{Remote, encoded};
-use crate::table::{or_dash, table};
+use crate::table::{indented, or_dash, table};
 use crate::trouble::{Trouble, say};
+
+/// Texts of a table that are shown whole, in bytes.
+const TEXT_BYTES_MAX: usize = 200;
 
 #[derive(Debug, Args)]
 #[command(
@@ -87,6 +93,19 @@ pub(super) fn is_alive(member: &Json) -> bool {
     matches!(member["status"].as_str(), Some("passing" | "warning"))
 }
 
+/// The same with long texts cut short: prepared answers may have bodies of a megabyte.
+fn shortened(value: &Json) -> Json {
+    match value {
+        Json::String(text) if text.len() > TEXT_BYTES_MAX => {
+            let shown = &text[..text.floor_char_boundary(TEXT_BYTES_MAX)];
+            json!(format!("{shown}… ({} bytes; --json has them all)", text.len()))
+        }
+        Json::Array(items) => items.iter().map(shortened).collect(),
+        Json::Object(fields) => fields.iter().map(|(key, item)| (key.clone(), shortened(item))).collect(),
+        Json::Bool(_) | Json::Null | Json::Number(_) | Json::String(_) => value.clone(),
+    }
+}
+
 fn show(remote: &Remote, service: &str) -> Result<(), Trouble> {
     let services = remote.get("/v1/services")?;
     let members = remote.get("/v1/membership")?;
@@ -106,7 +125,16 @@ fn show(remote: &Remote, service: &str) -> Result<(), Trouble> {
         Json::Null => {
             say(&format!("`{service}` is known from membership only; the document does not name it"))
         }
-        policy => say(&format!("[services.{service}] in the document:\n{policy:#}")),
+        policy => {
+            say(&format!("[services.{service}] in the document:\n{:#}", shortened(policy)));
+            // A control plane of another version may know keys that this command does not.
+            if let Ok(document) = Document::read(&Node::from(&json!({ "services": services })))
+                && let Some(policy) = document.services.get(service)
+            {
+                let told = super::guards::told(policy, SystemTime::now());
+                say(&format!("\nwhen calls to it fail:\n{}", indented(&told)));
+            }
+        }
     }
     let members = members.as_array().map(Vec::as_slice).unwrap_or_default();
     if members.is_empty() {

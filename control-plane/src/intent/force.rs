@@ -1,6 +1,7 @@
 //! Forcing a breaker: how what operators say is written into a service's table.
 
 use gilmok_config::forced::ForcedState;
+use gilmok_config::moment::{format_moment, parse_moment};
 use serde_json::{Value, json};
 
 /// The key of a service's table.
@@ -39,16 +40,17 @@ pub(super) fn forced(table: &Value, force: &Force) -> Value {
     let mut next = table.clone();
     let Some(fields) = next.as_object_mut() else { return next };
     let text = |entry: &Value, key: &str| entry[key].as_str().unwrap_or_default().to_owned();
+    let until = |entry: &Value| parse_moment(entry["until"].as_str()?).ok();
     let stays = |entry: &&Value| {
         let same = text(entry, "version") == force.version && text(entry, "shard") == force.shard;
-        !same && entry["until"].as_u64().is_none_or(|until| until > force.at)
+        !same && until(entry).is_none_or(|until| until > force.at)
     };
     let before = table[KEY].as_array();
     let mut entries: Vec<Value> = before.into_iter().flatten().filter(stays).cloned().collect();
     if let Some(state) = force.state {
         let mut entry = json!({ "state": state.as_str() });
         if let Some(until) = force.until {
-            entry["until"] = json!(until);
+            entry["until"] = json!(format_moment(until));
         }
         for (key, value) in [("by", &force.by), ("version", &force.version), ("shard", &force.shard)] {
             if !value.is_empty() {
@@ -77,13 +79,13 @@ mod tests {
     #[test]
     fn the_same_breaker_is_said_once_and_what_is_over_goes() {
         let table = json!({ "hosts": ["a"], KEY: [
-            { "state": "open", "until": 999, "shard": "old" },
+            { "state": "open", "until": "1970-01-01T00:16:39Z", "shard": "old" },
             { "state": "closed", "version": "v1" },
         ]});
         let next = forced(&table, &force(Some(ForcedState::Open), "v1", Some(1_600)));
         assert_eq!(
             next,
-            json!({ "hosts": ["a"], KEY: [{ "state": "open", "until": 1_600, "by": "ann", "version": "v1" }] })
+            json!({ "hosts": ["a"], KEY: [{ "state": "open", "until": "1970-01-01T00:26:40Z", "by": "ann", "version": "v1" }] })
         );
         assert_eq!(forced(&next, &force(None, "v1", None)), json!({ "hosts": ["a"] }));
     }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use gilmok_config::moment::format_moment;
 use http::Version;
 use serde::Serialize;
 
@@ -95,19 +96,8 @@ fn protocol(version: Version) -> &'static str {
 /// A moment in UTC with milliseconds, e.g. `2026-11-23T13:00:00.000Z`.
 fn rfc3339(moment: SystemTime) -> String {
     let since = moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let (seconds, ms) = (since.as_secs(), since.subsec_millis());
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Howard Hinnant's civil_from_days: eras of 400 years that begin on the first of March.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+    let whole = format_moment(since.as_secs());
+    format!("{}.{:03}Z", whole.trim_end_matches('Z'), since.subsec_millis())
 }
 
 #[cfg(test)]

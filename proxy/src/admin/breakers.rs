@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use gilmok_config::moment::format_moment;
 use serde_json::{Value, json};
 
 use super::Admin;
@@ -26,7 +27,7 @@ pub(super) fn of(upstream: &Upstream) -> Vec<Value> {
 }
 
 fn breaker(upstream: &Upstream, guarded: &Guarded, now_ms: u64) -> Value {
-    let Guarded { version, shard, breaker, forced_by } = guarded;
+    let Guarded { version, shard, breaker, forced_by, forced_until } = guarded;
     let counts = breaker.counts(now_ms);
     let transitions = breaker.transitions();
     json!({
@@ -35,17 +36,18 @@ fn breaker(upstream: &Upstream, guarded: &Guarded, now_ms: u64) -> Value {
         "shard": shard,
         "state": breaker.state(now_ms).as_str(),
         "open_for_ms": breaker.open_for_ms(now_ms),
-        "forced": breaker.forced(now_ms).map(|forced| self::forced(forced, forced_by, now_ms)),
+        "forced": breaker.forced(now_ms).map(|forced| self::forced(forced, forced_by, *forced_until, now_ms)),
         "window": { "calls": counts.calls, "failures": counts.failures, "slow": counts.slow },
         "opened": transitions.to(State::Open),
         "closed": transitions.to(State::Closed),
     })
 }
 
-fn forced(forced: Forced, by: &str, now_ms: u64) -> Value {
+fn forced(forced: Forced, by: &str, until: Option<u64>, now_ms: u64) -> Value {
     json!({
         "state": forced.state.as_str(),
         "by": by,
+        "until": until.map(format_moment),
         "for_ms": forced.until_ms.map(|until| until.saturating_sub(now_ms)),
     })
 }

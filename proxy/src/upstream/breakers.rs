@@ -28,6 +28,8 @@ pub(crate) struct Guarded {
     pub(crate) breaker: Arc<Breaker>,
     /// Who forced it; empty where nobody did.
     pub(crate) forced_by: String,
+    /// Until when, in seconds since 1970; `None` where nobody did, or until they say otherwise.
+    pub(crate) forced_until: Option<u64>,
 }
 
 impl Breakers {
@@ -70,6 +72,7 @@ impl Breakers {
                     usize::from(!forced.version.is_empty()) + usize::from(!forced.shard.is_empty())
                 });
             guarded.forced_by = said.map(|(forced, _)| forced.by.clone()).unwrap_or_default();
+            guarded.forced_until = said.and_then(|(forced, _)| forced.until);
             let forced = said.map(|(forced, left)| Forced {
                 state: match forced.state {
                     ForcedState::Closed => State::Closed,
@@ -94,7 +97,8 @@ impl Breakers {
         let breaker = breaker.unwrap_or_else(|| Arc::new(Breaker::new(*policy)));
         // Names of endpoints are sound.
         let [version, shard] = [version, shard].map(|name| Name::parse(name).unwrap_or_default());
-        self.guarded.insert(place, Guarded { version, shard, breaker, forced_by: String::new() });
+        let (forced_by, forced_until) = (String::new(), None);
+        self.guarded.insert(place, Guarded { version, shard, breaker, forced_by, forced_until });
     }
 
     /// Where this one stands, or would.
