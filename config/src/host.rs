@@ -21,7 +21,8 @@ pub fn canonical(text: &str) -> Option<Cow<'_, str>> {
             byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)
         }
     };
-    if host.is_empty() || host.len() > HOST_BYTES_MAX || !host.bytes().all(allowed) {
+    // One dot is the root's; a name with two ends in an empty label.
+    if host.is_empty() || host.ends_with('.') || host.len() > HOST_BYTES_MAX || !host.bytes().all(allowed) {
         return None;
     }
     if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -65,6 +66,8 @@ mod tests {
             ("ads:", Some("ads")),
             ("", None),
             (".", None),
+            ("..", None),
+            ("ads..:80", None),
             (":80", None),
             ("a b", None),
             ("a/b", None),
