@@ -40,8 +40,10 @@ def main():
         backend = subprocess.Popen(["nginx", "-e", "/dev/null", "-c", render("backend.conf", work, BACKEND=BACKEND, WORK=work)], stderr=subprocess.DEVNULL)
         running.append(backend)
         wait_port(BACKEND, backend, "backend")
-        for _ in range(a.rounds):
-            for kind, tables in KINDS.items():
+        for n in range(a.rounds):
+            # Each begins a round in its turn.
+            kinds = list(KINDS.items())
+            for kind, tables in kinds[n % len(kinds):] + kinds[:n % len(kinds)]:
                 (work / "mesh.toml").write_text(endpoint + tables)
                 (work / "proxy.toml").write_text(
                     f'[listen]\noutbound = "127.0.0.1:{PORT["gilmok"]}"\nadmin = "127.0.0.1:0"\n[source]\nmesh_file = "{work}/mesh.toml"\n'
