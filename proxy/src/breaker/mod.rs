@@ -259,8 +259,14 @@ impl Breaker {
         if verdict == Verdict::Failure {
             self.window.failure(now_ms);
             self.streak.fetch_add(1, Relaxed);
-        } else if self.streak.load(Relaxed) != 0 {
-            self.streak.store(0, Relaxed);
+        } else {
+            if self.streak.load(Relaxed) != 0 {
+                self.streak.store(0, Relaxed);
+            }
+            // On good days nothing is added up.
+            if !self.window.may_be_bad(now_ms) {
+                return;
+            }
         }
         self.judge(now_ms, dice);
     }

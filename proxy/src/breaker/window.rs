@@ -14,6 +14,8 @@ const COUNT_MAX: u64 = (1 << COUNT_BITS) - 1;
 pub(super) struct Window {
     bucket_ms: u64,
     buckets: [Bucket; PLACES],
+    /// When something bad was counted last. Relaxed: it may be seen a call late, as the buckets may.
+    bad_at_ms: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -58,7 +60,11 @@ impl Tally {
 
 impl Window {
     pub(super) fn new(length_ms: u64) -> Self {
-        Self { bucket_ms: (length_ms / BUCKETS).max(1), buckets: Default::default() }
+        Self {
+            bucket_ms: (length_ms / BUCKETS).max(1),
+            buckets: Default::default(),
+            bad_at_ms: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn call(&self, now_ms: u64) {
@@ -69,11 +75,19 @@ impl Window {
     pub(super) fn failure(&self, now_ms: u64) {
         let (tick, bucket) = self.at(now_ms);
         bucket.failures.add(tick);
+        self.bad_at_ms.fetch_max(now_ms.max(1), Relaxed);
     }
 
     pub(super) fn slow(&self, now_ms: u64) {
         let (tick, bucket) = self.at(now_ms);
         bucket.slow.add(tick);
+        self.bad_at_ms.fetch_max(now_ms.max(1), Relaxed);
+    }
+
+    /// Whether there can be a failure or a slow call in it: one load, where adding up is thirty.
+    pub(super) fn may_be_bad(&self, now_ms: u64) -> bool {
+        let bad_at = self.bad_at_ms.load(Relaxed);
+        bad_at != 0 && now_ms.saturating_sub(bad_at) <= self.bucket_ms * (BUCKETS + 1)
     }
 
     /// What the window holds now.

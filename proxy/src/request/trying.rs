@@ -31,6 +31,8 @@ pub(super) struct Trying<'t> {
     has_stand_in: bool,
     outcome: Outcome,
     verdict: Verdict,
+    /// When it ended, where that is known: one reading of the clock less.
+    ended: Option<Instant>,
 }
 
 /// The breaker that let a call through.
@@ -63,6 +65,7 @@ impl<'t> Trying<'t> {
             has_stand_in: is_safe && !upstream.policy.fallback.is_empty(),
             outcome: Outcome::Cancelled,
             verdict: if gone { Verdict::Failure } else { Verdict::Neutral },
+            ended: None,
         }
     }
 
@@ -112,7 +115,9 @@ impl<'t> Trying<'t> {
     pub(super) fn answered<B>(&mut self, response: &Response<B>, deadline: &Deadline) {
         if self.slow_call.is_some() && self.looks == 0 {
             // It may have become slow in the moment in which it was answered.
-            let _it_is_answered = self.note_slow(deadline, Instant::now());
+            let now = Instant::now();
+            let _it_is_answered = self.note_slow(deadline, now);
+            self.ended = Some(now);
         }
         let is_failure = has_answer(self.upstream.failures(), response.status(), response.headers());
         self.outcome = Outcome::Answered;
@@ -140,7 +145,7 @@ impl Drop for Trying<'_> {
         if self.guard.is_none() && self.upstream.policy.outlier_detection.is_none() {
             return;
         }
-        let now_ms = clock::now_ms();
+        let now_ms = clock::ms_of(self.ended.unwrap_or_else(Instant::now));
         self.upstream.endpoint_outcome(self.endpoint, self.verdict, now_ms, fastrand::f64());
         if let Some(Guard { breaker, pass }) = self.guard.take() {
             breaker.report(pass, self.verdict, now_ms, fastrand::f64());
