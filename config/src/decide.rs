@@ -1,10 +1,14 @@
-//! The brain: one pure function from a snapshot and a request's facts to a decision.
+//! The brain: one pure function from a snapshot, a request's facts, liveness and dice to a decision.
 //!
 //! The proxy routes by it, the control plane explains by it and the CLI plans by it.
+
+use std::net::IpAddr;
 
 use http::{HeaderMap, Method};
 
 use crate::snapshot::Snapshot;
+use crate::subject::{Asker, Uid};
+use crate::traffic::{Traffic, WhenNoSubject, WhenUnhealthy};
 
 /// What is known of a request before its body is read.
 #[derive(Clone, Copy, Debug)]
@@ -14,9 +18,22 @@ pub struct Facts<'r> {
     pub host: &'r str,
     /// As it was sent, without the query.
     pub path: &'r str,
+    /// What stands behind the path's question mark.
+    pub query: Option<&'r str>,
     pub method: &'r Method,
     pub headers: &'r HeaderMap,
+    /// The caller's address where it is known for certain: needed only where [`Snapshot::wants_client`].
+    pub client: Option<IpAddr>,
+    pub uid: Uid<'r>,
+    /// The id that an edge listener would give a visitor who has none.
+    pub new_uid: Option<&'r str>,
+    /// A number by chance, from 0 up to [`crate::assignment::PLACES`].
+    pub dice: u32,
 }
+
+/// Who of a service is alive: whether a version, by its place in [`Traffic::versions`], has an endpoint that membership
+/// and health checks call healthy.
+pub type Liveness<'l> = &'l dyn Fn(usize, usize) -> bool;
 
 /// Where a request came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +53,35 @@ pub struct Decision {
     pub service: usize,
     /// Place in [`Snapshot::routes`], where a route decided.
     pub route: Option<usize>,
+    /// Which version, where the service's traffic says so.
+    pub split: Option<Split>,
+}
+
+/// Which version a request goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Split {
+    /// Place in [`Traffic::versions`].
+    pub version: usize,
+    pub why: Why,
+    /// The version it would have gone to, had that been healthy: a breach of isolation.
+    pub moved_from: Option<usize>,
+}
+
+/// Why a request goes to a version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// By chance and weight, because it has no subject.
+    Chance,
+    /// It has no subject, and then the stable version is asked.
+    NoSubject,
+    /// By this exception, a place in [`Traffic::pins`].
+    Pin(usize),
+    /// By its subject's place in the table.
+    Place(u32),
+    /// By the place of the id that it is given now; the answer has to bring it along.
+    NewVisitor(u32),
+    /// Nobody else has a share.
+    Whole,
 }
 
 /// Why a request goes nowhere: a decision, not a failure.
@@ -57,11 +103,18 @@ impl Listener {
     }
 }
 
-/// Decides where a request goes.
+/// Decides where a request goes, and to which version.
 ///
 /// # Errors
 /// The refusal, when it goes nowhere.
-pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>) -> Result<Decision, Refusal> {
+pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, is_healthy: Liveness<'_>) -> Result<Decision, Refusal> {
+    let (service, route) = destination(snapshot, facts)?;
+    let traffic = snapshot.services()[service].policy.traffic.as_deref();
+    let split = traffic.map(|traffic| split(traffic, facts, &|version| is_healthy(service, version)));
+    Ok(Decision { service, route, split })
+}
+
+fn destination(snapshot: &Snapshot, facts: &Facts<'_>) -> Result<(usize, Option<usize>), Refusal> {
     let at_host = snapshot.at_host(facts.host);
     if facts.listener == Listener::Edge && !at_host.is_routed() {
         return Err(Refusal::NoDestination);
@@ -71,12 +124,170 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>) -> Result<Decision, Refusa
         if route.matches(facts.method, facts.path, facts.headers)
             && let Some(service) = snapshot.service_index(route.service.as_str())
         {
-            return Ok(Decision { service, route: Some(index) });
+            return Ok((service, Some(index)));
         }
     }
     match at_host.service {
         // An edge listener shows outsiders what routes say and nothing else.
-        Some(service) if facts.listener != Listener::Edge => Ok(Decision { service, route: None }),
+        Some(service) if facts.listener != Listener::Edge => Ok((service, None)),
         _ => Err(Refusal::NoDestination),
+    }
+}
+
+/// Decides which version a request goes to. Same subject, same traffic: same version, in every process.
+#[must_use]
+pub fn split(traffic: &Traffic, facts: &Facts<'_>, is_healthy: &dyn Fn(usize) -> bool) -> Split {
+    let (version, why) = assigned(traffic, facts);
+    let stable = traffic.stable();
+    let moves = version != stable
+        && traffic.when_unhealthy == WhenUnhealthy::Stable
+        && !is_healthy(version)
+        && is_healthy(stable);
+    if moves {
+        return Split { version: stable, why, moved_from: Some(version) };
+    }
+    Split { version, why, moved_from: None }
+}
+
+fn assigned(traffic: &Traffic, facts: &Facts<'_>) -> (usize, Why) {
+    if !traffic.is_split() && traffic.pins.is_empty() {
+        return (traffic.owner(0), Why::Whole);
+    }
+    let asker = facts.asker();
+    let subject = traffic.subject.find(&asker);
+    let pinned = traffic.pins.iter().position(|pin| pin.matches(&asker, subject.as_deref()));
+    if let Some(at) = pinned {
+        return (traffic.pins[at].at, Why::Pin(at));
+    }
+    if !traffic.is_split() {
+        return (traffic.owner(0), Why::Whole);
+    }
+    if let Some(subject) = subject {
+        let place = traffic.salt.place(&subject);
+        return (traffic.owner(place), Why::Place(place));
+    }
+    match (traffic.when_no_subject, facts.new_uid) {
+        (WhenNoSubject::Cookie, Some(id)) if traffic.subject.want_uid() => {
+            let place = traffic.salt.place(id.as_bytes());
+            (traffic.owner(place), Why::NewVisitor(place))
+        }
+        (WhenNoSubject::Random, _) => (traffic.owner(facts.dice), Why::Chance),
+        (WhenNoSubject::Stable | WhenNoSubject::Cookie, _) => (traffic.stable(), Why::NoSubject),
+    }
+}
+
+impl<'r> Facts<'r> {
+    /// A request with a head and nothing else: no query, no known visitor, and the lowest of all dice.
+    #[must_use]
+    pub fn of(
+        listener: Listener,
+        host: &'r str,
+        path: &'r str,
+        method: &'r Method,
+        headers: &'r HeaderMap,
+    ) -> Self {
+        let (query, client, uid, new_uid, dice) = (None, None, Uid::AsSent, None, 0);
+        Self { listener, host, path, query, method, headers, client, uid, new_uid, dice }
+    }
+
+    /// The request, as far as it says who is asking.
+    #[must_use]
+    pub fn asker(&self) -> Asker<'r> {
+        Asker { headers: self.headers, query: self.query, client: self.client, uid: self.uid }
+    }
+}
+
+impl std::fmt::Display for Why {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Chance => f.write_str("chance"),
+            Self::NoSubject => f.write_str("no_subject"),
+            Self::Pin(at) => write!(f, "pin:{at}"),
+            Self::Place(place) => write!(f, "place:{place}"),
+            Self::NewVisitor(place) => write!(f, "new_visitor:{place}"),
+            Self::Whole => f.write_str("whole"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::Document;
+    use crate::snapshot::Membership;
+
+    fn snapshot(more: &str) -> Snapshot {
+        let text =
+            format!("[services.shop.traffic]\nstable = \"v1\"\nweights = {{ v1 = 50, v2 = 50 }}\n{more}\n");
+        Snapshot::join(&Document::parse_toml(&text).unwrap(), &Membership::new())
+    }
+
+    fn facts<'r>(headers: &'r HeaderMap) -> Facts<'r> {
+        Facts::of(Listener::Outbound, "shop", "/", &Method::GET, headers)
+    }
+
+    fn user(id: &str) -> HeaderMap {
+        [("x-user-id".parse().unwrap(), id.parse().unwrap())].into_iter().collect::<HeaderMap>()
+    }
+
+    fn split_of(snapshot: &Snapshot, facts: &Facts<'_>, healthy: &[usize]) -> Split {
+        decide(snapshot, facts, &|_, version| healthy.contains(&version)).unwrap().split.unwrap()
+    }
+
+    #[test]
+    fn the_same_subject_gets_the_same_version() {
+        let snapshot = snapshot("");
+        // The places of the salt `shop`, as mmh3 and cbor2 have them.
+        for (id, place, version) in [("user-1", 806_316, 0), ("user-2", 978_688, 0), ("user-4", 427_659, 1)] {
+            let headers = user(id);
+            let once = split_of(&snapshot, &facts(&headers), &[0, 1]);
+            assert_eq!(once, split_of(&snapshot, &facts(&headers), &[0, 1]));
+            assert_eq!((once.why, once.version), (Why::Place(place), version), "{id}");
+        }
+    }
+
+    #[test]
+    fn without_a_subject_the_traffic_says_what_happens() {
+        let nobody = HeaderMap::new();
+        let plain = snapshot("");
+        assert_eq!(split_of(&plain, &facts(&nobody), &[0, 1]).why, Why::NoSubject);
+        let random = snapshot("when_no_subject = \"random\"");
+        let of = |dice| split_of(&random, &Facts { dice, ..facts(&nobody) }, &[0, 1]);
+        assert_eq!((of(0).version, of(999_999).version, of(0).why), (1, 0, Why::Chance));
+        let cookie = snapshot("when_no_subject = \"cookie\"");
+        assert_eq!(split_of(&cookie, &facts(&nobody), &[0, 1]).why, Why::NoSubject, "no edge, no cookie");
+        let visitor = Facts { new_uid: Some("user-1"), ..facts(&nobody) };
+        let known = split_of(&plain, &facts(&user("user-1")), &[0, 1]);
+        let given = split_of(&cookie, &visitor, &[0, 1]);
+        let Why::Place(place) = known.why else { panic!("{known:?}") };
+        assert_eq!((given.version, given.why), (known.version, Why::NewVisitor(place)));
+    }
+
+    #[test]
+    fn a_version_without_a_healthy_endpoint_is_stood_in_for_or_fails() {
+        let headers = user("user-2");
+        let to_v2 = snapshot("pins = [{ subject = \"user-2\", version = \"v2\" }]");
+        let moved = split_of(&to_v2, &facts(&headers), &[0]);
+        assert_eq!((moved.version, moved.moved_from, moved.why), (0, Some(1), Why::Pin(0)));
+        let nobody = split_of(&to_v2, &facts(&headers), &[]);
+        assert_eq!((nobody.version, nobody.moved_from), (1, None), "the stable version is no better");
+        let fails =
+            snapshot("when_unhealthy = \"fail\"\npins = [{ subject = \"user-2\", version = \"v2\" }]");
+        let stays = split_of(&fails, &facts(&headers), &[0]);
+        assert_eq!((stays.version, stays.moved_from), (1, None));
+    }
+
+    #[test]
+    fn testers_get_what_they_ask_for() {
+        let snapshot = snapshot(
+            "pins = [{ header = \"x-version\", equals = \"v3\", version = \"v3\" }, { query = \"v\", equals = \"2\", version = \"v2\" }]",
+        );
+        let mut headers = user("user-1");
+        headers.insert("x-version", "v3".parse().unwrap());
+        let split = split_of(&snapshot, &facts(&headers), &[0, 1, 2]);
+        assert_eq!((split.version, split.why), (2, Why::Pin(0)));
+        let plain = user("user-1");
+        let split = split_of(&snapshot, &Facts { query: Some("a=1&v=2"), ..facts(&plain) }, &[0, 1, 2]);
+        assert_eq!((split.version, split.why), (1, Why::Pin(1)));
     }
 }

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::fallback::Action;
 use crate::grammar::{Faults, Value};
-use crate::name::ServiceName;
+use crate::name::{Name, ServiceName};
 use crate::node::Node;
 use crate::problem::Problems;
 use crate::route::{self, Route};
 use crate::service::ServicePolicy;
+use crate::traffic::Traffic;
 
 /// Most services of a mesh.
 pub const SERVICES_MAX: usize = 10_000;
@@ -58,7 +59,56 @@ impl Document {
         };
         document.check_routes(routes.as_ref());
         document.check_fallbacks(services.as_ref());
+        document.check_groups(services.as_ref());
         document
+    }
+
+    /// What is sound, and may still surprise whoever wrote it.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let many = self.services.iter().filter_map(|(name, policy)| {
+            let traffic = policy.traffic.as_deref()?;
+            let shares = traffic.weights.values().filter(|weight| weight.get() > 0).count();
+            (shares > 2 && !traffic.has_table).then(|| {
+                format!(
+                    "services.{name}.traffic: {shares} versions share without a table, so other weights would move users between them; write the table, or let a control plane keep it"
+                )
+            })
+        });
+        many.collect()
+    }
+
+    /// Whoever is on the new version of one service of a group is so everywhere: same salt, same borders, same roles.
+    fn check_groups(&self, services: Option<&Value<'_>>) {
+        let mut first: HashMap<&Name, (&ServiceName, &Traffic)> = HashMap::new();
+        for (name, policy) in &self.services {
+            let Some(traffic) = policy.traffic.as_deref() else { continue };
+            let Some(group) = &traffic.group else { continue };
+            let Some((other, like)) = first.get(group) else {
+                first.insert(group, (name, traffic));
+                continue;
+            };
+            let borders = |traffic: &Traffic| -> Vec<(u32, bool)> {
+                let ranges = traffic.table.ranges().iter();
+                ranges.map(|range| (range.end, range.version == *traffic.stable_name())).collect()
+            };
+            let what = if like.salt != traffic.salt {
+                format!("the group `{group}` has another salt in `{other}`")
+            } else if like.subject != traffic.subject || like.when_no_subject != traffic.when_no_subject {
+                format!("the group `{group}` has other subjects in `{other}`")
+            } else if borders(like) != borders(traffic) {
+                format!("the group `{group}` is split otherwise by `{other}`")
+            } else {
+                continue;
+            };
+            let entries =
+                services.filter(|value| value.is_table()).and_then(Value::entries).unwrap_or_default();
+            let table =
+                entries.iter().find(|(key, _)| *key == name.as_str()).and_then(|(_, value)| value.table());
+            if let Some(value) = table.and_then(|mut table| table.optional("traffic")) {
+                value.fault(what, "services of a group have the same salt, subjects and shares");
+            }
+        }
     }
 
     fn check_routes(&self, routes: Option<&Value<'_>>) {
@@ -150,7 +200,7 @@ fn read_services(value: &Value<'_>) -> BTreeMap<ServiceName, ServicePolicy> {
         }
     }
     for (name, table) in names {
-        let Some(policy) = ServicePolicy::read(&table) else { continue };
+        let Some(policy) = ServicePolicy::read(&table, &name) else { continue };
         for host in &policy.hosts {
             if let Some(other) = hosts.insert(host.clone(), name.clone())
                 && other != name

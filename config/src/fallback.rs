@@ -125,7 +125,7 @@ impl Fallback {
     }
 }
 
-fn read_method(value: &Value<'_>) -> Option<Method> {
+pub(crate) fn read_method(value: &Value<'_>) -> Option<Method> {
     let text = value.text()?;
     let is_word = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_uppercase());
     let method = Method::from_bytes(text.as_bytes()).ok().filter(|_| is_word);

@@ -4,7 +4,7 @@
 //! In reading order: what is wrong with a document ([`problem`]), how text becomes a tree ([`json`], [`node`]) and
 //! the tree is read ([`grammar`]), the words ([`name`], [`address`], [`mod@unit`]), the policies of a service
 //! ([`service`], [`health`]; who is asking and how often: [`subject`], [`rate_limit`]; when calls fail: [`failure`],
-//! [`retry`], [`outlier`], [`breaker`], [`fallback`]), the [`route`]s, the whole [`document`], what it means together
+//! [`retry`], [`outlier`], [`breaker`], [`fallback`]; who gets which version: [`assignment`], [`traffic`]), the [`route`]s, the whole [`document`], what it means together
 //! with who is alive ([`snapshot`]), the brain ([`decide`]), and what the two planes tell each other ([`wire`]).
 
 pub mod problem;
@@ -44,6 +44,10 @@ pub mod breaker;
 pub mod forced;
 
 pub mod fallback;
+
+pub mod assignment;
+
+pub mod traffic;
 
 pub mod service;
 

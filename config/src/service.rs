@@ -1,5 +1,6 @@
 //! What a document says of one service, with the defaults filled in.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::breaker::BreakerPolicy;
@@ -9,9 +10,11 @@ use crate::forced::{ForcedBreaker, read_forced};
 use crate::grammar::Value;
 use crate::health::HealthCheckPolicy;
 use crate::host;
+use crate::name::ServiceName;
 use crate::outlier::OutlierDetection;
 use crate::rate_limit::RateLimit;
 use crate::retry::RetryPolicy;
+use crate::traffic::Traffic;
 
 /// Most endpoints of one service.
 pub const ENDPOINTS_MAX: usize = 10_000;
@@ -43,6 +46,8 @@ pub struct ServicePolicy {
     pub forced_breakers: Vec<ForcedBreaker>,
     /// Tried in order when a call brings nothing.
     pub fallback: Vec<Fallback>,
+    /// How its requests spread over its versions; without it they are one pool.
+    pub traffic: Option<Arc<Traffic>>,
     /// Used while membership knows no endpoint of this service.
     pub endpoints: Vec<Endpoint>,
 }
@@ -118,13 +123,14 @@ impl Default for ServicePolicy {
             circuit_breaker: None,
             forced_breakers: Vec::new(),
             fallback: Vec::new(),
+            traffic: None,
             endpoints: Vec::new(),
         }
     }
 }
 
 impl ServicePolicy {
-    pub(crate) fn read(value: &Value<'_>) -> Option<Self> {
+    pub(crate) fn read(value: &Value<'_>, name: &ServiceName) -> Option<Self> {
         let mut table = value.table()?;
         let default = Self::default();
         let hosts = table.optional("hosts").and_then(|v| read_hosts(&v)).unwrap_or_default();
@@ -157,9 +163,16 @@ impl ServicePolicy {
             circuit_breaker,
             forced_breakers: forced.unwrap_or_default(),
             fallback: table.optional("fallback").and_then(|v| read_chain(&v)).unwrap_or_default(),
+            traffic: None,
             endpoints: table.optional("endpoints").and_then(|v| read_endpoints(&v)).unwrap_or_default(),
         };
+        let traffic = table.optional("traffic");
         table.finish();
+        let policy =
+            Self { traffic: traffic.as_ref().and_then(|v| Traffic::read(v, name)).map(Arc::new), ..policy };
+        if let (Some(value), Some(traffic)) = (&traffic, &policy.traffic) {
+            check_versions(value, traffic, &policy.endpoints);
+        }
         Some(policy)
     }
 }
@@ -200,6 +213,24 @@ fn read_protocol(value: &Value<'_>) -> Option<Protocol> {
         return None;
     }
     value.choice(&PROTOCOLS)
+}
+
+/// A version with a share must be one that an endpoint has, as far as the document lists endpoints.
+fn check_versions(value: &Value<'_>, traffic: &Traffic, endpoints: &[Endpoint]) {
+    if endpoints.is_empty() {
+        return;
+    }
+    let Some(weights) = value.table().and_then(|mut table| table.optional("weights")) else { return };
+    for (key, weight) in weights.entries().unwrap_or_default() {
+        let has_share =
+            traffic.weights.iter().any(|(version, share)| version.as_str() == key && share.get() > 0);
+        if has_share && endpoints.iter().all(|endpoint| endpoint.version.as_str() != key) {
+            weight.fault(
+                format!("no endpoint has the version `{key}`"),
+                "a version that an endpoint has, or 0",
+            );
+        }
+    }
 }
 
 fn read_endpoints(value: &Value<'_>) -> Option<Vec<Endpoint>> {

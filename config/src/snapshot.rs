@@ -8,6 +8,7 @@ use crate::endpoint::Endpoint;
 use crate::name::ServiceName;
 use crate::route::Route;
 use crate::service::ServicePolicy;
+use crate::subject::Inputs;
 
 /// Who is alive, by service. A service that is not in it is unknown to membership, which is not the same as empty.
 pub type Membership = BTreeMap<ServiceName, Arc<[Endpoint]>>;
@@ -22,6 +23,8 @@ pub struct Snapshot {
     /// The routes that match every host. Kept once and merged while deciding: in the list of each host
     /// they would take hosts × routes.
     anywhere: Vec<usize>,
+    wants_client: bool,
+    wants_uid: bool,
 }
 
 /// A service of a snapshot.
@@ -66,6 +69,13 @@ impl Snapshot {
         services.sort_by(|a, b| a.name.cmp(&b.name));
         let mut snapshot = Self { services, routes: document.routes.clone(), ..Self::default() };
         snapshot.index_hosts();
+        let wants = |wanted: fn(&Inputs) -> bool| {
+            let traffic = snapshot.services.iter().filter_map(|service| service.policy.traffic.as_deref());
+            traffic.into_iter().any(|traffic| {
+                wanted(&traffic.subject) || traffic.pins.iter().any(|pin| pin.input().is_some_and(wanted))
+            })
+        };
+        (snapshot.wants_client, snapshot.wants_uid) = (wants(Inputs::want_client), wants(Inputs::want_uid));
         snapshot
     }
 
@@ -105,6 +115,18 @@ impl Snapshot {
     #[must_use]
     pub fn service_index(&self, name: &str) -> Option<usize> {
         self.services.binary_search_by(|service| service.name.as_str().cmp(name)).ok()
+    }
+
+    /// Whether any decision may depend on [`crate::decide::Facts::client`].
+    #[must_use]
+    pub fn wants_client(&self) -> bool {
+        self.wants_client
+    }
+
+    /// Whether any decision may depend on [`crate::decide::Facts::uid`].
+    #[must_use]
+    pub fn wants_uid(&self) -> bool {
+        self.wants_uid
     }
 
     /// What a canonical host leads to.
@@ -162,14 +184,8 @@ mod tests {
         let snapshot = Snapshot::join(&document, &membership);
         let to = |host| {
             let headers = HeaderMap::new();
-            let facts = Facts {
-                listener: Listener::Outbound,
-                host,
-                path: "/",
-                method: &Method::GET,
-                headers: &headers,
-            };
-            decide(&snapshot, &facts)
+            let facts = Facts::of(Listener::Outbound, host, "/", &Method::GET, &headers);
+            decide(&snapshot, &facts, &|_, _| true)
                 .ok()
                 .map(|decision| snapshot.services()[decision.service].name.to_string())
         };

@@ -1,8 +1,11 @@
 //! Who is asking: the inputs of a request that name its subject, first one present.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 
-use http::header::{COOKIE, HeaderMap, HeaderName};
+use base64::Engine as _;
+use base64::engine::general_purpose::{URL_SAFE, URL_SAFE_NO_PAD};
+use http::header::{AUTHORIZATION, COOKIE, HeaderMap, HeaderName};
 
 use crate::grammar::Value;
 
@@ -10,10 +13,18 @@ use crate::grammar::Value;
 const INPUTS_MAX: usize = 8;
 /// Longest name of a cookie or a parameter, in bytes.
 const NAME_BYTES_MAX: usize = 100;
+/// Longest payload of a token whose claim is read, in bytes of base64.
+const TOKEN_BYTES_MAX: usize = 16 << 10;
+/// The cookie by which edge listeners know visitors again. Its value is an id and, behind a dot, a signature.
+pub const UID_COOKIE: &str = "gilmok_uid";
 
 /// One place of a request where its subject may stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
+    /// `bearer:CLAIM`: a claim of the JWT in `Authorization`. It is not verified: it sorts users, it lets nobody in.
+    Bearer(Box<str>),
+    /// `client_ip`
+    ClientIp,
     /// `cookie:NAME`
     Cookie(Box<str>),
     /// `header:NAME`
@@ -22,13 +33,35 @@ pub enum Input {
     Query(Box<str>),
 }
 
+/// A request, as far as it says who is asking.
+#[derive(Clone, Copy, Debug)]
+pub struct Asker<'r> {
+    pub headers: &'r HeaderMap,
+    pub query: Option<&'r str>,
+    /// The caller's address, where it is known for certain; see [`Inputs::want_client`].
+    pub client: Option<IpAddr>,
+    pub uid: Uid<'r>,
+}
+
+/// What is known of the visitor's cookie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Uid<'r> {
+    /// Whoever set it is believed: it is read from the request.
+    #[default]
+    AsSent,
+    /// Its signature was checked: this is the id.
+    Checked(&'r str),
+    /// There is none, or its signature is wrong.
+    Absent,
+}
+
 /// Where a subject is looked for, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inputs(Vec<Input>);
 
 impl Default for Inputs {
     fn default() -> Self {
-        Self(vec![Input::Header(HeaderName::from_static("x-user-id")), Input::Cookie("gilmok_uid".into())])
+        Self(vec![Input::Header(HeaderName::from_static("x-user-id")), Input::Cookie(UID_COOKIE.into())])
     }
 }
 
@@ -38,8 +71,10 @@ impl Input {
     /// # Errors
     /// What would be right.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
-        const HINT: &str =
-            "where a subject stands: \"header:x-user-id\", \"cookie:gilmok_uid\" or \"query:user\"";
+        const HINT: &str = "where a subject stands: \"header:x-user-id\", \"cookie:gilmok_uid\", \"query:user\", \"bearer:sub\" or \"client_ip\"";
+        if text == "client_ip" {
+            return Ok(Self::ClientIp);
+        }
         let (kind, name) = text.split_once(':').ok_or(HINT)?;
         let is_sound = !name.is_empty()
             && name.len() <= NAME_BYTES_MAX
@@ -48,27 +83,67 @@ impl Input {
             "header" => name.parse().map(Self::Header).map_err(|_| HINT),
             "cookie" if is_sound => Ok(Self::Cookie(name.into())),
             "query" if is_sound => Ok(Self::Query(name.into())),
+            "bearer" if !name.is_empty() && name.len() <= NAME_BYTES_MAX => Ok(Self::Bearer(name.into())),
             _ => Err(HINT),
         }
     }
 
     /// What stands there; what is empty is absent.
-    fn find<'r>(&self, headers: &'r HeaderMap, query: Option<&'r str>) -> Option<Cow<'r, [u8]>> {
+    fn find<'r>(&self, asker: &Asker<'r>) -> Option<Cow<'r, [u8]>> {
         let found = match self {
-            Self::Header(name) => headers.get(name).map(|value| Cow::Borrowed(value.as_bytes())),
-            Self::Cookie(name) => headers
-                .get_all(COOKIE)
-                .iter()
-                .flat_map(|line| line.as_bytes().split(|byte| *byte == b';'))
-                .find_map(|pair| {
-                    pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(Cow::Borrowed)
-                }),
-            Self::Query(name) => query?.split('&').find_map(|pair| {
+            Self::Header(name) => asker.headers.get(name).map(|value| Cow::Borrowed(value.as_bytes())),
+            Self::Cookie(name) if **name == *UID_COOKIE => match asker.uid {
+                Uid::AsSent => cookie(asker.headers, UID_COOKIE).map(|value| Cow::Borrowed(uid_of(value))),
+                Uid::Checked(id) => Some(Cow::Borrowed(id.as_bytes())),
+                Uid::Absent => None,
+            },
+            Self::Cookie(name) => cookie(asker.headers, name).map(Cow::Borrowed),
+            Self::Query(name) => asker.query?.split('&').find_map(|pair| {
                 let (key, value) = pair.split_once('=')?;
                 (decoded(key.as_bytes()) == name.as_bytes()).then(|| decoded(value.as_bytes()))
             }),
+            Self::Bearer(claim) => claim_of(asker.headers, claim).map(|value| Cow::Owned(value.into_bytes())),
+            Self::ClientIp => {
+                asker.client.map(|client| Cow::Owned(client.to_canonical().to_string().into_bytes()))
+            }
         };
         found.filter(|value| !value.is_empty())
+    }
+}
+
+/// A cookie's value, of the first one of this name.
+#[must_use]
+pub fn cookie<'r>(headers: &'r HeaderMap, name: &str) -> Option<&'r [u8]> {
+    let lines = headers.get_all(COOKIE).iter();
+    lines
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b';'))
+        .find_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+}
+
+/// The id in a visitor's cookie: what stands before its signature.
+fn uid_of(value: &[u8]) -> &[u8] {
+    let end = value.iter().rposition(|byte| *byte == b'.').unwrap_or(value.len());
+    &value[..end]
+}
+
+/// A claim that is a text or a number, of the JWT that the caller shows (RFC 7519, 7515).
+fn claim_of(headers: &HeaderMap, claim: &str) -> Option<String> {
+    let shown = headers.get(AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = shown.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return None;
+    }
+    let mut parts = token.trim().split('.');
+    let (_header, payload, _signature) = (parts.next()?, parts.next()?, parts.next()?);
+    if payload.len() > TOKEN_BYTES_MAX {
+        return None;
+    }
+    let payload = URL_SAFE_NO_PAD.decode(payload).or_else(|_| URL_SAFE.decode(payload)).ok()?;
+    let claims: serde_json::Value = serde_json::from_slice(&payload).ok()?;
+    match claims.get(claim)? {
+        serde_json::Value::String(text) => Some(text.clone()),
+        serde_json::Value::Number(number) => Some(number.to_string()),
+        _ => None,
     }
 }
 
@@ -84,8 +159,43 @@ impl Inputs {
 
     /// The subject of a request: the bare value, wherever it stands.
     #[must_use]
-    pub fn find<'r>(&self, headers: &'r HeaderMap, query: Option<&'r str>) -> Option<Cow<'r, [u8]>> {
-        self.0.iter().find_map(|input| input.find(headers, query))
+    pub fn find<'r>(&self, asker: &Asker<'r>) -> Option<Cow<'r, [u8]>> {
+        self.0.iter().find_map(|input| input.find(asker))
+    }
+
+    /// Only this input.
+    #[must_use]
+    pub fn one(input: Input) -> Self {
+        Self(vec![input])
+    }
+
+    #[must_use]
+    pub fn as_slice(&self) -> &[Input] {
+        &self.0
+    }
+
+    /// Whether the caller's address may be the subject.
+    #[must_use]
+    pub fn want_client(&self) -> bool {
+        self.0.contains(&Input::ClientIp)
+    }
+
+    /// Whether the visitor's cookie may be the subject.
+    #[must_use]
+    pub fn want_uid(&self) -> bool {
+        self.0.iter().any(|input| matches!(input, Input::Cookie(name) if **name == *UID_COOKIE))
+    }
+}
+
+impl std::fmt::Display for Input {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Bearer(claim) => write!(f, "bearer:{claim}"),
+            Self::ClientIp => f.write_str("client_ip"),
+            Self::Cookie(name) => write!(f, "cookie:{name}"),
+            Self::Header(name) => write!(f, "header:{name}"),
+            Self::Query(name) => write!(f, "query:{name}"),
+        }
     }
 }
 
@@ -117,6 +227,10 @@ mod tests {
 
     use super::*;
 
+    fn asker<'r>(headers: &'r HeaderMap, query: &'r str) -> Asker<'r> {
+        Asker { headers, query: Some(query), client: Some([10, 0, 0, 7].into()), uid: Uid::AsSent }
+    }
+
     fn found(inputs: &[&str], cookie: &'static str, query: &str) -> Option<String> {
         let inputs = Inputs(inputs.iter().map(|text| Input::parse(text).unwrap()).collect());
         let mut headers = HeaderMap::new();
@@ -124,7 +238,7 @@ mod tests {
         headers.insert("x-empty", HeaderValue::from_static(""));
         headers.append(COOKIE, HeaderValue::from_static("a=1"));
         headers.append(COOKIE, HeaderValue::from_static(cookie));
-        inputs.find(&headers, Some(query)).map(|value| String::from_utf8_lossy(&value).into_owned())
+        inputs.find(&asker(&headers, query)).map(|value| String::from_utf8_lossy(&value).into_owned())
     }
 
     #[test]
@@ -137,9 +251,43 @@ mod tests {
             (&["query:user"], "", "a=b&user=%34+2%zz%4&user=5", Some("4 2%zz%4")),
             (&["query:user"], "", "us%65r=9", Some("9")),
             (&["query:user"], "", "user", None),
+            (&["client_ip"], "", "", Some("10.0.0.7")),
+            (&["cookie:gilmok_uid"], "gilmok_uid=abc.sig", "", Some("abc")),
         ] {
             assert_eq!(found(inputs, cookie, query).as_deref(), expected, "{inputs:?} {cookie} {query}");
         }
+    }
+
+    #[test]
+    fn a_claim_of_a_token_is_a_subject_and_garbage_is_none() {
+        let inputs = Inputs(vec![Input::parse("bearer:sub").unwrap()]);
+        let token = |claims: &str| format!("Bearer e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
+        for (shown, expected) in [
+            (token("{\"sub\":\"ann\"}"), Some("ann")),
+            (token("{\"sub\":42}"), Some("42")),
+            (token("{\"sub\":[1]}"), None),
+            (token("{\"sub\":\"\"}"), None),
+            (token("nonsense"), None),
+            ("Bearer a.b".to_owned(), None),
+            ("Basic YTpi".to_owned(), None),
+            (format!("Bearer e30.{}.s", "A".repeat(TOKEN_BYTES_MAX + 1)), None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(AUTHORIZATION, HeaderValue::try_from(&shown).unwrap());
+            let subject = inputs.find(&asker(&headers, ""));
+            assert_eq!(subject.as_deref(), expected.map(str::as_bytes), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_visitor_whose_cookie_was_checked_is_not_asked_again() {
+        let inputs = Inputs::default();
+        let mut headers = HeaderMap::new();
+        headers.insert(COOKIE, HeaderValue::from_static("gilmok_uid=forged.sig"));
+        let with = |uid| inputs.find(&Asker { uid, ..asker(&headers, "") }).map(Cow::into_owned);
+        assert_eq!(with(Uid::Checked("me")).as_deref(), Some(&b"me"[..]));
+        assert_eq!(with(Uid::Absent), None);
+        assert_eq!(with(Uid::AsSent).as_deref(), Some(&b"forged"[..]));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::endpoint::Endpoint;
-use crate::name::ServiceName;
+use crate::name::{Name, ServiceName};
 use crate::problem::Problems;
 
 /// The level this build speaks. The control plane also speaks the one before.
@@ -115,6 +115,70 @@ pub struct Ack {
     /// Draining or ready.
     #[serde(default)]
     pub state: ProxyState,
+    /// What was counted since the process started, of services whose traffic names versions; at most
+    /// [`COUNTED_SERVICES_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub counts: Vec<ServiceCounts>,
+}
+
+/// What a proxy counted of one service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceCounts {
+    pub service: ServiceName,
+    pub versions: Vec<VersionCounts>,
+}
+
+/// What a proxy counted of one version. All but `in_flight` only grow while the process lives.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionCounts {
+    pub version: Name,
+    /// Requests under way now.
+    pub in_flight: u64,
+    /// Requests that were answered by it or for it.
+    pub requests: u64,
+    /// Tries at its endpoints.
+    pub attempts: u64,
+    /// Tries that met nobody: no connection, or a refused one.
+    pub unreachable: u64,
+    /// Subjects' first requests in ten minutes of one split; see [`crate::traffic`].
+    pub trials: u64,
+    /// Trials that failed.
+    pub failures: u64,
+    /// Trials by how long they took until the head of the answer: bucket of [`latency_bucket`] and count, where there are any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub latency: Vec<(u16, u64)>,
+    /// Requests of this version that the stable one took, because it had no healthy endpoint.
+    #[serde(default)]
+    pub moved: u64,
+}
+
+/// Most services that one ack counts.
+pub const COUNTED_SERVICES_MAX: usize = 256;
+/// Buckets of a latency: four to an octave from 64 µs; what is shorter is in the first, what is longer in the last.
+pub const LATENCY_BUCKETS: u16 = 96;
+
+/// The bucket that a latency in microseconds is counted in.
+#[must_use]
+pub fn latency_bucket(us: u64) -> u16 {
+    const FIRST: u32 = 6;
+    if us < 1 << FIRST {
+        return 0;
+    }
+    let octave = us.ilog2();
+    // The two bits behind the highest: a quarter of an octave.
+    let quarter = us >> (octave - 2) & 3;
+    let bucket = 1 + 4 * u64::from(octave - FIRST) + quarter;
+    u16::try_from(bucket).unwrap_or(u16::MAX).min(LATENCY_BUCKETS - 1)
+}
+
+/// Where a bucket ends, in microseconds; the last one does not.
+#[must_use]
+pub fn latency_bucket_end_us(bucket: u16) -> Option<u64> {
+    if bucket >= LATENCY_BUCKETS - 1 {
+        return None;
+    }
+    let (octave, quarter) = (bucket / 4, u64::from(bucket % 4));
+    Some((64 << octave) + (16 << octave) * quarter)
 }
 
 /// A revision that runs in every worker of a proxy.
@@ -168,6 +232,17 @@ mod tests {
         assert_eq!(FeedLine::parse(line), Ok(FeedLine::Heartbeat { revision: 4 }));
         let line = br#"{"line":"endpoints","service":"a","endpoints":[],"required":["tcp"]}"#;
         assert!(FeedLine::parse(line).unwrap_err().contains("`tcp`"));
+    }
+
+    #[test]
+    fn every_latency_is_in_the_bucket_that_ends_behind_it() {
+        for us in (0..5_000).chain((12..40).map(|bits| 1_u64 << bits)).chain([u64::MAX]) {
+            let bucket = latency_bucket(us);
+            assert!(latency_bucket_end_us(bucket).is_none_or(|end| us < end), "{us} in {bucket}");
+            let before = bucket.checked_sub(1).and_then(latency_bucket_end_us);
+            assert!(before.is_none_or(|end| us >= end), "{us} in {bucket}");
+        }
+        assert_eq!(latency_bucket(u64::MAX), LATENCY_BUCKETS - 1);
     }
 
     #[test]

@@ -74,3 +74,17 @@ fn feed_lines_of_every_release_load() {
         }
     }
 }
+
+#[test]
+fn subjects_have_their_places_for_ever() {
+    let text = std::fs::read_to_string(folder("places.txt")).unwrap();
+    let lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    assert!(lines.len() > 500, "{}", lines.len());
+    for line in lines {
+        let mut parts = line.splitn(3, ' ');
+        let (place, salt, subject) =
+            (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap_or_default());
+        let found = gilmok_config::assignment::Salt::new(salt).place(subject.as_bytes());
+        assert_eq!(found.to_string(), place, "{salt} {subject}");
+    }
+}

@@ -176,8 +176,8 @@ proptest! {
                 for (path, method, headers) in PATHS.iter().flat_map(|path| {
                     [(path, Method::GET, HeaderMap::new()), (path, Method::POST, beta.clone())]
                 }) {
-                    let facts = Facts { listener, host, path, method: &method, headers: &headers };
-                    let decided = decide(&snapshot, &facts).map(|decision| {
+                    let facts = Facts::of(listener, host, path, &method, &headers);
+                    let decided = decide(&snapshot, &facts, &|_, _| true).map(|decision| {
                         (snapshot.services()[decision.service].name.to_string(), decision.route)
                     });
                     prop_assert_eq!(decided, by_the_book(&document, &facts));
@@ -216,9 +216,10 @@ fn the_largest_mesh_is_read_and_joined_without_hosts_times_routes() {
     let snapshot = Snapshot::join(&document, &Membership::new());
     let headers = HeaderMap::new();
     let to = |host, path| {
-        let facts =
-            Facts { listener: Listener::Outbound, host, path, method: &Method::GET, headers: &headers };
-        decide(&snapshot, &facts).ok().map(|decision| snapshot.services()[decision.service].name.to_string())
+        let facts = Facts::of(Listener::Outbound, host, path, &Method::GET, &headers);
+        decide(&snapshot, &facts, &|_, _| true)
+            .ok()
+            .map(|decision| snapshot.services()[decision.service].name.to_string())
     };
     assert_eq!(to("s9999.mesh", "/").as_deref(), Some("s9999"));
     assert_eq!(to("elsewhere", "/p4999").as_deref(), Some("s4999"));

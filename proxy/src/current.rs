@@ -180,6 +180,7 @@ impl InForce {
                 circuit_breaker: None,
                 forced_breakers: Vec::new(),
                 fallback: Vec::new(),
+                traffic: None,
                 endpoints: Vec::new(),
                 ..told.map_or_else(ServicePolicy::default, |policy| ServicePolicy::clone(policy))
             });

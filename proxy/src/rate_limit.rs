@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use gilmok_config::rate_limit::{By, RateLimit};
+use gilmok_config::subject::{Asker, Inputs, Uid};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::settings::Network;
@@ -110,7 +111,7 @@ impl Limiter {
         let account = match &self.policy.by {
             By::Service => &self.whole,
             By::Caller => self.account(&Caller::Address(asking.client())),
-            By::Subject(inputs) => match inputs.find(asking.headers, asking.query) {
+            By::Subject(inputs) => match inputs.find(&asking.asker(inputs)) {
                 Some(subject) => self.account(&Caller::Subject(subject)),
                 None => self.account(&Caller::Address(asking.client())),
             },
@@ -168,7 +169,13 @@ enum Caller<'r> {
     Subject(Cow<'r, [u8]>),
 }
 
-impl Asking<'_> {
+impl<'r> Asking<'r> {
+    /// The same, for those who look for a subject.
+    fn asker(&self, inputs: &Inputs) -> Asker<'r> {
+        let client = inputs.want_client().then(|| self.client());
+        Asker { headers: self.headers, query: self.query, client, uid: Uid::AsSent }
+    }
+
     /// The address that a request comes from: the peer's, or, as long as that is trusted, the one it names.
     fn client(&self) -> IpAddr {
         let mut client = self.peer.to_canonical();
@@ -213,7 +220,6 @@ fn ns(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use gilmok_config::subject::Inputs;
     use proptest::prelude::*;
 
     use super::*;

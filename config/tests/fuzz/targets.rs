@@ -27,9 +27,8 @@ pub(crate) fn document(bytes: &[u8]) {
     for host in hosts.take(8) {
         for listener in [Listener::Outbound, Listener::Edge] {
             let headers = HeaderMap::new();
-            let facts =
-                Facts { listener, host: &host, path: "/a/b", method: &Method::GET, headers: &headers };
-            if let Ok(decision) = decide(&snapshot, &facts) {
+            let facts = Facts::of(listener, &host, "/a/b", &Method::GET, &headers);
+            if let Ok(decision) = decide(&snapshot, &facts, &|_, version| version % 2 == 0) {
                 assert!(decision.service < snapshot.services().len());
             }
         }

@@ -83,8 +83,8 @@ fn explain(admin: &Admin, question: &Question) -> Result<Json<Value>, Problem> {
         )
     })?;
     let snapshot = published.snapshot();
-    let facts = Facts { listener, host: &host, path, method: &method, headers: &headers };
-    let decision = match decide(snapshot, &facts) {
+    let facts = Facts::of(listener, &host, path, &method, &headers);
+    let decision = match decide(snapshot, &facts, &|_, _| true) {
         Err(Refusal::NoDestination) => json!({
             "refused": "destination_not_found",
             "why": "no service and no route answers to this host and path",

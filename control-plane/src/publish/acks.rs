@@ -121,6 +121,7 @@ mod tests {
             applied: Some(applied),
             refused: None,
             state: ProxyState::Ready,
+            counts: Vec::new(),
         }
     }
 

@@ -94,13 +94,8 @@ fn explain(admin: &Admin, question: &Question) -> Result<Value, Problem> {
     if current.generation == 0 {
         return Err(Problem::unavailable("there is no snapshot in force yet"));
     }
-    let facts = Facts {
-        listener: question.listener,
-        host: &question.host,
-        path: &question.path,
-        method: &question.method,
-        headers: &question.headers,
-    };
+    let facts =
+        Facts::of(question.listener, &question.host, &question.path, &question.method, &question.headers);
     let asked = json!({
         "listener": question.listener.as_str(),
         "method": question.method.as_str(),
@@ -108,7 +103,7 @@ fn explain(admin: &Admin, question: &Question) -> Result<Value, Problem> {
         "path": question.path,
     });
     let revision = current.applied.as_ref().map(|applied| applied.revision);
-    match decide(&current.snapshot, &facts) {
+    match decide(&current.snapshot, &facts, &|_, _| true) {
         Ok(decision) => {
             let upstream = &current.upstreams[decision.service];
             let route = decision.route.map(|at| {

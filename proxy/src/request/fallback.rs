@@ -7,6 +7,7 @@ use gilmok_config::failure::FailureSet;
 use gilmok_config::fallback::{Action, Fallback, Prepared};
 use gilmok_config::name::ServiceName;
 use gilmok_config::rate_limit::By;
+use gilmok_config::subject::{Asker, Uid};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use hyper::body::Body;
@@ -213,7 +214,11 @@ pub(super) fn question(record: &Record, upstream: &Upstream, request: &Request<U
     };
     // Whoever is told apart for its limit is told apart for its answers.
     let subject = upstream.policy.rate_limit.as_ref().and_then(|limit| match &limit.by {
-        By::Subject(inputs) => inputs.find(request.headers(), uri.query()),
+        By::Subject(inputs) => {
+            let asker =
+                Asker { headers: request.headers(), query: uri.query(), client: None, uid: Uid::AsSent };
+            inputs.find(&asker)
+        }
         By::Caller | By::Service => None,
     });
     let personal = subject.as_deref();

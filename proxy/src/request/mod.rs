@@ -171,14 +171,9 @@ fn destination(
         let timeout = place.of(view).policy.request_timeout;
         return Ok(Some(Destination { place, strip_prefix: None, timeout }));
     }
-    let facts = Facts {
-        listener: caller.listener,
-        host: &host.unwrap_or(Cow::Borrowed("")),
-        path: request.uri().path(),
-        method: request.method(),
-        headers: request.headers(),
-    };
-    match decide(&view.snapshot, &facts) {
+    let host = host.unwrap_or(Cow::Borrowed(""));
+    let facts = Facts::of(caller.listener, &host, request.uri().path(), request.method(), request.headers());
+    match decide(&view.snapshot, &facts, &|_, _| true) {
         Ok(decision) => {
             let place = Place::Service(decision.service);
             let route = decision.route.map(|at| &view.snapshot.routes()[at]);

@@ -53,6 +53,7 @@ impl Reporter {
             applied: None,
             refused: None,
             state: ProxyState::Waiting,
+            counts: Vec::new(),
         });
         // One task for each, so that a stuck control plane delays no other; they end with this set.
         let mut tellers = JoinSet::new();
