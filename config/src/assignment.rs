@@ -36,16 +36,26 @@ impl Salt {
         &self.text
     }
 
-    /// A subject's place, from 0 up to [`PLACES`]: `(murmur3_x86_32(cbor([salt, subject])) × 1 000 000) >> 32`.
-    ///
-    /// The subject is the bare value, hashed as a CBOR text string whatever its bytes are.
+    /// `murmur3_x86_32(cbor([salt, subject]))`. The subject is the bare value, hashed as a CBOR text string whatever its
+    /// bytes are.
+    #[must_use]
+    pub fn hash(&self, subject: &[u8]) -> u32 {
+        let head = text_head(subject.len());
+        Murmur3::default().with(&self.prefix).with(head.as_slice()).with(subject).finish()
+    }
+
+    /// A subject's place, from 0 up to [`PLACES`].
     #[must_use]
     pub fn place(&self, subject: &[u8]) -> u32 {
-        let head = text_head(subject.len());
-        let hash = Murmur3::default().with(&self.prefix).with(head.as_slice()).with(subject).finish();
-        // Less than PLACES, because the hash is less than 2^32.
-        ((u64::from(hash) * u64::from(PLACES)) >> 32) as u32
+        place_of(self.hash(subject))
     }
+}
+
+/// The place of a hash, from 0 up to [`PLACES`]: `(hash × 1 000 000) >> 32`.
+#[must_use]
+pub fn place_of(hash: u32) -> u32 {
+    // Less than PLACES, because the hash is less than 2^32.
+    ((u64::from(hash) * u64::from(PLACES)) >> 32) as u32
 }
 
 /// The head of a CBOR text string (RFC 8949, 3.1): major type 3 and the shortest form of the length.

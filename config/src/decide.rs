@@ -6,6 +6,8 @@ use std::net::IpAddr;
 
 use http::{HeaderMap, Method};
 
+use crate::assignment::place_of;
+use crate::name::Name;
 use crate::snapshot::Snapshot;
 use crate::subject::{Asker, Uid};
 use crate::traffic::{Traffic, WhenNoSubject, WhenUnhealthy};
@@ -65,6 +67,8 @@ pub struct Split {
     pub why: Why,
     /// The version it would have gone to, had that been healthy: a breach of isolation.
     pub moved_from: Option<usize>,
+    /// The hash of the subject that decided: tells subjects apart.
+    pub subject: Option<u32>,
 }
 
 /// Why a request goes to a version.
@@ -137,42 +141,44 @@ fn destination(snapshot: &Snapshot, facts: &Facts<'_>) -> Result<(usize, Option<
 /// Decides which version a request goes to. Same subject, same traffic: same version, in every process.
 #[must_use]
 pub fn split(traffic: &Traffic, facts: &Facts<'_>, is_healthy: &dyn Fn(usize) -> bool) -> Split {
-    let (version, why) = assigned(traffic, facts);
+    let (version, why, subject) = assigned(traffic, facts);
     let stable = traffic.stable();
     let moves = version != stable
         && traffic.when_unhealthy == WhenUnhealthy::Stable
         && !is_healthy(version)
         && is_healthy(stable);
     if moves {
-        return Split { version: stable, why, moved_from: Some(version) };
+        return Split { version: stable, why, moved_from: Some(version), subject };
     }
-    Split { version, why, moved_from: None }
+    Split { version, why, moved_from: None, subject }
 }
 
-fn assigned(traffic: &Traffic, facts: &Facts<'_>) -> (usize, Why) {
+fn assigned(traffic: &Traffic, facts: &Facts<'_>) -> (usize, Why, Option<u32>) {
     if !traffic.is_split() && traffic.pins.is_empty() {
-        return (traffic.owner(0), Why::Whole);
+        return (traffic.owner(0), Why::Whole, None);
     }
     let asker = facts.asker();
     let subject = traffic.subject.find(&asker);
     let pinned = traffic.pins.iter().position(|pin| pin.matches(&asker, subject.as_deref()));
     if let Some(at) = pinned {
-        return (traffic.pins[at].at, Why::Pin(at));
+        return (traffic.pins[at].at, Why::Pin(at), None);
     }
     if !traffic.is_split() {
-        return (traffic.owner(0), Why::Whole);
+        return (traffic.owner(0), Why::Whole, None);
     }
     if let Some(subject) = subject {
-        let place = traffic.salt.place(&subject);
-        return (traffic.owner(place), Why::Place(place));
+        let hash = traffic.salt.hash(&subject);
+        let place = place_of(hash);
+        return (traffic.owner(place), Why::Place(place), Some(hash));
     }
     match (traffic.when_no_subject, facts.new_uid) {
         (WhenNoSubject::Cookie, Some(id)) if traffic.subject.want_uid() => {
-            let place = traffic.salt.place(id.as_bytes());
-            (traffic.owner(place), Why::NewVisitor(place))
+            let hash = traffic.salt.hash(id.as_bytes());
+            let place = place_of(hash);
+            (traffic.owner(place), Why::NewVisitor(place), Some(hash))
         }
-        (WhenNoSubject::Random, _) => (traffic.owner(facts.dice), Why::Chance),
-        (WhenNoSubject::Stable | WhenNoSubject::Cookie, _) => (traffic.stable(), Why::NoSubject),
+        (WhenNoSubject::Random, _) => (traffic.owner(facts.dice), Why::Chance, None),
+        (WhenNoSubject::Stable | WhenNoSubject::Cookie, _) => (traffic.stable(), Why::NoSubject, None),
     }
 }
 
@@ -194,6 +200,36 @@ impl<'r> Facts<'r> {
     #[must_use]
     pub fn asker(&self) -> Asker<'r> {
         Asker { headers: self.headers, query: self.query, client: self.client, uid: self.uid }
+    }
+}
+
+impl Split {
+    /// The decision as it is explained, with everything that it followed from.
+    #[must_use]
+    pub fn told(&self, traffic: &Traffic) -> serde_json::Value {
+        let version = |at: usize| traffic.versions().get(at).map(Name::as_str);
+        let why = match self.why {
+            Why::Chance => "no subject: by chance and weight, each request anew".to_owned(),
+            Why::NoSubject => "no subject: the stable version".to_owned(),
+            Why::Pin(at) => format!("pins[{at}]"),
+            Why::Place(_) => "the subject's place in the table".to_owned(),
+            Why::NewVisitor(_) => "the place of the id that the visitor is given".to_owned(),
+            Why::Whole => "no other version has a share".to_owned(),
+        };
+        let place = match self.why {
+            Why::Place(place) | Why::NewVisitor(place) => Some(place),
+            Why::Chance | Why::NoSubject | Why::Pin(_) | Why::Whole => None,
+        };
+        let table = traffic.table.ranges().iter();
+        serde_json::json!({
+            "version": version(self.version),
+            "why": why,
+            "place": place,
+            "salt": traffic.salt.as_str(),
+            "stable": traffic.stable_name(),
+            "table": table.map(|range| serde_json::json!([range.version, range.start, range.end])).collect::<Vec<_>>(),
+            "moved_from": self.moved_from.and_then(version),
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{URL_SAFE, URL_SAFE_NO_PAD};
-use http::header::{AUTHORIZATION, COOKIE, HeaderMap, HeaderName};
+use http::header::{AUTHORIZATION, COOKIE, HeaderMap, HeaderName, HeaderValue};
 
 use crate::grammar::Value;
 
@@ -163,6 +163,41 @@ impl Inputs {
         self.0.iter().find_map(|input| input.find(asker))
     }
 
+    /// Writes a subject where a request would have it, for those who ask what would become of one: into the headers, or
+    /// into the query that is answered. The caller's address is neither.
+    ///
+    /// # Errors
+    /// Why it cannot be written there.
+    pub fn write(&self, subject: &str, headers: &mut HeaderMap) -> Result<Option<String>, &'static str> {
+        const NO_VALUE: &str = "a subject in a header has only visible characters";
+        let written = |text: &str| HeaderValue::from_str(text).map_err(|_| NO_VALUE);
+        match self.0.first() {
+            Some(Input::Header(name)) => drop(headers.insert(name, written(subject)?)),
+            Some(Input::Cookie(name)) if **name == *UID_COOKIE => {
+                // What stands behind the last dot would be taken for the signature.
+                headers.append(COOKIE, written(&format!("{name}={subject}."))?);
+            }
+            Some(Input::Cookie(name)) => drop(headers.append(COOKIE, written(&format!("{name}={subject}"))?)),
+            Some(Input::Query(name)) => {
+                let byte = |byte: u8| match byte {
+                    b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {
+                        char::from(byte).to_string()
+                    }
+                    _ => format!("%{byte:02X}"),
+                };
+                let encoded = |text: &str| text.bytes().map(byte).collect::<String>();
+                return Ok(Some(format!("{}={}", encoded(name), encoded(subject))));
+            }
+            Some(Input::Bearer(claim)) => {
+                let claims = serde_json::json!({ &**claim: subject }).to_string();
+                let token = format!("Bearer e30.{}.", URL_SAFE_NO_PAD.encode(claims));
+                headers.insert(AUTHORIZATION, written(&token)?);
+            }
+            Some(Input::ClientIp) | None => return Err("the first input is the caller's address"),
+        }
+        Ok(None)
+    }
+
     /// Only this input.
     #[must_use]
     pub fn one(input: Input) -> Self {
@@ -223,8 +258,6 @@ fn decoded(text: &[u8]) -> Cow<'_, [u8]> {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn asker<'r>(headers: &'r HeaderMap, query: &'r str) -> Asker<'r> {
@@ -288,6 +321,18 @@ mod tests {
         assert_eq!(with(Uid::Checked("me")).as_deref(), Some(&b"me"[..]));
         assert_eq!(with(Uid::Absent), None);
         assert_eq!(with(Uid::AsSent).as_deref(), Some(&b"forged"[..]));
+    }
+
+    #[test]
+    fn a_subject_is_found_where_it_was_written() {
+        for text in ["header:x-user-id", "cookie:uid", "cookie:gilmok_uid", "query:user", "bearer:sub"] {
+            let inputs = Inputs::one(Input::parse(text).unwrap());
+            let mut headers = HeaderMap::new();
+            let query = inputs.write("user.4 2+", &mut headers).unwrap();
+            let asker = Asker { headers: &headers, query: query.as_deref(), client: None, uid: Uid::AsSent };
+            assert_eq!(inputs.find(&asker).as_deref(), Some(&b"user.4 2+"[..]), "{text}");
+        }
+        assert!(Inputs::one(Input::ClientIp).write("10.0.0.1", &mut HeaderMap::new()).is_err());
     }
 
     #[test]

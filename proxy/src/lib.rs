@@ -2,7 +2,8 @@
 //!
 //! In reading order: what a process is told ([`settings`]), how it lives (`process`), where it listens
 //! (`sockets`) and how it leaves (`drain`), where snapshots come from (`source`) and what is in force
-//! (`current`, with names kept by `resolve`), the threads (`thread`) that take connections (`listen`, `caller`)
+//! (`current`, with names kept by `resolve`), the threads (`thread`) that take connections (`listen`, `caller`,
+//! for whom: `client`, `visitor`)
 //! and act on requests (`request`) with what each `worker` owns,
 //! the called side (`upstream`) with its `breaker`s and limits (`rate_limit`), and its `health`, what is given again when it brings nothing (`last_good`),
 //! and what is told of it all (`admin`, `metrics`, `telemetry`, `access_log`).
@@ -28,6 +29,10 @@ mod thread;
 mod listen;
 
 mod caller;
+
+mod client;
+
+mod visitor;
 
 mod worker;
 

@@ -69,6 +69,16 @@ const REASONS: [&str; 8] =
     ["open", "overflow", "no_endpoint", "connect", "refused", "reset", "timeout", "answer"];
 const LISTENERS: [Listener; 3] = [Listener::Edge, Listener::Inbound, Listener::Outbound];
 
+/// What a target came to since the process started, as control planes ask.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    pub(crate) in_flight: u64,
+    pub(crate) requests: u64,
+    pub(crate) attempts: u64,
+    /// Attempts that met nobody.
+    pub(crate) unreachable: u64,
+}
+
 /// What all workers know of the requests to one target. It lives as long as its target, so its series end with it.
 #[derive(Debug)]
 pub(crate) struct TargetSeries {
@@ -83,6 +93,8 @@ pub(crate) struct TargetSeries {
 struct Block {
     listeners: [PerListener; LISTENERS.len()],
     outcomes: [AtomicU64; OUTCOMES.len()],
+    /// Requests that are being tried at its endpoints now.
+    in_flight: AtomicU64,
     retries: AtomicU64,
     /// By kind and reason.
     fallbacks: [[AtomicU64; REASONS.len()]; KINDS.len()],
@@ -120,6 +132,37 @@ impl TargetSeries {
         if let Some(at) = OUTCOMES.iter().position(|(known, _)| *known == outcome) {
             add(&self.block(worker).outcomes[at], 1);
         }
+    }
+
+    /// A request is tried at an endpoint of this target from now on.
+    pub(crate) fn begin(&self, worker: usize) {
+        add(&self.block(worker).in_flight, 1);
+    }
+
+    /// It no longer is.
+    pub(crate) fn end(&self, worker: usize) {
+        // Its own worker counted it: there is one.
+        add(&self.block(worker).in_flight, u64::MAX);
+    }
+
+    /// What control planes ask of it.
+    pub(crate) fn sums(&self) -> Sums {
+        let mut sums = Sums::default();
+        for block in self.blocks() {
+            sums.in_flight = sums.in_flight.wrapping_add(block.in_flight.load(Relaxed));
+            let codes = block.listeners.iter().flat_map(|listener| &listener.codes);
+            sums.requests += codes.map(|code| code.load(Relaxed)).sum::<u64>();
+            for ((outcome, _), count) in OUTCOMES.iter().zip(&block.outcomes) {
+                let count = count.load(Relaxed);
+                match outcome {
+                    Outcome::Connect | Outcome::Refused => sums.unreachable += count,
+                    Outcome::StaleConnection => continue,
+                    _ => {}
+                }
+                sums.attempts += count;
+            }
+        }
+        sums
     }
 
     /// Counts a try that follows a failed one.

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use arc_swap::ArcSwapOption;
 use gilmok_config::address::Address;
 use gilmok_config::endpoint::Endpoint;
 use gilmok_config::name::Name;
@@ -339,6 +340,7 @@ fn share(
         open: Default::default(),
         last_good: Arc::new(LastGoodStore::new(settings.limits.last_good_bytes)),
         nowhere: Arc::new(nowhere),
+        visitor_keys: ArcSwapOption::from_pointee(settings.visitor_keys.clone()),
     }
 }
 

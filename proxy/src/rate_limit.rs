@@ -20,6 +20,7 @@ use gilmok_config::rate_limit::{By, RateLimit};
 use gilmok_config::subject::{Asker, Inputs, Uid};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::client::named_client;
 use crate::settings::Network;
 
 /// Places of a service's table: with [`WAYS`] of 16 bytes each, 256 KiB.
@@ -30,7 +31,6 @@ const CLAIMS_MAX: usize = 4;
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The limit of one service, shared by all workers.
 #[derive(Debug)]
@@ -178,18 +178,8 @@ impl<'r> Asking<'r> {
 
     /// The address that a request comes from: the peer's, or, as long as that is trusted, the one it names.
     fn client(&self) -> IpAddr {
-        let mut client = self.peer.to_canonical();
-        if self.trusted {
-            let lines = self.headers.get_all(X_FORWARDED_FOR).iter().rev();
-            let entries = lines.flat_map(|line| line.to_str().unwrap_or_default().rsplit(','));
-            for entry in entries {
-                if !self.networks.iter().any(|network| network.contains(client)) {
-                    break;
-                }
-                let Ok(named) = entry.trim().parse::<IpAddr>() else { break };
-                client = named.to_canonical();
-            }
-        }
+        let peer = self.peer.to_canonical();
+        let client = if self.trusted { named_client(peer, self.networks, self.headers) } else { peer };
         // Whoever has an address of IPv6 has as many as it likes, with the same first half.
         match client {
             IpAddr::V4(_) => client,
@@ -294,7 +284,7 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             for line in forwarded {
-                headers.append(X_FORWARDED_FOR, HeaderValue::from_static(line));
+                headers.append("x-forwarded-for", HeaderValue::from_static(line));
             }
             let client = asking(peer, &headers, &networks).client();
             assert_eq!(client, expected.parse::<IpAddr>().unwrap(), "{peer} {forwarded:?}");

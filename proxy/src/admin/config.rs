@@ -154,7 +154,7 @@ pub(super) fn endpoints(admin: &Admin, only: Option<&str>) -> Value {
 /// One service as it lives now.
 pub(super) fn service(upstream: &Upstream) -> Value {
     let eligible = upstream.eligible(clock::now_ms());
-    let may: HashSet<u64> = eligible.endpoints().iter().map(|state| state.id).collect();
+    let may: HashSet<u64> = eligible.all.endpoints().iter().map(|state| state.id).collect();
     let told = upstream.endpoints.iter().map(|state| endpoint(state, may.contains(&state.id)));
     json!({
         "service": upstream.name,

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::answer::{Problem, parameter};
 use super::{Admin, config};
+use crate::clock;
 
 /// A request that is only asked about.
 #[derive(Debug)]
@@ -15,28 +16,24 @@ struct Question {
     method: Method,
     host: String,
     path: String,
+    query: Option<String>,
     headers: HeaderMap,
+    subject: Option<String>,
 }
 
-/// `GET /explain?service=…`: also `host`, `path`, `method`, `listener`.
+/// `GET /explain?service=…`: also `host`, `path`, `method`, `listener`, `subject`.
 pub(super) fn explain_query(admin: &Admin, query: &str) -> Result<Value, Problem> {
     let take = |name| parameter(query, name);
     let host = take("host").or_else(|| take("service")).ok_or_else(|| {
         Problem::bad_request("say what is asked about: ?service=NAME, or ?host=…&path=…&method=…".to_owned())
     })?;
-    explain(
-        admin,
-        &question(
-            take("listener").as_deref(),
-            take("method").as_deref(),
-            &host,
-            take("path").as_deref(),
-            HeaderMap::new(),
-        )?,
-    )
+    let (listener, method, path) = (take("listener"), take("method"), take("path"));
+    let question =
+        question(listener.as_deref(), method.as_deref(), &host, path.as_deref(), HeaderMap::new())?;
+    explain(admin, Question { subject: take("subject"), ..question })
 }
 
-/// `POST /explain` with `{"method", "host", "path", "headers", "listener"}`.
+/// `POST /explain` with `{"method", "host", "path", "headers", "listener", "subject"}`.
 pub(super) fn explain_body(admin: &Admin, body: &[u8]) -> Result<Value, Problem> {
     const HINT: &str =
         "the body is JSON: {\"method\": \"GET\", \"host\": \"ads\", \"path\": \"/\", \"headers\": {}}";
@@ -62,7 +59,8 @@ pub(super) fn explain_body(admin: &Admin, body: &[u8]) -> Result<Value, Problem>
             headers.append(name.clone(), HeaderValue::from_str(value).map_err(|_| hint())?);
         }
     }
-    explain(admin, &question(text("listener")?, text("method")?, host, text("path")?, headers)?)
+    let question = question(text("listener")?, text("method")?, host, text("path")?, headers)?;
+    explain(admin, Question { subject: text("subject")?.map(str::to_owned), ..question })
 }
 
 fn question(
@@ -85,25 +83,36 @@ fn question(
     if !path.starts_with('/') {
         return Err(Problem::bad_request("a path begins with /".to_owned()));
     }
-    let path = path.split('?').next().unwrap_or("/").to_owned();
-    Ok(Question { listener, method, host, path, headers })
+    let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+    let (path, query) = (path.to_owned(), query.map(str::to_owned));
+    Ok(Question { listener, method, host, path, query, headers, subject: None })
 }
 
-fn explain(admin: &Admin, question: &Question) -> Result<Value, Problem> {
+fn explain(admin: &Admin, mut question: Question) -> Result<Value, Problem> {
     let current = admin.in_force.load();
     if current.generation == 0 {
         return Err(Problem::unavailable("there is no snapshot in force yet"));
     }
-    let facts =
-        Facts::of(question.listener, &question.host, &question.path, &question.method, &question.headers);
     let asked = json!({
         "listener": question.listener.as_str(),
         "method": question.method.as_str(),
         "host": question.host,
         "path": question.path,
+        "subject": question.subject,
     });
     let revision = current.applied.as_ref().map(|applied| applied.revision);
-    match decide(&current.snapshot, &facts, &|_, _| true) {
+    let now_ms = clock::now_ms();
+    let is_healthy = |service: usize, version| current.upstreams[service].has_healthy(version, now_ms);
+    // Where a subject stands is the service's to say, so it has to be known first.
+    if let (Ok(decision), Some(subject)) =
+        (decide(&current.snapshot, &question.facts(), &is_healthy), question.subject.take())
+        && let Some(traffic) = &current.upstreams[decision.service].policy.traffic
+    {
+        let written = traffic.subject.write(&subject, &mut question.headers);
+        let written = written.map_err(|why| Problem::bad_request(format!("subject: {why}")))?;
+        question.query = written.or(question.query);
+    }
+    match decide(&current.snapshot, &question.facts(), &is_healthy) {
         Ok(decision) => {
             let upstream = &current.upstreams[decision.service];
             let route = decision.route.map(|at| {
@@ -117,6 +126,7 @@ fn explain(admin: &Admin, question: &Question) -> Result<Value, Problem> {
                     "service": upstream.name,
                     "route": route,
                     "why": if route.is_some() { "the first route that matches" } else { "the service's own name" },
+                    "split": decision.split.and_then(|split| Some(split.told(upstream.policy.traffic.as_deref()?))),
                 },
                 "service": config::service(upstream),
             }))
@@ -130,5 +140,12 @@ fn explain(admin: &Admin, question: &Question) -> Result<Value, Problem> {
                 "why": "no service and no route answers to this host and path",
             },
         })),
+    }
+}
+
+impl Question {
+    fn facts(&self) -> Facts<'_> {
+        let query = self.query.as_deref();
+        Facts { query, ..Facts::of(self.listener, &self.host, &self.path, &self.method, &self.headers) }
     }
 }

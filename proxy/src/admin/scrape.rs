@@ -42,6 +42,7 @@ pub(super) fn metrics(admin: &Admin) -> Response<Full<Bytes>> {
     add_breakers(&mut out, &current);
     add_ejections(&mut out, &current);
     add_rate_limits(&mut out, &current);
+    add_breaches(&mut out, &current);
     respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", out)
 }
 
@@ -208,6 +209,27 @@ fn add_rate_limits(out: &mut String, current: &Current) {
     line(out, format_args!("# HELP {name} Requests over the rate limit.\n# TYPE {name} counter"));
     for (service, refused) in services {
         line(out, format_args!("{name}{{service=\"{service}\"}} {refused}"));
+    }
+}
+
+fn add_breaches(out: &mut String, current: &Current) {
+    let mut lines = String::new();
+    for upstream in &current.upstreams {
+        for trials in upstream.trials.versions().iter().filter(|trials| trials.moved() > 0) {
+            let (service, version, moved) = (&upstream.name, &trials.version, trials.moved());
+            line(
+                &mut lines,
+                format_args!(
+                    "gilmok_isolation_breaches_total{{service=\"{service}\",version=\"{version}\"}} {moved}"
+                ),
+            );
+        }
+    }
+    if !lines.is_empty() {
+        let name = "gilmok_isolation_breaches_total";
+        let help = "Requests of a version that the stable one took, because it had no healthy endpoint.";
+        line(out, format_args!("# HELP {name} {help}\n# TYPE {name} counter"));
+        out.push_str(&lines);
     }
 }
 

@@ -76,7 +76,7 @@ impl Proxy {
     }
 
     fn eligible(&self) -> usize {
-        self.in_force.load().upstreams[0].eligible(clock::now_ms()).endpoints().len()
+        self.in_force.load().upstreams[0].eligible(clock::now_ms()).all.endpoints().len()
     }
 
     fn fails_open(&self) -> bool {

@@ -78,12 +78,14 @@ impl Failed {
 
 /// Sends a request to an endpoint of a service; to another one if that is safe and the policy of retries allows it.
 ///
-/// The request is taken out of `unsent` when it is sent, and put back where it could be sent once more.
+/// The request is taken out of `unsent` when it is sent, and put back where it could be sent once more. All tries are at
+/// the version that was decided on, if one was.
 pub(super) async fn attempt(
     record: &mut Record,
     upstream: &Upstream,
     unsent: &mut Option<Request<Upload>>,
     deadline: &Deadline,
+    version: Option<usize>,
 ) -> Result<Answered, Fault> {
     let Some(request) = unsent else { return Err(Fault::NoEndpoint) };
     fit_protocol(request, upstream);
@@ -92,7 +94,7 @@ pub(super) async fn attempt(
     // Mostly the moment the request came: near enough for choosing, and one reading of the clock less.
     let mut began = deadline.begin();
     let mut is_first = true;
-    let mut chosen = choose(upstream, None, clock::ms_of(began))?;
+    let mut chosen = choose(upstream, version, None, clock::ms_of(began))?;
     loop {
         let except = chosen.endpoint.id;
         if let Some(request) = unsent {
@@ -111,7 +113,7 @@ pub(super) async fn attempt(
         }
         began = Instant::now();
         // Never against an open breaker.
-        chosen = match choose(upstream, Some(except), clock::ms_of(began)) {
+        chosen = match choose(upstream, version, Some(except), clock::ms_of(began)) {
             Ok(chosen) => chosen,
             Err(_refused) => return failed.end(),
         };
@@ -127,8 +129,13 @@ struct Chosen {
     others: bool,
 }
 
-/// Chooses an endpoint whose breaker lets the call through.
-fn choose(upstream: &Upstream, except: Option<u64>, now_ms: u64) -> Result<Chosen, Fault> {
+/// Chooses an endpoint whose breaker lets the call through; of one version, where that was decided.
+fn choose(
+    upstream: &Upstream,
+    version: Option<usize>,
+    except: Option<u64>,
+    now_ms: u64,
+) -> Result<Chosen, Fault> {
     upstream.shared.called_at_ms.store(now_ms, Relaxed);
     let choice = Choice {
         balancer: upstream.policy.load_balancer,
@@ -137,7 +144,8 @@ fn choose(upstream: &Upstream, except: Option<u64>, now_ms: u64) -> Result<Chose
         except,
         now_ms,
     };
-    let eligible = upstream.eligible(now_ms);
+    let candidates = upstream.eligible(now_ms);
+    let eligible = candidates.of(version);
     let picked = eligible.pick(&choice).ok_or(Fault::NoEndpoint)?;
     let others = eligible.endpoints().len() > 1;
     let chosen =

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use gilmok_config::failure::FailureSet;
+use gilmok_config::failure::{Failure, FailureSet};
 use gilmok_config::fallback::{Action, Fallback, Prepared};
 use gilmok_config::name::ServiceName;
 use gilmok_config::rate_limit::By;
@@ -17,6 +17,7 @@ use super::attempt::{Answered, attempt};
 use super::fault::Fault;
 use super::record::Record;
 use super::respond::Outcome;
+use super::split;
 use super::trying::has_answer;
 use crate::clock;
 use crate::last_good::{Asked, Kept, Question};
@@ -50,7 +51,7 @@ impl Reason {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Answer(_) => "answer",
-            Self::Fault(fault) => fault.failure().map_or("", gilmok_config::failure::Failure::as_str),
+            Self::Fault(fault) => fault.failure().map_or("", Failure::as_str),
         }
     }
 
@@ -65,6 +66,14 @@ impl Reason {
                 let told = fault.told();
                 format!("gilmok; error={}; details=\"{} fallback={kind}\"", told.error, told.details)
             }
+        }
+    }
+
+    /// Whether the version that was asked brought nothing: not so where the proxy or the caller is full or bad.
+    pub(super) fn is_versions_fault(self) -> bool {
+        match self {
+            Self::Answer(_) => true,
+            Self::Fault(fault) => fault.failure().is_some_and(|failure| failure != Failure::Overflow),
         }
     }
 
@@ -85,7 +94,7 @@ impl Reason {
 pub(super) async fn ask(record: &mut Record, view: &View, call: &mut Call, asked: u32) -> Outcome {
     let upstream = call.place.of(view);
     let answered = match record.admit(upstream) {
-        Ok(()) => attempt(record, upstream, &mut call.unsent, &call.deadline).await,
+        Ok(()) => attempt(record, upstream, &mut call.unsent, &call.deadline, call.version).await,
         Err(fault) => Err(fault),
     };
     let reason = match &answered {
@@ -184,7 +193,9 @@ fn other<'c>(
         let at = view.snapshot.service_index(name.as_str()).filter(|_| asked < SERVICES_MAX)?;
         let request = call.unsent.take()?;
         let upstream = &view.upstreams[at];
+        let split = split::again(record, upstream, &request);
         let mut call = Call {
+            version: split.map(|split| split.version),
             place: super::record::Place::Service(at),
             unsent: Some(request),
             deadline: call.deadline.anew(upstream.policy.request_timeout),
@@ -202,7 +213,12 @@ fn other<'c>(
 }
 
 /// What is remembered of a request whose service may give last good answers.
-pub(super) fn question(record: &Record, upstream: &Upstream, request: &Request<Upload>) -> Option<Question> {
+pub(super) fn question(
+    record: &Record,
+    upstream: &Upstream,
+    request: &Request<Upload>,
+    version: Option<usize>,
+) -> Option<Question> {
     let policy = upstream.policy.fallback.iter().find_map(|link| match &link.action {
         Action::LastGood(policy) => Some(policy),
         Action::Respond(_) | Action::Service(_) => None,
@@ -224,7 +240,8 @@ pub(super) fn question(record: &Record, upstream: &Upstream, request: &Request<U
     let personal = subject.as_deref();
     let asked = Asked {
         service: &upstream.name,
-        version: None,
+        // Nobody sees another version, were it the only one that answered lately.
+        version: version.and_then(|at| upstream.policy.traffic.as_ref()?.versions().get(at)),
         shard: None,
         host,
         path_and_query: uri.path_and_query().map_or("/", |path| path.as_str()),

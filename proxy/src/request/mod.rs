@@ -12,6 +12,8 @@ mod fault;
 
 mod deadline;
 
+mod split;
+
 mod trying;
 
 mod retry;
@@ -35,7 +37,7 @@ use std::future::ready;
 use std::pin::Pin;
 use std::rc::Rc;
 
-use gilmok_config::decide::{Facts, Listener, Refusal, decide};
+use gilmok_config::decide::{Decision, Listener, Refusal, Split, decide};
 use gilmok_config::route::has_prefix;
 use http::header::{HOST, HeaderValue};
 use http::uri::PathAndQuery;
@@ -57,6 +59,7 @@ use fault::Fault;
 use head::Seen;
 use record::{Place, Record};
 use respond::Outcome;
+use split::Visitor;
 
 /// A request's answer on its way.
 pub(crate) type Answering = Pin<Box<dyn Future<Output = Result<Response<Answer>, Infallible>>>>;
@@ -98,6 +101,8 @@ enum Way {
 #[derive(Debug)]
 struct Call {
     place: Place,
+    /// The version that was decided on, a place in the traffic's versions.
+    version: Option<usize>,
     method: Method,
     unsent: Option<Request<Upload>>,
     upgrade: Option<OnUpgrade>,
@@ -119,17 +124,22 @@ fn route(
     if request.method() == Method::CONNECT {
         return Ok(Way::Outside(request, seen));
     }
-    let Some(destination) = destination(caller, view, &request)? else {
+    let visitor = Visitor::of(worker, caller, view, &request);
+    let Some(destination) = destination(worker, caller, view, record, &request, &visitor)? else {
         // Whoever may call what the mesh does not know is passed on as it is.
         return Ok(Way::Outside(request, seen));
     };
-    let Destination { place, strip_prefix, timeout } = destination;
+    let Destination { place, split, strip_prefix, timeout } = destination;
     record.placed(place);
+    let version = split.map(|split| record.split(split, visitor));
     let upgrade = seen.upgrade.then(|| hyper::upgrade::on(&mut request));
     let upstream = place.of(view);
     let host = named_host(&request);
     let (mut head, body) = request.into_parts();
     headers::prepare_request(&mut head.headers, &seen, caller.downstream(), host.clone());
+    if let Some(visitor) = record.new_visitor() {
+        visitor.tell_endpoint(&mut head.headers);
+    }
     record.identified(&head.headers, host.as_ref());
     if let Some(limiter) = &upstream.limiter {
         let asking = Asking {
@@ -148,40 +158,46 @@ fn route(
     let deadline = Deadline::new(record.started(), timeout, patience, progress);
     let method = head.method.clone();
     let request = Request::from_parts(head, upload);
-    let question = fallback::question(record, upstream, &request);
-    Ok(Way::Endpoint(Call { place, method, unsent: Some(request), upgrade, deadline, question }))
+    let question = fallback::question(record, upstream, &request, version);
+    Ok(Way::Endpoint(Call { place, version, method, unsent: Some(request), upgrade, deadline, question }))
 }
 
 /// Where a request goes.
 struct Destination {
     place: Place,
+    split: Option<Split>,
     strip_prefix: Option<String>,
     timeout: std::time::Duration,
 }
 
 /// Decides where a request goes; `None` is a host that the mesh does not know and that is passed on.
 fn destination(
+    worker: &Worker,
     caller: &Caller,
     view: &View,
+    record: &Record,
     request: &Request<Incoming>,
+    visitor: &Visitor,
 ) -> Result<Option<Destination>, Fault> {
     let host = head::authority(request, caller.listener)?;
     if let (Listener::Inbound, Some(app)) = (caller.listener, caller.app) {
         let place = Place::App(app);
         let timeout = place.of(view).policy.request_timeout;
-        return Ok(Some(Destination { place, strip_prefix: None, timeout }));
+        return Ok(Some(Destination { place, split: None, strip_prefix: None, timeout }));
     }
     let host = host.unwrap_or(Cow::Borrowed(""));
-    let facts = Facts::of(caller.listener, &host, request.uri().path(), request.method(), request.headers());
-    match decide(&view.snapshot, &facts, &|_, _| true) {
-        Ok(decision) => {
-            let place = Place::Service(decision.service);
-            let route = decision.route.map(|at| &view.snapshot.routes()[at]);
+    let facts = split::facts(worker, caller, view, request, visitor, &host);
+    let now_ms = clock::ms_of(record.started());
+    let is_healthy = |service: usize, version| view.upstreams[service].has_healthy(version, now_ms);
+    match decide(&view.snapshot, &facts, &is_healthy) {
+        Ok(Decision { service, route, split }) => {
+            let place = Place::Service(service);
+            let route = route.map(|at| &view.snapshot.routes()[at]);
             let timeout = route
                 .and_then(|route| route.request_timeout)
                 .unwrap_or_else(|| place.of(view).policy.request_timeout);
             let strip_prefix = route.and_then(|route| route.strip_prefix.clone());
-            Ok(Some(Destination { place, strip_prefix, timeout }))
+            Ok(Some(Destination { place, split, strip_prefix, timeout }))
         }
         Err(Refusal::NoDestination) => Ok(None),
     }

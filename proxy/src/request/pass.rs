@@ -55,7 +55,7 @@ pub(super) async fn pass(
     let deadline =
         Deadline::new(record.started(), policy.request_timeout, seen.patience.of_untrusted(), progress);
     let mut unsent = Some(Request::from_parts(head, upload));
-    let answered = attempt::attempt(record, &upstream, &mut unsent, &deadline).await?;
+    let answered = attempt::attempt(record, &upstream, &mut unsent, &deadline, None).await?;
     let (upload_ended, idle) = (deadline.upload_ended(), policy.idle_timeout);
     Ok(Outcome::Relay { answered, upload_ended, idle, upgrade: None, recorder: None })
 }

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use gilmok_config::decide::Listener;
+use gilmok_config::decide::{Listener, Split, Why};
 use http::header::{HeaderMap, HeaderValue};
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
@@ -14,6 +14,7 @@ use super::fallback::Reason;
 use super::fault::Fault;
 use super::head::Seen;
 use super::headers::X_REQUEST_ID;
+use super::split::Visitor;
 use crate::access_log::Entry;
 use crate::caller::Caller;
 use crate::clock;
@@ -21,7 +22,9 @@ use crate::last_good::{Answered, Question, Recorder};
 use crate::metrics::{Code, Kind, TargetSeries};
 use crate::upstream::endpoint::EndpointState;
 use crate::upstream::service::Upstream;
+use crate::upstream::trials::Trial;
 use crate::upstream::upload::Progress;
+use crate::visitor::NewVisitor;
 use crate::worker::{View, Worker};
 
 /// Where a request was sent: a service of the mesh, or an app beside this proxy.
@@ -49,6 +52,12 @@ pub(crate) struct Record {
     grpc: bool,
     explain: bool,
     upload: Option<Rc<Progress>>,
+    /// Which version was decided on, and why.
+    split: Option<Split>,
+    /// Whether what becomes of it counts for its version.
+    trial: Option<Trial>,
+    /// The cookie that the caller is to get.
+    visitor: Option<Box<NewVisitor>>,
     /// What only the access log wants to know; kept only when there is one.
     log: Option<Box<Entry>>,
 }
@@ -86,12 +95,36 @@ impl Record {
             grpc: false,
             explain: false,
             upload: None,
+            split: None,
+            trial: None,
+            visitor: None,
             log,
         })
     }
 
     pub(crate) fn started(&self) -> Instant {
         self.started
+    }
+
+    pub(super) fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// A version was decided on: the place in the traffic's versions.
+    pub(super) fn split(&mut self, split: Split, visitor: Visitor) -> usize {
+        if let Some(upstream) = self.upstream() {
+            self.trial = upstream.trials.begin(&split, clock::ms_of(self.started));
+        }
+        if let (Why::NewVisitor(_), Visitor::New(new)) = (split.why, visitor) {
+            self.visitor = Some(new);
+        }
+        self.split = Some(split);
+        split.version
+    }
+
+    /// The visitor who comes for the first time, if it is one.
+    pub(super) fn new_visitor(&self) -> Option<&NewVisitor> {
+        self.visitor.as_deref()
     }
 
     /// The service or app that the request is for, once that is decided.
@@ -116,13 +149,20 @@ impl Record {
             return None;
         }
         let service = self.upstream().map_or("", |upstream| upstream.name.as_str());
-        Some(match &self.endpoint {
+        let mut decision = match &self.endpoint {
             None => format!("service={service}"),
             Some(state) => {
                 let (version, shard) = (&state.endpoint.version, &state.endpoint.shard);
                 format!("service={service} version={version} shard={shard} endpoint={}", state.peer)
             }
-        })
+        };
+        if let Some(split) = &self.split {
+            decision.push_str(&format!(" split={}", split.why));
+            if split.moved_from.is_some() {
+                decision.push_str(" moved=unhealthy");
+            }
+        }
+        Some(decision)
     }
 
     /// Decided where it goes.
@@ -154,6 +194,7 @@ impl Record {
     pub(crate) fn try_at(&mut self, endpoint: &Arc<EndpointState>) {
         self.leave_endpoint();
         endpoint.in_flight.fetch_add(1, Relaxed);
+        endpoint.series.begin(self.worker.index);
         self.endpoint = Some(Arc::clone(endpoint));
         if let Some(entry) = &mut self.log {
             entry.attempts += 1;
@@ -162,6 +203,7 @@ impl Record {
 
     /// An endpoint answered with this status.
     pub(crate) fn answered(&mut self, status: http::StatusCode) {
+        self.tried(status.is_server_error());
         // Another service's answer is no success of this one.
         if self.code != Code::Fallback {
             self.code = Code::Hundred(u8::try_from(status.as_u16() / 100).unwrap_or(5));
@@ -175,6 +217,9 @@ impl Record {
     pub(super) fn fell_back(&mut self, kind: Kind, reason: Reason) {
         self.code = Code::Fallback;
         self.fallback = Some((kind, reason));
+        if reason.is_versions_fault() {
+            self.tried(true);
+        }
         if let Some(upstream) = self.upstream() {
             upstream.unplaced.fallback(self.worker.index, kind, reason.as_str());
         }
@@ -200,6 +245,21 @@ impl Record {
             length: response.body().size_hint().exact(),
         };
         self.worker.shared.last_good.record(question, &answered, clock::now_ms())
+    }
+
+    /// The proxy answers for this reason.
+    pub(super) fn refused(&mut self, fault: Fault) {
+        if Reason::Fault(fault).is_versions_fault() {
+            self.tried(true);
+        }
+    }
+
+    /// What became of the version's trial; the first word counts.
+    fn tried(&mut self, failed: bool) {
+        let took = self.started.elapsed();
+        if let Some(trial) = &mut self.trial {
+            trial.came_to(failed, took);
+        }
     }
 
     /// The proxy answers, or says something of the answer.
@@ -264,6 +324,7 @@ impl Record {
     fn leave_endpoint(&mut self) {
         if let Some(endpoint) = self.endpoint.take() {
             endpoint.in_flight.fetch_sub(1, Relaxed);
+            endpoint.series.end(self.worker.index);
         }
     }
 
@@ -285,6 +346,9 @@ impl Drop for Record {
         if let (Some(mut entry), Some(access_log)) = (self.log.take(), &self.worker.shared.access_log) {
             self.complete(&mut entry, took);
             access_log.record(entry);
+        }
+        if let Some(trial) = self.trial.take() {
+            trial.end(took);
         }
         self.leave_service();
         self.leave_endpoint();

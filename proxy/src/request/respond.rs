@@ -120,6 +120,9 @@ fn relay(
     head.version = Version::HTTP_11;
     record.answered(head.status);
     tell_fallback(&mut head.headers, head.status, &mut record);
+    if let Some(visitor) = record.new_visitor() {
+        visitor.tell_caller(&mut head.headers);
+    }
     explain(&mut head.headers, &record);
     Response::from_parts(head, Answer::relay(body, answered.lease, record, idle, recorder))
 }
@@ -142,6 +145,7 @@ fn switch(mut answered: Answered, upgrade: OnUpgrade, mut record: Box<Record>) -
 
 /// An answer of our own: RFC 9209 says why, and no cache keeps it. gRPC callers get it in gRPC's words.
 fn own(fault: Fault, terms: &Terms, mut record: Box<Record>) -> Response<Answer> {
+    record.refused(fault);
     let told = fault.told();
     let mut headers = HeaderMap::with_capacity(8);
     let status_line = format!("gilmok; error={}; details=\"{}\"", told.error, told.details);

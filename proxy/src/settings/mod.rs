@@ -32,6 +32,8 @@ pub use limits::Limits;
 pub use network::Network;
 pub use server::Server;
 
+use crate::visitor::VisitorKeys;
+
 const OUTBOUND_DEFAULT: &str = "127.0.0.1:15001";
 const ADMIN_DEFAULT: &str = "127.0.0.1:15000";
 /// Most control planes of one proxy.
@@ -50,6 +52,8 @@ pub struct Settings {
     pub apps: Vec<App>,
     pub listen: Listen,
     pub outbound: Outbound,
+    /// What signs the cookies of an edge listener's visitors; from `[edge] uid_key_file`.
+    pub(crate) visitor_keys: Option<VisitorKeys>,
     pub source: Source,
     pub registration: Registration,
     /// Where it is written, as JSON, at what addresses this process listens: for those who asked for port 0.
@@ -202,6 +206,7 @@ impl Settings {
         let (node, zone, log) = (take("node"), take("zone"), take("log"));
         let port_file = take("port_file");
         let (apps, listen, outbound) = (take("apps"), take("listen"), take("outbound"));
+        let edge = take("edge");
         let (source, registration, state) = (take("source"), take("registration"), take("state"));
         let (workers, drain) = (take("workers"), take("drain"));
         let (limits, access_log) = (take("limits"), take("access_log"));
@@ -220,6 +225,7 @@ impl Settings {
             apps,
             listen: Listen::read(listen.as_ref()),
             outbound: outbound.map(|v| Outbound::read(&v)).unwrap_or_default(),
+            visitor_keys: edge.and_then(|v| read_visitor_keys(&v, base)),
             source: source.clone().unwrap_or_else(|| Source::MeshFile(PathBuf::new())),
             registration,
             port_file: port_file.and_then(|v| read_path(&v, base)),
@@ -278,6 +284,23 @@ impl Outbound {
             table.optional("unknown_hosts").and_then(|v| v.choice(&words)).unwrap_or_default();
         table.finish();
         Self { unknown_hosts }
+    }
+}
+
+/// The keys in the file that `[edge]` names, whose contents are never told.
+fn read_visitor_keys(value: &Value<'_>, base: &Path) -> Option<VisitorKeys> {
+    let mut table = value.table()?;
+    let file = table.optional("uid_key_file");
+    table.finish();
+    let file = file?;
+    let path = read_path(&file, base)?;
+    let read = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()));
+    match read.and_then(|text| VisitorKeys::parse(&text).map_err(str::to_owned)) {
+        Ok(keys) => Some(keys),
+        Err(why) => {
+            file.fault("no file with keys", why);
+            None
+        }
     }
 }
 

@@ -34,7 +34,7 @@ const fn row(path: &'static str, flag: &'static str, form: Form, help: &'static 
     Overridable { path, flag, form, help }
 }
 
-pub(super) const OVERRIDABLE: [Overridable; 36] = [
+pub(super) const OVERRIDABLE: [Overridable; 37] = [
     row("node", "node", Form::Text, "Name of this proxy, stable over restarts"),
     row("zone", "zone", Form::Text, "Zone of this proxy, for zone preference"),
     row("log", "log", Form::Text, "error, warn, info, debug or trace"),
@@ -45,6 +45,12 @@ pub(super) const OVERRIDABLE: [Overridable; 36] = [
     row("listen.metrics", "listen-metrics", Form::Text, "Address for /metrics, /livez and /readyz only"),
     row("listen.trusted", "listen-trusted", Form::List, "Address ranges whose headers are believed"),
     row("outbound.unknown_hosts", "outbound-unknown-hosts", Form::Text, "reject or pass"),
+    row(
+        "edge.uid_key_file",
+        "edge-uid-key-file",
+        Form::Path,
+        "File with the keys that sign visitors' cookies",
+    ),
     row("source.mesh_file", "source-mesh-file", Form::Path, "The mesh document as a file"),
     row(
         "source.control_plane",

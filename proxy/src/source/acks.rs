@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use gilmok_config::wire::{ACK_MS, Ack, ProxyState, WIRE_LEVEL};
+use gilmok_config::wire::{ACK_MS, Ack, COUNTED_SERVICES_MAX, ProxyState, ServiceCounts, WIRE_LEVEL};
 use http::Method;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -59,7 +59,7 @@ impl Reporter {
         let mut tellers = JoinSet::new();
         for server in &self.servers {
             let client = Client::new(server.clone(), self.token_file.clone(), TokenHeader::Bearer);
-            tellers.spawn(tell(client, news.subscribe()));
+            tellers.spawn(tell(client, news.subscribe(), Arc::clone(&self.in_force)));
         }
         let mut generations = self.in_force.generations();
         let mut refusals = self.status.refusals();
@@ -94,10 +94,11 @@ impl Reporter {
 }
 
 /// Tells one control plane on every change and each [`EVERY`].
-async fn tell(mut client: Client, mut news: watch::Receiver<Ack>) {
+async fn tell(mut client: Client, mut news: watch::Receiver<Ack>, in_force: Arc<InForce>) {
     let mut pause = EVERY;
     loop {
-        let ack = news.borrow_and_update().clone();
+        let mut ack = news.borrow_and_update().clone();
+        ack.counts = counts(&in_force);
         match send(&mut client, &ack).await {
             Ok(()) => {
                 if pause > EVERY {
@@ -116,6 +117,13 @@ async fn tell(mut client: Client, mut news: watch::Receiver<Ack>) {
             }
         }
     }
+}
+
+/// What was counted of the services whose traffic names versions.
+fn counts(in_force: &InForce) -> Vec<ServiceCounts> {
+    let current = in_force.load();
+    let counted = current.upstreams.iter().filter_map(|upstream| upstream.counts());
+    counted.take(COUNTED_SERVICES_MAX).collect()
 }
 
 async fn send(client: &mut Client, ack: &Ack) -> Result<(), HttpError> {

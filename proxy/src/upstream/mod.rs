@@ -10,6 +10,8 @@ pub(crate) mod balance;
 
 pub(crate) mod breakers;
 
+pub(crate) mod trials;
+
 pub(crate) mod unanswered;
 
 pub(crate) mod connect;

@@ -12,12 +12,14 @@ use gilmok_config::failure::{Failure, FailureSet};
 use gilmok_config::fallback::Action;
 use gilmok_config::name::{Name, ServiceName};
 use gilmok_config::service::ServicePolicy;
+use gilmok_config::wire::{ServiceCounts, VersionCounts};
 use http::HeaderValue;
 
-use super::balance::Eligible;
+use super::balance::{Candidates, Eligible};
 use super::breakers::Breakers;
 use super::ejection::{Deciding, Ejection, Ejections};
 use super::endpoint::{EndpointState, Health, Peer};
+use super::trials::Trials;
 use crate::breaker::Verdict;
 use crate::clock;
 use crate::metrics::TargetSeries;
@@ -38,12 +40,14 @@ pub(crate) struct Upstream {
     pub(crate) shared: Arc<Shared>,
     pub(crate) breakers: Option<Breakers>,
     pub(crate) limiter: Option<Arc<Limiter>>,
+    /// What its versions come to while they share.
+    pub(crate) trials: Trials,
     /// What may make a request be sent once more, here or to another service.
     pub(crate) repeats: FailureSet,
     /// What counts against an endpoint and its breaker.
     failures: FailureSet,
     /// Who may be chosen. Replaced when health changes; a swap, because picking must not wait.
-    eligible: ArcSwap<Eligible>,
+    eligible: ArcSwap<Candidates>,
     /// When it has to be worked out again at the latest: an ejected endpoint comes back. `u64::MAX` is never.
     next_return_ms: AtomicU64,
     /// What of [`Ejections::changes`] it knows of: requests on another snapshot of this service decide as well.
@@ -133,6 +137,10 @@ impl Upstream {
             shared,
             breakers,
             limiter: limiter(policy, before),
+            trials: Trials::of(
+                policy.traffic.as_deref(),
+                before.map(|before| (&before.trials, before.policy.traffic.as_deref())),
+            ),
             repeats: repeats(policy),
             failures: failures(policy),
             eligible: ArcSwap::default(),
@@ -151,7 +159,10 @@ impl Upstream {
         Self {
             name: OUTSIDE.clone(),
             policy: Arc::new(policy),
-            eligible: ArcSwap::from_pointee(Eligible::of(&endpoints, &Name::default(), true)),
+            eligible: ArcSwap::from_pointee(Candidates {
+                all: Eligible::of(&endpoints, &Name::default(), true),
+                versions: Vec::new(),
+            }),
             endpoints,
             unplaced: Arc::clone(&endpoint.series),
             targets: Vec::new(),
@@ -159,6 +170,7 @@ impl Upstream {
             shared: Arc::default(),
             breakers: None,
             limiter: None,
+            trials: Trials::default(),
             repeats: FailureSet::default(),
             failures: FailureSet::default(),
             next_return_ms: AtomicU64::new(u64::MAX),
@@ -173,12 +185,46 @@ impl Upstream {
     }
 
     /// Who may be chosen now.
-    pub(crate) fn eligible(&self, now_ms: u64) -> arc_swap::Guard<Arc<Eligible>> {
+    pub(crate) fn eligible(&self, now_ms: u64) -> arc_swap::Guard<Arc<Candidates>> {
         let is_due = now_ms >= self.next_return_ms.load(Relaxed);
         if is_due || self.seen_changes.load(Relaxed) != self.shared.ejections.changes() {
             self.refresh(now_ms);
         }
         self.eligible.load()
+    }
+
+    /// Whether a version, by its place in the traffic's versions, has an endpoint that membership and health checks call
+    /// healthy. What calls to it come to is another matter: a breaker moves nobody.
+    pub(crate) fn has_healthy(&self, version: usize, now_ms: u64) -> bool {
+        !self.eligible(now_ms).of(Some(version)).endpoints().is_empty()
+    }
+
+    /// What was counted of its versions, where its traffic names them.
+    pub(crate) fn counts(&self) -> Option<ServiceCounts> {
+        let versions = self.trials.versions();
+        if versions.is_empty() {
+            return None;
+        }
+        let counted = versions.iter().map(|trials| {
+            let (version, counts) = (&trials.version, trials.counts());
+            let mut told = VersionCounts {
+                version: version.clone(),
+                trials: counts.trials,
+                failures: counts.failures,
+                latency: counts.latency,
+                moved: counts.moved,
+                ..VersionCounts::default()
+            };
+            for target in self.targets.iter().filter(|target| target.version == *version) {
+                let sums = target.sums();
+                told.in_flight += sums.in_flight;
+                told.requests += sums.requests;
+                told.attempts += sums.attempts;
+                told.unreachable += sums.unreachable;
+            }
+            told
+        });
+        Some(ServiceCounts { service: self.name.clone(), versions: counted.collect() })
     }
 
     /// Works out anew who may be chosen. Called when the health of an endpoint changed.
@@ -242,7 +288,13 @@ impl Upstream {
         self.next_return_ms.store(next.unwrap_or(u64::MAX), Relaxed);
         self.seen_changes.store(self.shared.ejections.changes(), Relaxed);
         let fail_open = self.shared.fail_open.load(Relaxed);
-        self.eligible.store(Arc::new(Eligible::of(&self.endpoints, &self.zone, fail_open)));
+        let (all, zone) = (&self.endpoints, &self.zone);
+        let versions = self.policy.traffic.iter().flat_map(|traffic| traffic.versions());
+        let candidates = Candidates {
+            all: Eligible::of(all, zone, fail_open),
+            versions: versions.map(|version| Eligible::of_version(all, version, zone, fail_open)).collect(),
+        };
+        self.eligible.store(Arc::new(candidates));
     }
 }
 

@@ -52,8 +52,9 @@ fn ejected(upstream: &Upstream) -> Vec<usize> {
 
 fn eligible(upstream: &Upstream, now_ms: u64) -> Vec<usize> {
     let eligible = upstream.eligible(now_ms);
-    let is_there =
-        |at: &usize| eligible.endpoints().iter().any(|state| Arc::ptr_eq(state, &upstream.endpoints[*at]));
+    let is_there = |at: &usize| {
+        eligible.all.endpoints().iter().any(|state| Arc::ptr_eq(state, &upstream.endpoints[*at]))
+    };
     (0..upstream.endpoints.len()).filter(is_there).collect()
 }
 
@@ -66,7 +67,7 @@ fn pick(upstream: &Upstream, now_ms: u64) -> Option<String> {
         except: None,
         now_ms,
     };
-    upstream.eligible(now_ms).pick(&choice).map(|state| state.peer.to_string())
+    upstream.eligible(now_ms).all.pick(&choice).map(|state| state.peer.to_string())
 }
 
 #[test]
@@ -216,7 +217,7 @@ fn check(upstream: &Upstream, now_ms: u64) {
     let out = || candidates.iter().filter(|state| state.ejection.is_ejected()).count();
     let most = most(&policy, candidates.len());
     assert!(out() <= most, "{} of {} are left out, {most} may be", out(), candidates.len());
-    let eligible = upstream.eligible(now_ms).endpoints().len();
+    let eligible = upstream.eligible(now_ms).all.endpoints().len();
     assert_eq!(eligible, candidates.len() - out());
     if policy.max_ejected.get() < 1_000_000 {
         assert_eq!(pick(upstream, now_ms).is_some(), !candidates.is_empty());

@@ -1,0 +1,106 @@
+//! What deciding on a version has to know of a request: who is asking, from where, and who comes for the first time.
+
+use gilmok_config::assignment::PLACES;
+use gilmok_config::decide::{Facts, Listener, Split, split};
+use gilmok_config::subject::Uid;
+use http::{HeaderMap, Request};
+use hyper::body::Incoming;
+
+use super::record::Record;
+use crate::caller::Caller;
+use crate::client::named_client;
+use crate::clock;
+use crate::upstream::service::Upstream;
+use crate::upstream::upload::Upload;
+use crate::visitor::{NewVisitor, VisitorKeys};
+use crate::worker::{View, Worker};
+
+/// What an edge listener knows of the browser that calls.
+#[derive(Debug, Default)]
+pub(super) enum Visitor {
+    /// Nothing depends on it here, or whoever set its cookie is believed.
+    #[default]
+    Unasked,
+    /// Its cookie's signature is right.
+    Known(String),
+    /// It has no cookie, or a forged one. The cookie it would be given.
+    New(Box<NewVisitor>),
+}
+
+impl Visitor {
+    pub(super) fn of(worker: &Worker, caller: &Caller, view: &View, request: &Request<Incoming>) -> Self {
+        if caller.listener != Listener::Edge || !view.snapshot.wants_uid() {
+            return Self::Unasked;
+        }
+        let keys = worker.shared.visitor_keys.load();
+        let Some(keys) = keys.as_deref() else { return Self::Unasked };
+        match keys.known(request.headers()) {
+            Some(id) => Self::Known(id.to_owned()),
+            None => VisitorKeys::greet(keys).map_or(Self::Unasked, |new| Self::New(Box::new(new))),
+        }
+    }
+
+    fn uid(&self) -> Uid<'_> {
+        match self {
+            Self::Unasked => Uid::AsSent,
+            Self::Known(id) => Uid::Checked(id),
+            Self::New(_) => Uid::Absent,
+        }
+    }
+
+    fn new_uid(&self) -> Option<&str> {
+        match self {
+            Self::New(new) => Some(&new.id),
+            Self::Unasked | Self::Known(_) => None,
+        }
+    }
+}
+
+/// What is known of a request before its body is read.
+pub(super) fn facts<'r>(
+    worker: &Worker,
+    caller: &Caller,
+    view: &View,
+    request: &'r Request<Incoming>,
+    visitor: &'r Visitor,
+    host: &'r str,
+) -> Facts<'r> {
+    let (uri, headers) = (request.uri(), request.headers());
+    let client = view.snapshot.wants_client().then(|| client(worker, caller, headers)).flatten();
+    Facts {
+        query: uri.query(),
+        client,
+        uid: visitor.uid(),
+        new_uid: visitor.new_uid(),
+        dice: fastrand::u32(..PLACES),
+        ..Facts::of(caller.listener, host, uri.path(), request.method(), headers)
+    }
+}
+
+/// The version of another service that a request is sent on to.
+pub(super) fn again(record: &Record, upstream: &Upstream, request: &Request<Upload>) -> Option<Split> {
+    let traffic = upstream.policy.traffic.as_deref()?;
+    let caller = record.caller();
+    let (uri, headers) = (request.uri(), request.headers());
+    // The visitor's cookie is on its way with the request by now.
+    let facts = Facts {
+        query: uri.query(),
+        client: client(&record.worker, caller, headers),
+        dice: fastrand::u32(..PLACES),
+        ..Facts::of(caller.listener, "", uri.path(), request.method(), headers)
+    };
+    let now_ms = clock::ms_of(record.started());
+    Some(split(traffic, &facts, &|version| upstream.has_healthy(version, now_ms)))
+}
+
+/// The address for which a request is made, where that is certain: a peer outside, or what those who are trusted say.
+fn client(worker: &Worker, caller: &Caller, headers: &HeaderMap) -> Option<std::net::IpAddr> {
+    let peer = caller.peer.ip().to_canonical();
+    if caller.listener == Listener::Edge {
+        return Some(peer);
+    }
+    if !caller.trusted {
+        return None;
+    }
+    Some(named_client(peer, &worker.shared.trusted, headers)).filter(|client| *client != peer)
+}
