@@ -2,14 +2,16 @@
 //!
 //! The proxy routes by it, the control plane explains by it and the CLI plans by it.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use http::{HeaderMap, Method};
 
 use crate::assignment::place_of;
+use crate::baggage::KeyedSubject;
 use crate::name::Name;
 use crate::snapshot::Snapshot;
-use crate::subject::{Asker, Uid};
+use crate::subject::{Asker, Baggage, Decisive, Uid};
 use crate::traffic::{Traffic, WhenNoSubject, WhenUnhealthy};
 
 /// What is known of a request before its body is read.
@@ -29,6 +31,7 @@ pub struct Facts<'r> {
     pub uid: Uid<'r>,
     /// The id that an edge listener would give a visitor who has none.
     pub new_uid: Option<&'r str>,
+    pub baggage: Baggage<'r>,
     /// A number by chance, from 0 up to [`crate::assignment::PLACES`].
     pub dice: u32,
 }
@@ -69,6 +72,8 @@ pub struct Split {
     pub moved_from: Option<usize>,
     /// The hash of the subject that decided: tells subjects apart.
     pub subject: Option<u32>,
+    /// What later hops are told of the subject, where its keyed hash decided.
+    pub passed_on: Option<KeyedSubject>,
 }
 
 /// Why a request goes to a version.
@@ -141,44 +146,49 @@ fn destination(snapshot: &Snapshot, facts: &Facts<'_>) -> Result<(usize, Option<
 /// Decides which version a request goes to. Same subject, same traffic: same version, in every process.
 #[must_use]
 pub fn split(traffic: &Traffic, facts: &Facts<'_>, is_healthy: &dyn Fn(usize) -> bool) -> Split {
-    let (version, why, subject) = assigned(traffic, facts);
+    let assigned = assigned(traffic, facts);
     let stable = traffic.stable();
-    let moves = version != stable
+    let moves = assigned.version != stable
         && traffic.when_unhealthy == WhenUnhealthy::Stable
-        && !is_healthy(version)
+        && !is_healthy(assigned.version)
         && is_healthy(stable);
     if moves {
-        return Split { version: stable, why, moved_from: Some(version), subject };
+        return Split { version: stable, moved_from: Some(assigned.version), ..assigned };
     }
-    Split { version, why, moved_from: None, subject }
+    assigned
 }
 
-fn assigned(traffic: &Traffic, facts: &Facts<'_>) -> (usize, Why, Option<u32>) {
-    if !traffic.is_split() && traffic.pins.is_empty() {
-        return (traffic.owner(0), Why::Whole, None);
+/// Which version it is while all are well.
+fn assigned(traffic: &Traffic, facts: &Facts<'_>) -> Split {
+    let to = |version, why| Split { version, why, moved_from: None, subject: None, passed_on: None };
+    let whole = to(traffic.owner(0), Why::Whole);
+    if !traffic.is_split() && traffic.pins.is_empty() && !traffic.subject.want_baggage() {
+        return whole;
     }
     let asker = facts.asker();
-    let subject = traffic.subject.find(&asker);
-    let pinned = traffic.pins.iter().position(|pin| pin.matches(&asker, subject.as_deref()));
-    if let Some(at) = pinned {
-        return (traffic.pins[at].at, Why::Pin(at), None);
+    let subject = traffic.subject.decisive(&asker);
+    let passed_on = subject.as_ref().and_then(Decisive::passed_on);
+    if let Some(at) = traffic.pins.iter().position(|pin| pin.matches(&asker, subject.as_ref())) {
+        return Split { passed_on, ..to(traffic.pins[at].at, Why::Pin(at)) };
     }
     if !traffic.is_split() {
-        return (traffic.owner(0), Why::Whole, None);
+        return Split { passed_on, ..whole };
     }
-    if let Some(subject) = subject {
-        let hash = traffic.salt.hash(&subject);
+    let placed = |subject: &Decisive<'_>, why: fn(u32) -> Why| {
+        let hash = traffic.salt.hash(subject.as_bytes());
         let place = place_of(hash);
-        return (traffic.owner(place), Why::Place(place), Some(hash));
+        let split = to(traffic.owner(place), why(place));
+        Split { subject: Some(hash), passed_on: subject.passed_on(), ..split }
+    };
+    if let Some(subject) = subject {
+        return placed(&subject, Why::Place);
     }
     match (traffic.when_no_subject, facts.new_uid) {
         (WhenNoSubject::Cookie, Some(id)) if traffic.subject.want_uid() => {
-            let hash = traffic.salt.hash(id.as_bytes());
-            let place = place_of(hash);
-            (traffic.owner(place), Why::NewVisitor(place), Some(hash))
+            placed(&traffic.subject.keyed(&asker, Cow::Borrowed(id.as_bytes())), Why::NewVisitor)
         }
-        (WhenNoSubject::Random, _) => (traffic.owner(facts.dice), Why::Chance, None),
-        (WhenNoSubject::Stable | WhenNoSubject::Cookie, _) => (traffic.stable(), Why::NoSubject, None),
+        (WhenNoSubject::Random, _) => to(traffic.owner(facts.dice), Why::Chance),
+        (WhenNoSubject::Stable | WhenNoSubject::Cookie, _) => to(traffic.stable(), Why::NoSubject),
     }
 }
 
@@ -193,13 +203,15 @@ impl<'r> Facts<'r> {
         headers: &'r HeaderMap,
     ) -> Self {
         let (query, client, uid, new_uid, dice) = (None, None, Uid::AsSent, None, 0);
-        Self { listener, host, path, query, method, headers, client, uid, new_uid, dice }
+        let baggage = Baggage::default();
+        Self { listener, host, path, query, method, headers, client, uid, new_uid, baggage, dice }
     }
 
     /// The request, as far as it says who is asking.
     #[must_use]
     pub fn asker(&self) -> Asker<'r> {
-        Asker { headers: self.headers, query: self.query, client: self.client, uid: self.uid }
+        let Self { headers, query, client, uid, baggage, .. } = *self;
+        Asker { headers, query, client, uid, baggage }
     }
 }
 

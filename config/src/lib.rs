@@ -3,7 +3,7 @@
 //! Pure by rule: no IO, no clock, no task, no dice. Time, liveness and randomness are arguments.
 //! In reading order: what is wrong with a document ([`problem`]), how text becomes a tree ([`json`], [`node`]) and
 //! the tree is read ([`grammar`]), the words ([`name`], [`address`], [`mod@unit`]), the policies of a service
-//! ([`service`], [`health`]; who is asking and how often: [`subject`], [`rate_limit`]; when calls fail: [`failure`],
+//! ([`service`], [`health`]; who is asking and how often: [`subject`], [`baggage`], [`rate_limit`]; when calls fail: [`failure`],
 //! [`retry`], [`outlier`], [`breaker`], [`fallback`]; who gets which version: [`assignment`], [`traffic`]), the [`route`]s, the whole [`document`], what it means together
 //! with who is alive ([`snapshot`]), the brain ([`decide`]), and what the two planes tell each other ([`wire`]).
 
@@ -30,6 +30,8 @@ pub mod hash;
 pub mod health;
 
 pub mod failure;
+
+pub mod baggage;
 
 pub mod subject;
 

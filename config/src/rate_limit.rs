@@ -55,7 +55,13 @@ impl RateLimit {
         let inputs = table.optional("subject");
         let by = match (word, inputs) {
             (Some(Word::Subject), None) => By::Subject(Inputs::default()),
-            (Some(Word::Subject), Some(inputs)) => By::Subject(Inputs::read(&inputs).unwrap_or_default()),
+            (Some(Word::Subject), Some(inputs)) => {
+                let read = Inputs::read(&inputs).unwrap_or_default();
+                if read.want_baggage() {
+                    inputs.fault("a limit knows no `baggage`", "name where the subject itself stands");
+                }
+                By::Subject(read)
+            }
             (Some(Word::Caller), None) => By::Caller,
             (Some(Word::Service) | None, None) => By::Service,
             (_, Some(inputs)) => {

@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{URL_SAFE, URL_SAFE_NO_PAD};
 use http::header::{AUTHORIZATION, COOKIE, HeaderMap, HeaderName, HeaderValue};
 
+use crate::baggage::{KeyedSubject, SubjectKey, keyed_subject};
 use crate::grammar::Value;
 
 /// Most inputs of one subject.
@@ -21,6 +22,9 @@ pub const UID_COOKIE: &str = "gilmok_uid";
 /// One place of a request where its subject may stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
+    /// `baggage`: the keyed hash of an earlier hop's subject; see [`crate::baggage`]. Where it is listed, the hash of
+    /// what the other inputs find stands for it.
+    Baggage,
     /// `bearer:CLAIM`: a claim of the JWT in `Authorization`. It is not verified: it sorts users, it lets nobody in.
     Bearer(Box<str>),
     /// `client_ip`
@@ -41,6 +45,16 @@ pub struct Asker<'r> {
     /// The caller's address, where it is known for certain; see [`Inputs::want_client`].
     pub client: Option<IpAddr>,
     pub uid: Uid<'r>,
+    pub baggage: Baggage<'r>,
+}
+
+/// What is known of subjects that earlier hops have hashed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Baggage<'r> {
+    /// Whether the caller is believed.
+    pub trusted: bool,
+    /// The mesh's key; without one the bare subject is used.
+    pub key: Option<&'r SubjectKey>,
 }
 
 /// What is known of the visitor's cookie.
@@ -53,6 +67,42 @@ pub enum Uid<'r> {
     Checked(&'r str),
     /// There is none, or its signature is wrong.
     Absent,
+}
+
+/// A subject as it is hashed for a version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decisive<'r> {
+    Bare(Cow<'r, [u8]>),
+    /// Later hops are told of it.
+    Keyed(KeyedSubject),
+}
+
+impl Decisive<'_> {
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Bare(subject) => subject,
+            Self::Keyed(subject) => subject,
+        }
+    }
+
+    /// What later hops are told.
+    #[must_use]
+    pub fn passed_on(&self) -> Option<KeyedSubject> {
+        match self {
+            Self::Bare(_) => None,
+            Self::Keyed(subject) => Some(*subject),
+        }
+    }
+
+    /// Whether it is this one, whose name is bare.
+    #[must_use]
+    pub fn is(&self, name: &[u8], key: Option<&SubjectKey>) -> bool {
+        match self {
+            Self::Bare(subject) => **subject == *name,
+            Self::Keyed(subject) => key.is_some_and(|key| key.hash(name) == *subject),
+        }
+    }
 }
 
 /// Where a subject is looked for, in order.
@@ -71,9 +121,11 @@ impl Input {
     /// # Errors
     /// What would be right.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
-        const HINT: &str = "where a subject stands: \"header:x-user-id\", \"cookie:gilmok_uid\", \"query:user\", \"bearer:sub\" or \"client_ip\"";
-        if text == "client_ip" {
-            return Ok(Self::ClientIp);
+        const HINT: &str = "where a subject stands: \"header:x-user-id\", \"cookie:gilmok_uid\", \"query:user\", \"bearer:sub\", \"client_ip\" or \"baggage\"";
+        match text {
+            "baggage" => return Ok(Self::Baggage),
+            "client_ip" => return Ok(Self::ClientIp),
+            _ => {}
         }
         let (kind, name) = text.split_once(':').ok_or(HINT)?;
         let is_sound = !name.is_empty()
@@ -91,6 +143,8 @@ impl Input {
     /// What stands there; what is empty is absent.
     fn find<'r>(&self, asker: &Asker<'r>) -> Option<Cow<'r, [u8]>> {
         let found = match self {
+            // Found before the others are asked.
+            Self::Baggage => None,
             Self::Header(name) => asker.headers.get(name).map(|value| Cow::Borrowed(value.as_bytes())),
             Self::Cookie(name) if **name == *UID_COOKIE => match asker.uid {
                 Uid::AsSent => cookie(asker.headers, UID_COOKIE).map(|value| Cow::Borrowed(uid_of(value))),
@@ -163,6 +217,26 @@ impl Inputs {
         self.0.iter().find_map(|input| input.find(asker))
     }
 
+    /// Who decides on a version: the bare subject, or its keyed hash where `baggage` is listed.
+    #[must_use]
+    pub fn decisive<'r>(&self, asker: &Asker<'r>) -> Option<Decisive<'r>> {
+        if self.want_baggage()
+            && let Some(keyed) = keyed_subject(asker.headers).filter(|_| asker.baggage.trusted)
+        {
+            return Some(Decisive::Keyed(keyed));
+        }
+        self.find(asker).map(|bare| self.keyed(asker, bare))
+    }
+
+    /// What a bare subject is hashed as.
+    #[must_use]
+    pub fn keyed<'r>(&self, asker: &Asker<'_>, bare: Cow<'r, [u8]>) -> Decisive<'r> {
+        match asker.baggage.key.filter(|_| self.want_baggage()) {
+            Some(key) => Decisive::Keyed(key.hash(&bare)),
+            None => Decisive::Bare(bare),
+        }
+    }
+
     /// Writes a subject where a request would have it, for those who ask what would become of one: into the headers, or
     /// into the query that is answered. The caller's address is neither.
     ///
@@ -171,7 +245,7 @@ impl Inputs {
     pub fn write(&self, subject: &str, headers: &mut HeaderMap) -> Result<Option<String>, &'static str> {
         const NO_VALUE: &str = "a subject in a header has only visible characters";
         let written = |text: &str| HeaderValue::from_str(text).map_err(|_| NO_VALUE);
-        match self.0.first() {
+        match self.0.iter().find(|input| **input != Input::Baggage) {
             Some(Input::Header(name)) => drop(headers.insert(name, written(subject)?)),
             Some(Input::Cookie(name)) if **name == *UID_COOKIE => {
                 // What stands behind the last dot would be taken for the signature.
@@ -193,7 +267,9 @@ impl Inputs {
                 let token = format!("Bearer e30.{}.", URL_SAFE_NO_PAD.encode(claims));
                 headers.insert(AUTHORIZATION, written(&token)?);
             }
-            Some(Input::ClientIp) | None => return Err("the first input is the caller's address"),
+            Some(Input::Baggage | Input::ClientIp) | None => {
+                return Err("no input is part of the request itself");
+            }
         }
         Ok(None)
     }
@@ -207,6 +283,12 @@ impl Inputs {
     #[must_use]
     pub fn as_slice(&self) -> &[Input] {
         &self.0
+    }
+
+    /// Whether the keyed hash decides.
+    #[must_use]
+    pub fn want_baggage(&self) -> bool {
+        self.0.contains(&Input::Baggage)
     }
 
     /// Whether the caller's address may be the subject.
@@ -225,6 +307,7 @@ impl Inputs {
 impl std::fmt::Display for Input {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::Baggage => f.write_str("baggage"),
             Self::Bearer(claim) => write!(f, "bearer:{claim}"),
             Self::ClientIp => f.write_str("client_ip"),
             Self::Cookie(name) => write!(f, "cookie:{name}"),
@@ -261,7 +344,13 @@ mod tests {
     use super::*;
 
     fn asker<'r>(headers: &'r HeaderMap, query: &'r str) -> Asker<'r> {
-        Asker { headers, query: Some(query), client: Some([10, 0, 0, 7].into()), uid: Uid::AsSent }
+        Asker {
+            headers,
+            query: Some(query),
+            client: Some([10, 0, 0, 7].into()),
+            uid: Uid::AsSent,
+            baggage: Baggage::default(),
+        }
     }
 
     fn found(inputs: &[&str], cookie: &'static str, query: &str) -> Option<String> {
@@ -329,7 +418,7 @@ mod tests {
             let inputs = Inputs::one(Input::parse(text).unwrap());
             let mut headers = HeaderMap::new();
             let query = inputs.write("user.4 2+", &mut headers).unwrap();
-            let asker = Asker { headers: &headers, query: query.as_deref(), client: None, uid: Uid::AsSent };
+            let asker = Asker { client: None, query: query.as_deref(), ..asker(&headers, "") };
             assert_eq!(inputs.find(&asker).as_deref(), Some(&b"user.4 2+"[..]), "{text}");
         }
         assert!(Inputs::one(Input::ClientIp).write("10.0.0.1", &mut HeaderMap::new()).is_err());

@@ -8,7 +8,7 @@ use crate::assignment::{PLACES, RANGES_MAX, Salt, Table, TableFault};
 use crate::fallback::read_method;
 use crate::grammar::Value;
 use crate::name::{Name, ServiceName};
-use crate::subject::{Asker, Input, Inputs};
+use crate::subject::{Asker, Decisive, Input, Inputs};
 use crate::unit::Ppm;
 
 /// Most versions of one service's traffic.
@@ -206,9 +206,9 @@ impl Pin {
 
     /// Whether a request shows what the pin asks for.
     #[must_use]
-    pub fn matches(&self, asker: &Asker<'_>, subject: Option<&[u8]>) -> bool {
+    pub fn matches(&self, asker: &Asker<'_>, subject: Option<&Decisive<'_>>) -> bool {
         match &self.by {
-            PinnedBy::Subject => subject == Some(&*self.equals),
+            PinnedBy::Subject => subject.is_some_and(|subject| subject.is(&self.equals, asker.baggage.key)),
             PinnedBy::Input(input) => input.find(asker).is_some_and(|found| *found == *self.equals),
         }
     }

@@ -22,6 +22,9 @@ pub const HEARTBEAT_MS: u64 = 2_000;
 /// How often a proxy reports to every control plane, in milliseconds.
 pub const ACK_MS: u64 = 1_000;
 
+/// Longest body of `POST /v1/feed/acks`, in bytes: counts of [`COUNTED_SERVICES_MAX`] services with room to spare.
+pub const ACK_BYTES_MAX: usize = 4 << 20;
+
 /// One line of `GET /v1/feed`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "line", rename_all = "snake_case")]
@@ -55,6 +58,9 @@ pub enum FeedLine {
         hash: String,
         /// The level that the lines after this one have.
         wire: u32,
+        /// The keys of visitors' cookies and of hashed subjects, one a line; the first one signs. Secret.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        visitor_keys: String,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         required: Vec<String>,
     },

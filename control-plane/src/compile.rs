@@ -12,7 +12,7 @@ use gilmok_config::wire::{FeedLine, WIRE_LEVEL};
 
 use crate::intent::Intent;
 use crate::membership::View;
-use crate::store::Revision;
+use crate::store::{Identity, Revision};
 
 /// What is true now: one revision and who is alive, with every line that says so made once for all proxies.
 #[derive(Debug)]
@@ -75,7 +75,12 @@ impl Published {
 /// Proxies are sent the document as it was written and hashed. It was sound then; should this version find fault
 /// with it, they judge for themselves, and only what is asked here is answered as if nothing were wanted.
 #[must_use]
-pub fn compile(store: &Arc<str>, revision: &Revision, view: &View, before: Option<&Published>) -> Published {
+pub fn compile(
+    identity: &Identity,
+    revision: &Revision,
+    view: &View,
+    before: Option<&Published>,
+) -> Published {
     let intent = Intent::parse(&revision.document).unwrap_or_else(|_| Intent::empty());
     let endpoints = view.endpoints.iter().map(|(name, endpoints)| {
         let kept = before.and_then(|before| before.endpoints.get(name));
@@ -87,13 +92,14 @@ pub fn compile(store: &Arc<str>, revision: &Revision, view: &View, before: Optio
     });
     let (number, hash) = (revision.number, revision.hash.clone());
     Published {
-        store: Arc::clone(store),
+        store: Arc::clone(&identity.store),
         revision: number,
         hello: line(&FeedLine::Hello {
-            store: store.to_string(),
+            store: identity.store.to_string(),
             revision: number,
             hash: hash.clone(),
             wire: WIRE_LEVEL,
+            visitor_keys: identity.visitor_keys.to_string(),
             required: Vec::new(),
         }),
         document: line(&FeedLine::Document {
@@ -132,6 +138,10 @@ mod tests {
 
     use super::*;
 
+    fn identity() -> Identity {
+        Identity { store: "s".into(), visitor_keys: "the key of visitors".into() }
+    }
+
     fn revision(number: u64) -> Revision {
         let intent = Intent::parse(&json!({"services": {"ads": {"max_concurrent": number}}})).unwrap();
         Revision {
@@ -162,25 +172,24 @@ mod tests {
 
     #[test]
     fn a_proxy_is_told_everything_once_and_then_what_changes() {
-        let store: Arc<str> = "s".into();
-        let first = compile(&store, &revision(1), &view(&[1]), None);
+        let first = compile(&identity(), &revision(1), &view(&[1]), None);
         assert_eq!(
             kinds(&first.lines_since(None)),
             ["\"hello\"", "\"document\"", "\"endpoints\"", "\"synced\""]
         );
-        let same = compile(&store, &revision(1), &view(&[1]), Some(&first));
+        let same = compile(&identity(), &revision(1), &view(&[1]), Some(&first));
         assert!(same.lines_since(Some(&first)).is_empty());
-        let moved = compile(&store, &revision(1), &view(&[1, 2]), Some(&same));
+        let moved = compile(&identity(), &revision(1), &view(&[1, 2]), Some(&same));
         assert_eq!(kinds(&moved.lines_since(Some(&same))), ["\"endpoints\""]);
-        let written = compile(&store, &revision(2), &view(&[1, 2]), Some(&moved));
+        let written = compile(&identity(), &revision(2), &view(&[1, 2]), Some(&moved));
         assert_eq!(kinds(&written.lines_since(Some(&moved))), ["\"document\""]);
-        let gone = compile(&store, &revision(2), &View::default(), Some(&written));
+        let gone = compile(&identity(), &revision(2), &View::default(), Some(&written));
         assert_eq!(kinds(&gone.lines_since(Some(&written))), ["\"forget\""]);
     }
 
     #[test]
     fn the_document_is_sent_as_it_is_hashed() {
-        let published = compile(&"s".into(), &revision(7), &view(&[]), None);
+        let published = compile(&identity(), &revision(7), &view(&[]), None);
         let line = serde_json::from_slice::<serde_json::Value>(&published.document).unwrap();
         let text = line["document"].to_string();
         assert_eq!(gilmok_config::hash::content_hash(text.as_bytes()), published.hash);
@@ -191,7 +200,7 @@ mod tests {
         let document = json!({"services": {"ads": {"protocol": "of the past"}}});
         let hash = gilmok_config::hash::content_hash(document.to_string().as_bytes());
         let old = Revision { hash: hash.clone(), document: document.clone(), ..revision(1) };
-        let published = compile(&"s".into(), &old, &view(&[]), None);
+        let published = compile(&identity(), &old, &view(&[]), None);
         let line = serde_json::from_slice::<serde_json::Value>(&published.document).unwrap();
         assert_eq!((&line["document"], line["hash"].as_str()), (&document, Some(hash.as_str())));
     }
@@ -207,8 +216,8 @@ mod tests {
                 .collect();
             view.endpoints.insert(ServiceName::parse(&format!("s{service}")).unwrap(), endpoints.into());
         }
-        let first = compile(&"s".into(), &revision(1), &view, None);
-        let second = compile(&"s".into(), &revision(2), &view, Some(&first));
+        let first = compile(&identity(), &revision(1), &view, None);
+        let second = compile(&identity(), &revision(2), &view, Some(&first));
         assert!(first.endpoints.iter().all(|(name, set)| Arc::ptr_eq(set, &second.endpoints[name])));
     }
 }

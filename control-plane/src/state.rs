@@ -212,7 +212,7 @@ impl State {
                     true
                 }
             });
-            Some(Arc::new(compile(self.store.shared_id(), &head, &self.view(), before)))
+            Some(Arc::new(compile(self.store.identity(), &head, &self.view(), before)))
         });
     }
 }

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use crate::clock;
 use crate::upstream::endpoint::EndpointState;
 use crate::upstream::service::{Surroundings, Upstream};
+use crate::visitor::VisitorKeys;
 
 /// What is in force. One request acts on one of these, from its head to its answer.
 #[derive(Debug, Default)]
@@ -27,6 +28,8 @@ pub(crate) struct Current {
     pub(crate) upstreams: Vec<Arc<Upstream>>,
     /// The apps beside this proxy, by place in the settings.
     pub(crate) apps: Vec<Arc<Upstream>>,
+    /// By which visitors are known, where there are any.
+    pub(crate) keys: Option<Arc<VisitorKeys>>,
     /// Which revision it is; absent in file mode.
     pub(crate) applied: Option<Applied>,
     /// Counts up with every change, so that workers can say what they have taken. 0: nothing was put in force yet.
@@ -50,13 +53,20 @@ pub(crate) struct LocalApp {
 /// The addresses that names stood for when they were last resolved.
 pub(crate) type Resolved = HashMap<(Arc<str>, u16), Arc<[SocketAddr]>>;
 
+/// What a snapshot is put in force with, and comes from elsewhere.
+#[derive(Debug, Default)]
+struct Around {
+    resolved: Resolved,
+    keys: Option<Arc<VisitorKeys>>,
+}
+
 /// Holds what is in force and replaces it.
 #[derive(Debug)]
 pub(crate) struct InForce {
     /// A swap, so that requests take what is in force without waiting for anyone.
     current: Arc<ArcSwap<Current>>,
     /// Serialises those who replace it (a source, the resolver); held for the length of a build, never across an await.
-    building: Mutex<Resolved>,
+    building: Mutex<Around>,
     /// Tells workers, health checks and acks that there is something new.
     generation: watch::Sender<u64>,
     /// The generation that each worker has taken.
@@ -101,20 +111,32 @@ impl InForce {
 
     /// Puts a snapshot in force and answers its generation. What is unchanged keeps its connections and counters.
     pub(crate) fn put(&self, snapshot: Snapshot, applied: Option<Applied>) -> u64 {
-        let resolved = self.lock();
-        self.build(Arc::new(snapshot), applied, &resolved)
+        let around = self.lock();
+        self.build(Arc::new(snapshot), applied, &around)
     }
 
     /// Notes what names stand for now; rebuilds what is in force if that differs.
     pub(crate) fn put_resolved(&self, news: Resolved) {
-        let mut resolved = self.lock();
-        if *resolved == news {
-            return;
+        let mut around = self.lock();
+        if around.resolved != news {
+            around.resolved = news;
+            self.rebuild(&around);
         }
-        *resolved = news;
+    }
+
+    /// Notes by which keys visitors are known; rebuilds what is in force if that differs.
+    pub(crate) fn put_keys(&self, news: VisitorKeys) {
+        let mut around = self.lock();
+        if around.keys.as_deref() != Some(&news) {
+            around.keys = Some(Arc::new(news));
+            self.rebuild(&around);
+        }
+    }
+
+    fn rebuild(&self, around: &Around) {
         let before = self.load();
         if before.generation > 0 {
-            self.build(Arc::clone(&before.snapshot), before.applied.clone(), &resolved);
+            self.build(Arc::clone(&before.snapshot), before.applied.clone(), around);
         }
     }
 
@@ -150,15 +172,15 @@ impl InForce {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Resolved> {
-        // A panic while building leaves the map whole: it is only ever replaced.
+    fn lock(&self) -> std::sync::MutexGuard<'_, Around> {
+        // A panic while building leaves both whole: they are only ever replaced.
         self.building.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn build(&self, snapshot: Arc<Snapshot>, applied: Option<Applied>, resolved: &Resolved) -> u64 {
+    fn build(&self, snapshot: Arc<Snapshot>, applied: Option<Applied>, with: &Around) -> u64 {
         let before = self.load();
         let around = Surroundings {
-            resolved,
+            resolved: &with.resolved,
             zone: &self.zone,
             workers: self.workers(),
             now_ms: clock::now_ms(),
@@ -190,7 +212,8 @@ impl InForce {
         });
         let apps: Vec<_> = apps.collect();
         let generation = before.generation + 1;
-        let current = Current { snapshot, upstreams, apps, applied, generation };
+        let keys = with.keys.clone();
+        let current = Current { snapshot, upstreams, apps, keys, applied, generation };
         self.current.store(Arc::new(current));
         self.generation.send_replace(generation);
         generation

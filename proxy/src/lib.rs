@@ -90,7 +90,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     }
     match loaded {
-        Ok((Task::Check, _)) => ExitCode::SUCCESS,
+        Ok((Task::Check, settings)) => {
+            for warning in &settings.mesh_warnings {
+                say(&format!("warning: {warning}"));
+            }
+            ExitCode::SUCCESS
+        }
         Ok((Task::Run(command), settings)) => process::run(&settings, Some(&command)),
         Ok((Task::Serve, settings)) => process::run(&settings, None),
         Err(SettingsError::Usage(error)) => {

@@ -8,7 +8,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use arc_swap::ArcSwapOption;
 use gilmok_config::address::Address;
 use gilmok_config::endpoint::Endpoint;
 use gilmok_config::name::Name;
@@ -104,6 +103,9 @@ async fn serve(
     let drain = Drain::new();
     let apps = settings.apps.iter().map(local_app).collect();
     let in_force = Arc::new(InForce::new(settings.workers, settings.zone.clone(), apps));
+    if let Some(keys) = &settings.visitor_keys {
+        in_force.put_keys(keys.clone());
+    }
     // Ends with this function.
     let mut tasks = JoinSet::new();
     let identity = Identity { node: settings.node.clone(), instance: format!("{:016x}", fastrand::u64(..)) };
@@ -340,7 +342,6 @@ fn share(
         open: Default::default(),
         last_good: Arc::new(LastGoodStore::new(settings.limits.last_good_bytes)),
         nowhere: Arc::new(nowhere),
-        visitor_keys: ArcSwapOption::from_pointee(settings.visitor_keys.clone()),
     }
 }
 

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use gilmok_config::rate_limit::{By, RateLimit};
-use gilmok_config::subject::{Asker, Inputs, Uid};
+use gilmok_config::subject::{Asker, Baggage, Inputs, Uid};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::client::named_client;
@@ -173,7 +173,13 @@ impl<'r> Asking<'r> {
     /// The same, for those who look for a subject.
     fn asker(&self, inputs: &Inputs) -> Asker<'r> {
         let client = inputs.want_client().then(|| self.client());
-        Asker { headers: self.headers, query: self.query, client, uid: Uid::AsSent }
+        Asker {
+            headers: self.headers,
+            query: self.query,
+            client,
+            uid: Uid::AsSent,
+            baggage: Baggage::default(),
+        }
     }
 
     /// The address that a request comes from: the peer's, or, as long as that is trusted, the one it names.

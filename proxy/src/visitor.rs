@@ -5,6 +5,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use gilmok_config::baggage::SubjectKey;
 use gilmok_config::subject::{UID_COOKIE, cookie};
 use http::header::{CACHE_CONTROL, COOKIE, EXPIRES, HeaderMap, HeaderValue, SET_COOKIE};
 use ring::hmac;
@@ -22,8 +23,26 @@ const MAX_AGE_SECONDS: u32 = 365 * 24 * 60 * 60;
 const CONTEXT: &[u8] = b"gilmok_uid\0";
 
 /// The keys that sign visitors' cookies. The first one signs, all are believed.
-#[derive(Clone, Debug)]
-pub(crate) struct VisitorKeys(Vec<hmac::Key>);
+#[derive(Clone)]
+pub(crate) struct VisitorKeys {
+    keys: Vec<hmac::Key>,
+    /// Of the first key: by which subjects are hashed for later hops.
+    subject_key: SubjectKey,
+    /// What they were made of.
+    text: String,
+}
+
+impl std::fmt::Debug for VisitorKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VisitorKeys").field("keys", &self.keys.len()).finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for VisitorKeys {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
 
 /// A visitor who comes for the first time.
 #[derive(Debug)]
@@ -46,7 +65,13 @@ impl VisitorKeys {
             return Err("1 to 8 lines with a key each, of at least 16 characters");
         }
         let keys = lines.iter().map(|line| hmac::Key::new(hmac::HMAC_SHA256, line.as_bytes()));
-        Ok(Self(keys.collect()))
+        let subject_key = SubjectKey::new(lines[0].as_bytes());
+        Ok(Self { keys: keys.collect(), subject_key, text: lines.join("\n") })
+    }
+
+    /// By which subjects are hashed for later hops.
+    pub(crate) fn subject_key(&self) -> &SubjectKey {
+        &self.subject_key
     }
 
     /// The visitor's id, if its cookie was signed by one of these keys.
@@ -54,7 +79,7 @@ impl VisitorKeys {
         let value = std::str::from_utf8(cookie(headers, UID_COOKIE)?).ok()?;
         let (id, signature) = value.rsplit_once('.')?;
         let told = URL_SAFE_NO_PAD.decode(signature).ok().filter(|told| told.len() == BYTES)?;
-        let is_signed = self.0.iter().any(|key| {
+        let is_signed = self.keys.iter().any(|key| {
             let right = hmac::sign(key, &[CONTEXT, id.as_bytes()].concat());
             // Compared in the same time wherever they differ.
             let differing = right.as_ref()[..BYTES].iter().zip(&told).fold(0, |all, (a, b)| all | (a ^ b));
@@ -68,7 +93,7 @@ impl VisitorKeys {
         let mut bytes = [0; BYTES];
         SystemRandom::new().fill(&mut bytes).ok()?;
         let id = URL_SAFE_NO_PAD.encode(bytes);
-        let signed = hmac::sign(self.0.first()?, &[CONTEXT, id.as_bytes()].concat());
+        let signed = hmac::sign(self.keys.first()?, &[CONTEXT, id.as_bytes()].concat());
         Some(NewVisitor { signature: URL_SAFE_NO_PAD.encode(&signed.as_ref()[..BYTES]), id })
     }
 }

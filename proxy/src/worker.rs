@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 
+use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
-use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Semaphore, watch};
 
 use crate::access_log::AccessLog;
@@ -19,7 +19,6 @@ use crate::last_good::LastGoodStore;
 use crate::metrics::TargetSeries;
 use crate::settings::{Limits, Network, UnknownHosts};
 use crate::upstream::pool::Pools;
-use crate::visitor::VisitorKeys;
 
 /// What all workers of a proxy share.
 #[derive(Debug)]
@@ -37,8 +36,6 @@ pub(crate) struct Shared {
     pub(crate) per_ip: Mutex<HashMap<IpAddr, u32>>,
     /// Open connections by listener: edge, inbound, outbound.
     pub(crate) open: [AtomicU32; 3],
-    /// The keys of visitors' cookies, where there are any. A swap: read by requests, replaced when a control plane tells them.
-    pub(crate) visitor_keys: ArcSwapOption<VisitorKeys>,
     /// What may be given again when a service brings nothing.
     pub(crate) last_good: Arc<LastGoodStore>,
     /// Counts requests that no service answers to.

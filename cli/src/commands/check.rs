@@ -37,12 +37,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Trouble> {
             let (services, routes) = (document.services.len(), document.routes.len());
             let endpoints: usize = document.services.values().map(|policy| policy.endpoints.len()).sum();
             if arguments.json {
-                let held =
-                    json!({ "sound": true, "services": services, "endpoints": endpoints, "routes": routes });
+                let held = json!({ "sound": true, "services": services, "endpoints": endpoints, "routes": routes, "warnings": document.warnings() });
                 say(&format!("{held:#}"));
             } else {
                 let file = arguments.file.display();
                 say(&format!("{file} is sound: services {services}, endpoints {endpoints}, routes {routes}"));
+                for warning in document.warnings() {
+                    say(&format!("warning: {warning}"));
+                }
             }
             Ok(())
         }

@@ -37,6 +37,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::routing::{get, post, put};
+use gilmok_config::wire::ACK_BYTES_MAX;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
@@ -91,7 +92,7 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/proxies", get(proxies::list))
         .route("/v1/explain", get(explain::by_query).post(explain::by_body))
         .route("/v1/feed", get(proxies::feed))
-        .route("/v1/feed/acks", post(proxies::ack))
+        .route("/v1/feed/acks", post(proxies::ack).layer(DefaultBodyLimit::max(ACK_BYTES_MAX)))
         .route("/livez", get(process::alive))
         .route("/readyz", get(process::ready))
         .route("/metrics", get(process::metrics))

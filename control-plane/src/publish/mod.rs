@@ -162,6 +162,7 @@ mod tests {
     use crate::compile::compile;
     use crate::intent::Intent;
     use crate::membership::View;
+    use crate::store::Identity;
     use crate::store::Revision;
 
     fn published(number: u64) -> Arc<Published> {
@@ -175,7 +176,8 @@ mod tests {
             hash: intent.hash,
             document: intent.json,
         };
-        Arc::new(compile(&"s".into(), &revision, &View::default(), None))
+        let identity = Identity { store: "s".into(), visitor_keys: "".into() };
+        Arc::new(compile(&identity, &revision, &View::default(), None))
     }
 
     fn kind(line: &Bytes) -> String {

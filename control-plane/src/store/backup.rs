@@ -8,7 +8,8 @@ use redb::{Database, ReadableDatabase, ReadableTable};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AUDIT, AuditEntry, FILE, META, REVISIONS, Revision, STORE_ID, Store, StoreError, decode, encode,
+    AUDIT, AuditEntry, FILE, Identity, META, REVISIONS, Revision, STORE_ID, Store, StoreError, VISITOR_KEYS,
+    decode, encode,
 };
 
 /// Longest line of a backup: a document and what belongs to it.
@@ -20,6 +21,9 @@ enum Line {
     Begin {
         format: u32,
         store: String,
+        /// Absent in backups of before there were any: then new ones are made.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        visitor_keys: Option<String>,
     },
     Revision(Box<Revision>),
     Audit(AuditEntry),
@@ -56,7 +60,9 @@ impl Store {
         let revisions = transaction.open_table(REVISIONS).map_err(|error| broken(error.into()))?;
         let audit = transaction.open_table(AUDIT).map_err(|error| broken(error.into()))?;
         let mut seal = Seal::default();
-        seal.write(out, &Line::Begin { format: FORMAT, store: self.id().to_owned() })?;
+        let Identity { store, visitor_keys } = self.identity();
+        let (store, visitor_keys) = (store.to_string(), Some(visitor_keys.to_string()));
+        seal.write(out, &Line::Begin { format: FORMAT, store, visitor_keys })?;
         for entry in revisions.iter().map_err(|error| broken(error.into()))? {
             let (_, bytes) = entry.map_err(|error| broken(error.into()))?;
             seal.write(out, &Line::Revision(decode(bytes.value(), "revision")?))?;
@@ -113,10 +119,14 @@ fn build(path: &Path, mut backup: impl BufRead) -> Result<(), BackupError> {
         let line: Line = serde_json::from_slice(&text).map_err(|error| unsound(error.to_string()))?;
         let insert = || -> Result<(), redb::Error> {
             match &line {
-                Line::Begin { store, .. } => {
+                Line::Begin { store, visitor_keys, .. } => {
                     transaction.open_table(AUDIT)?;
                     transaction.open_table(REVISIONS)?;
-                    transaction.open_table(META)?.insert(STORE_ID, store.as_bytes())?;
+                    let mut meta = transaction.open_table(META)?;
+                    meta.insert(STORE_ID, store.as_bytes())?;
+                    if let Some(keys) = visitor_keys {
+                        meta.insert(VISITOR_KEYS, keys.as_bytes())?;
+                    }
                 }
                 Line::Revision(revision) => {
                     transaction

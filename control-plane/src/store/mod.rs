@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -26,12 +27,28 @@ const AUDIT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("audit");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
 const STORE_ID: &str = "store";
+const VISITOR_KEYS: &str = "visitor_keys";
 /// The file in the store's folder.
 const FILE: &str = "gilmok.redb";
 /// Entries of the audit that are kept.
 const AUDIT_MAX: u64 = 100_000;
 /// Most entries that one reading answers.
 pub const PAGE_MAX: usize = 1_000;
+
+/// What is made once, when a store is.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The store's id.
+    pub store: Arc<str>,
+    /// The keys of visitors' cookies as proxies are told them, one a line. Secret.
+    pub visitor_keys: Arc<str>,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("store", &self.store).finish_non_exhaustive()
+    }
+}
 
 /// One revision.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -96,7 +113,7 @@ pub struct Store {
 struct Inner {
     database: Database,
     path: PathBuf,
-    id: Arc<str>,
+    identity: Identity,
     /// Revisions that are kept, at least 1.
     history_max: u64,
     head: watch::Sender<Option<Arc<Revision>>>,
@@ -105,7 +122,7 @@ struct Inner {
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store")
-            .field("id", &self.inner.id)
+            .field("id", &self.inner.identity.store)
             .field("path", &self.inner.path)
             .finish_non_exhaustive()
     }
@@ -127,11 +144,11 @@ impl Store {
             }
             other => unusable(&other),
         })?;
-        let made = make_tables(&database).map_err(|error| unusable(&error))?;
+        let identity = make_tables(&database).map_err(|error| unusable(&error))?;
         let inner = Inner {
             database,
             path,
-            id: made.into(),
+            identity,
             history_max: history_max.max(1),
             head: watch::Sender::new(None),
         };
@@ -144,13 +161,13 @@ impl Store {
     /// The store's identity, made once.
     #[must_use]
     pub fn id(&self) -> &str {
-        &self.inner.id
+        &self.inner.identity.store
     }
 
-    /// The same, to be kept.
+    /// What was made once, when the store was.
     #[must_use]
-    pub fn shared_id(&self) -> &Arc<str> {
-        &self.inner.id
+    pub fn identity(&self) -> &Identity {
+        &self.inner.identity
     }
 
     /// The newest revision; `None` in a store that was never written.
@@ -333,25 +350,38 @@ fn last_revision(transaction: &redb::WriteTransaction) -> Result<Option<Vec<u8>>
     Ok(last)
 }
 
-/// Makes the tables and the store's id where there are none; answers the id.
-fn make_tables(database: &Database) -> Result<String, redb::Error> {
+/// Makes the tables and the store's identity where there are none.
+fn make_tables(database: &Database) -> Result<Identity, redb::Error> {
     let transaction = database.begin_write()?;
-    let id = {
+    let identity = {
         transaction.open_table(REVISIONS)?;
         transaction.open_table(AUDIT)?;
         let mut meta = transaction.open_table(META)?;
-        let known = meta.get(STORE_ID)?.map(|id| String::from_utf8_lossy(id.value()).into_owned());
-        match known {
-            Some(id) => id,
-            None => {
-                let id = format!("{:032x}", fastrand::u128(..));
-                meta.insert(STORE_ID, id.as_bytes())?;
-                id
+        let mut made_once = |key, make: fn() -> String| -> Result<Arc<str>, redb::Error> {
+            let known = meta.get(key)?.map(|kept| String::from_utf8_lossy(kept.value()).into_owned());
+            if let Some(known) = known {
+                return Ok(known.into());
             }
+            let made = make();
+            meta.insert(key, made.as_bytes())?;
+            Ok(made.into())
+        };
+        Identity {
+            store: made_once(STORE_ID, || format!("{:032x}", fastrand::u128(..)))?,
+            visitor_keys: made_once(VISITOR_KEYS, visitor_key)?,
         }
     };
     transaction.commit()?;
-    Ok(id)
+    Ok(identity)
+}
+
+/// 256 bits that nobody guesses; empty, which no proxy takes for a key, where the machine has no random numbers.
+fn visitor_key() -> String {
+    let mut bytes = [0_u8; 32];
+    match SystemRandom::new().fill(&mut bytes) {
+        Ok(()) => bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}")),
+        Err(_) => String::new(),
+    }
 }
 
 fn encode(value: &impl Serialize) -> Vec<u8> {

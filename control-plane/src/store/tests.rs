@@ -116,7 +116,7 @@ async fn a_backup_goes_on_where_it_was_taken() {
     Store::restore(&to.0, backup.as_slice()).unwrap();
     assert!(matches!(Store::restore(&to.0, backup.as_slice()), Err(BackupError::NotEmpty(_))));
     let restored = Store::open(&to.0, 10).unwrap();
-    assert_eq!(restored.id(), store.id());
+    assert_eq!(restored.identity(), store.identity());
     assert_eq!(restored.append(2, draft(3)).await.unwrap().number, 3);
 }
 

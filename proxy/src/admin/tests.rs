@@ -46,7 +46,6 @@ async fn listening(scope: Scope) -> Listening {
         per_ip: Default::default(),
         open: Default::default(),
         last_good: Arc::new(LastGoodStore::new(settings.limits.last_good_bytes)),
-        visitor_keys: Default::default(),
         nowhere: Arc::new(TargetSeries::new(Name::default(), Name::default(), 1)),
     };
     let admin = Arc::new(Admin {

@@ -7,7 +7,7 @@ use gilmok_config::failure::{Failure, FailureSet};
 use gilmok_config::fallback::{Action, Fallback, Prepared};
 use gilmok_config::name::ServiceName;
 use gilmok_config::rate_limit::By;
-use gilmok_config::subject::{Asker, Uid};
+use gilmok_config::subject::{Asker, Baggage, Uid};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use hyper::body::Body;
@@ -231,8 +231,13 @@ pub(super) fn question(
     // Whoever is told apart for its limit is told apart for its answers.
     let subject = upstream.policy.rate_limit.as_ref().and_then(|limit| match &limit.by {
         By::Subject(inputs) => {
-            let asker =
-                Asker { headers: request.headers(), query: uri.query(), client: None, uid: Uid::AsSent };
+            let asker = Asker {
+                headers: request.headers(),
+                query: uri.query(),
+                client: None,
+                uid: Uid::AsSent,
+                baggage: Baggage::default(),
+            };
             inputs.find(&asker)
         }
         By::Caller | By::Service => None,

@@ -29,6 +29,7 @@ pub(crate) struct Seen {
     pub(crate) upgrade: bool,
     /// Fields that the mesh owns: `Gilmok-*`, `Feature-Flags`.
     pub(crate) mesh_fields: bool,
+    pub(crate) baggage: bool,
     pub(crate) forwarded_for: bool,
     pub(crate) forwarded_proto: bool,
     pub(crate) forwarded_host: bool,
@@ -126,6 +127,7 @@ impl Seen {
                 "expect" => return Err(Fault::Expectation),
                 "cookie" => seen.cookies += 1,
                 "content-type" => seen.grpc = is_grpc(value),
+                "baggage" => seen.baggage = true,
                 "x-forwarded-for" => seen.forwarded_for = true,
                 "x-forwarded-proto" => seen.forwarded_proto = true,
                 "x-forwarded-host" => seen.forwarded_host = true,

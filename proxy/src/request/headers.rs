@@ -5,6 +5,7 @@ use http::{Method, StatusCode, Version};
 
 use super::head::{Seen, tokens};
 use crate::caller::Downstream;
+use gilmok_config::baggage;
 use gilmok_config::decide::Listener;
 
 const FEATURE_FLAGS: HeaderName = HeaderName::from_static("feature-flags");
@@ -63,6 +64,9 @@ pub(crate) fn prepare_request(
     }
     if seen.mesh_fields && !(from.listener == Listener::Inbound && from.trusted) {
         strip_mesh_fields(headers);
+    }
+    if seen.baggage && !from.trusted {
+        baggage::strip(headers);
     }
     if seen.cookies > 1 {
         join_cookies(headers);

@@ -37,6 +37,7 @@ use std::future::ready;
 use std::pin::Pin;
 use std::rc::Rc;
 
+use gilmok_config::baggage;
 use gilmok_config::decide::{Decision, Listener, Refusal, Split, decide};
 use gilmok_config::route::has_prefix;
 use http::header::{HOST, HeaderValue};
@@ -124,13 +125,14 @@ fn route(
     if request.method() == Method::CONNECT {
         return Ok(Way::Outside(request, seen));
     }
-    let visitor = Visitor::of(worker, caller, view, &request);
+    let visitor = Visitor::of(caller, view, &request);
     let Some(destination) = destination(worker, caller, view, record, &request, &visitor)? else {
         // Whoever may call what the mesh does not know is passed on as it is.
         return Ok(Way::Outside(request, seen));
     };
     let Destination { place, split, strip_prefix, timeout } = destination;
     record.placed(place);
+    let passed_on = split.and_then(|split| split.passed_on);
     let version = split.map(|split| record.split(split, visitor));
     let upgrade = seen.upgrade.then(|| hyper::upgrade::on(&mut request));
     let upstream = place.of(view);
@@ -139,6 +141,9 @@ fn route(
     headers::prepare_request(&mut head.headers, &seen, caller.downstream(), host.clone());
     if let Some(visitor) = record.new_visitor() {
         visitor.tell_endpoint(&mut head.headers);
+    }
+    if let Some(subject) = &passed_on {
+        baggage::tell(&mut head.headers, subject);
     }
     record.identified(&head.headers, host.as_ref());
     if let Some(limiter) = &upstream.limiter {

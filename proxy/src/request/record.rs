@@ -106,6 +106,11 @@ impl Record {
         self.started
     }
 
+    /// What decides about it.
+    pub(super) fn view(&self) -> &View {
+        &self.view
+    }
+
     pub(super) fn caller(&self) -> &Caller {
         &self.caller
     }

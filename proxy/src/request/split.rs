@@ -2,7 +2,7 @@
 
 use gilmok_config::assignment::PLACES;
 use gilmok_config::decide::{Facts, Listener, Split, split};
-use gilmok_config::subject::Uid;
+use gilmok_config::subject::{Baggage, Uid};
 use http::{HeaderMap, Request};
 use hyper::body::Incoming;
 
@@ -12,7 +12,7 @@ use crate::client::named_client;
 use crate::clock;
 use crate::upstream::service::Upstream;
 use crate::upstream::upload::Upload;
-use crate::visitor::{NewVisitor, VisitorKeys};
+use crate::visitor::NewVisitor;
 use crate::worker::{View, Worker};
 
 /// What an edge listener knows of the browser that calls.
@@ -28,15 +28,14 @@ pub(super) enum Visitor {
 }
 
 impl Visitor {
-    pub(super) fn of(worker: &Worker, caller: &Caller, view: &View, request: &Request<Incoming>) -> Self {
+    pub(super) fn of(caller: &Caller, view: &View, request: &Request<Incoming>) -> Self {
         if caller.listener != Listener::Edge || !view.snapshot.wants_uid() {
             return Self::Unasked;
         }
-        let keys = worker.shared.visitor_keys.load();
-        let Some(keys) = keys.as_deref() else { return Self::Unasked };
+        let Some(keys) = view.keys.as_deref() else { return Self::Unasked };
         match keys.known(request.headers()) {
             Some(id) => Self::Known(id.to_owned()),
-            None => VisitorKeys::greet(keys).map_or(Self::Unasked, |new| Self::New(Box::new(new))),
+            None => keys.greet().map_or(Self::Unasked, |new| Self::New(Box::new(new))),
         }
     }
 
@@ -60,7 +59,7 @@ impl Visitor {
 pub(super) fn facts<'r>(
     worker: &Worker,
     caller: &Caller,
-    view: &View,
+    view: &'r View,
     request: &'r Request<Incoming>,
     visitor: &'r Visitor,
     host: &'r str,
@@ -72,6 +71,7 @@ pub(super) fn facts<'r>(
         client,
         uid: visitor.uid(),
         new_uid: visitor.new_uid(),
+        baggage: baggage(caller, view),
         dice: fastrand::u32(..PLACES),
         ..Facts::of(caller.listener, host, uri.path(), request.method(), headers)
     }
@@ -86,11 +86,18 @@ pub(super) fn again(record: &Record, upstream: &Upstream, request: &Request<Uplo
     let facts = Facts {
         query: uri.query(),
         client: client(&record.worker, caller, headers),
+        // What an earlier hop said and may not be believed was taken off.
+        baggage: Baggage { trusted: true, ..baggage(caller, record.view()) },
         dice: fastrand::u32(..PLACES),
         ..Facts::of(caller.listener, "", uri.path(), request.method(), headers)
     };
     let now_ms = clock::ms_of(record.started());
     Some(split(traffic, &facts, &|version| upstream.has_healthy(version, now_ms)))
+}
+
+/// What subjects are hashed with where their hash is passed on, and whether it may come with the request.
+fn baggage<'r>(caller: &Caller, view: &'r View) -> Baggage<'r> {
+    Baggage { trusted: caller.trusted, key: view.keys.as_deref().map(|keys| keys.subject_key()) }
 }
 
 /// The address for which a request is made, where that is certain: a peer outside, or what those who are trusted say.

@@ -52,6 +52,8 @@ pub struct Settings {
     pub apps: Vec<App>,
     pub listen: Listen,
     pub outbound: Outbound,
+    /// What is sound in the mesh file, and may still surprise; see [`Document::warnings`].
+    pub(crate) mesh_warnings: Vec<String>,
     /// What signs the cookies of an edge listener's visitors; from `[edge] uid_key_file`.
     pub(crate) visitor_keys: Option<VisitorKeys>,
     pub source: Source,
@@ -182,7 +184,7 @@ impl Settings {
         let base = arguments.config.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
         let faults = Faults::new();
         let root = Value::root(&tree, &faults);
-        let (settings, source) = Self::read(&root, base, environment);
+        let (mut settings, source) = Self::read(&root, base, environment);
         // A file that could not be parsed says nothing, so what it lacks is no fault of its own.
         if faulty.is_empty()
             && let Err(mut problems) = faults.into_result(())
@@ -190,10 +192,11 @@ impl Settings {
             name_origins(&mut problems, &arguments.said);
             faulty.push(FaultyFile { file: arguments.config.clone(), problems });
         }
-        if let Some(Source::MeshFile(file)) = &source
-            && let Err(problems) = read_mesh(file)
-        {
-            faulty.push(FaultyFile { file: Some(file.clone()), problems });
+        if let Some(Source::MeshFile(file)) = &source {
+            match read_mesh(file) {
+                Ok(document) => settings.mesh_warnings = document.warnings(),
+                Err(problems) => faulty.push(FaultyFile { file: Some(file.clone()), problems }),
+            }
         }
         if faulty.is_empty() { Ok((arguments.task, settings)) } else { Err(SettingsError::Faulty(faulty)) }
     }
@@ -225,6 +228,7 @@ impl Settings {
             apps,
             listen: Listen::read(listen.as_ref()),
             outbound: outbound.map(|v| Outbound::read(&v)).unwrap_or_default(),
+            mesh_warnings: Vec::new(),
             visitor_keys: edge.and_then(|v| read_visitor_keys(&v, base)),
             source: source.clone().unwrap_or_else(|| Source::MeshFile(PathBuf::new())),
             registration,

@@ -93,7 +93,12 @@ impl MeshFile {
             return Read::Unchanged;
         }
         match parse_mesh(bytes, &mut self.bodies) {
-            Ok(document) => Read::Changed(Box::new(Snapshot::join(&document, &Membership::new()))),
+            Ok(document) => {
+                for warning in document.warnings() {
+                    tracing::warn!("{}: {warning}", self.path.display());
+                }
+                Read::Changed(Box::new(Snapshot::join(&document, &Membership::new())))
+            }
             Err(problems) => Read::Faulty(problems),
         }
     }

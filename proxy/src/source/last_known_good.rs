@@ -1,10 +1,11 @@
 //! What a proxy writes down for its next start: the last state that all its workers ran.
 //!
-//! Four lines: the format with a checksum of the rest, what it is, the document as JSON, who was alive.
+//! Five lines: the format with a checksum of the rest, what it is, the document as JSON, who was alive, visitors' keys.
 //! Written beside and renamed, so that a crash leaves the old file or the new one.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -28,6 +29,8 @@ pub(crate) struct Remembered {
     /// The document as JSON.
     pub(crate) text: Arc<str>,
     pub(crate) membership: Membership,
+    /// By which visitors are known; see [`gilmok_config::wire::FeedLine::Hello`].
+    pub(crate) visitor_keys: String,
 }
 
 /// The folder in which one node remembers. Locked by who writes there, for as long as this lives.
@@ -114,7 +117,8 @@ impl Keeper {
             .map_err(|error| KeepError::Io { path: self.path.clone(), error: error.into() })?;
         let new = self.path.with_extension("new");
         let write = || -> io::Result<()> {
-            let mut file = File::create(&new)?;
+            // The keys in it are secret.
+            let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
             writeln!(file, "{FORMAT} {}", content_hash(body.as_bytes()))?;
             file.write_all(body.as_bytes())?;
             file.sync_all()?;
@@ -139,7 +143,8 @@ fn body_of(remembered: &Remembered) -> Result<String, serde_json::Error> {
     let (applied, membership) =
         (serde_json::to_string(&applied)?, serde_json::to_string(&remembered.membership)?);
     // Compact JSON has no line feed of its own.
-    Ok(format!("{applied}\n{}\n{membership}\n", remembered.text))
+    let keys = serde_json::to_string(&remembered.visitor_keys)?;
+    Ok(format!("{applied}\n{}\n{membership}\n{keys}\n", remembered.text))
 }
 
 fn parse(text: &str) -> Result<Remembered, String> {
@@ -162,6 +167,8 @@ fn parse(text: &str) -> Result<Remembered, String> {
         hash: applied.hash,
         text: document.into(),
         membership: serde_json::from_str(membership).map_err(fault)?,
+        // Files of before there were keys end here.
+        visitor_keys: lines.next().map(serde_json::from_str).transpose().map_err(fault)?.unwrap_or_default(),
     })
 }
 
@@ -181,6 +188,7 @@ mod tests {
             hash: "h".to_owned(),
             text: r#"{"services":{"ads":{}}}"#.into(),
             membership: [(ServiceName::parse("ads").unwrap(), endpoints)].into(),
+            visitor_keys: "0123456789abcdef".to_owned(),
         }
     }
 
@@ -194,6 +202,7 @@ mod tests {
         let back = keeper.load().unwrap().unwrap();
         assert_eq!((back.store.as_str(), back.revision, back.hash.as_str()), ("s", 7, "h"));
         assert_eq!((back.text, back.membership), (remembered().text, remembered().membership));
+        assert_eq!(back.visitor_keys, remembered().visitor_keys);
     }
 
     #[test]

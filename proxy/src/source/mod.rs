@@ -114,6 +114,7 @@ impl Sources {
             identity.clone(),
             Arc::clone(in_force),
             Arc::clone(&status),
+            settings.visitor_keys.is_none(),
             joiner,
         ));
         let confirmed = Arc::new(Notify::new());

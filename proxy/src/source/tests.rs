@@ -31,6 +31,7 @@ fn remember(dir: &Path) {
         hash: "h".to_owned(),
         text: r#"{"services":{"ads":{}}}"#.into(),
         membership: [(ServiceName::parse("ads").unwrap(), endpoints)].into(),
+        visitor_keys: "the key of visitors".to_owned(),
     };
     Keeper::open(dir, "web-1").unwrap().save(&remembered).unwrap();
 }

@@ -198,7 +198,7 @@ mod tests {
     }
 
     fn split(version: usize, subject: u32) -> Split {
-        Split { version, why: Why::Place(1), moved_from: None, subject: Some(subject) }
+        Split { version, why: Why::Place(1), moved_from: None, subject: Some(subject), passed_on: None }
     }
 
     fn begins(trials: &Trials, split: &Split, now_ms: u64) -> bool {

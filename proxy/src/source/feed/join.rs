@@ -36,6 +36,8 @@ pub(crate) struct Joiner {
     /// What is followed now, and where there is no way back from.
     known: Option<Known>,
     membership: Membership,
+    /// By which visitors are known; see [`FeedLine::Hello`].
+    visitor_keys: String,
     /// Whether what is known was said or confirmed by a control plane since this process began.
     confirmed: bool,
 }
@@ -101,9 +103,9 @@ pub(crate) enum Step {
 impl Joiner {
     /// Starts from what an earlier process wrote down.
     pub(crate) fn from_remembered(remembered: Remembered, document: Document) -> Self {
-        let Remembered { store, revision, hash, text, membership } = remembered;
+        let Remembered { store, revision, hash, text, membership, visitor_keys } = remembered;
         let known = Known { revision, hash, text, document: Arc::new(document) };
-        Self { store: Some(store), known: Some(known), membership, confirmed: false }
+        Self { store: Some(store), known: Some(known), membership, visitor_keys, confirmed: false }
     }
 
     pub(crate) fn store(&self) -> Option<&str> {
@@ -130,6 +132,11 @@ impl Joiner {
         self.confirmed = false;
     }
 
+    /// By which visitors are known, one a line; empty where no control plane has said.
+    pub(crate) fn visitor_keys(&self) -> &str {
+        &self.visitor_keys
+    }
+
     /// Acts on one line.
     ///
     /// # Errors
@@ -139,7 +146,14 @@ impl Joiner {
             return Err(FeedError::Order("something before the hello"));
         }
         match line {
-            FeedLine::Hello { store, wire, .. } => self.hello(connection, store, wire),
+            FeedLine::Hello { store, wire, visitor_keys, .. } => {
+                let step = self.hello(connection, store, wire)?;
+                // One from before it had any does not take them away.
+                if !visitor_keys.is_empty() {
+                    self.visitor_keys = visitor_keys;
+                }
+                Ok(step)
+            }
             FeedLine::Document { revision, hash, document, .. } => {
                 let step = self.document(connection, revision, hash, &document);
                 connection.refused = matches!(step, Step::Refused(_));
@@ -275,6 +289,7 @@ impl Joiner {
             hash: known.hash.clone(),
             text: Arc::clone(&known.text),
             membership: self.membership.clone(),
+            visitor_keys: self.visitor_keys.clone(),
         })
     }
 }
@@ -291,6 +306,7 @@ mod tests {
             revision,
             hash: format!("h{revision}"),
             wire: WIRE_LEVEL,
+            visitor_keys: String::new(),
             required: Vec::new(),
         }
     }
@@ -450,6 +466,7 @@ mod tests {
             revision: 1,
             hash: "h".into(),
             wire: WIRE_LEVEL + 1,
+            visitor_keys: String::new(),
             required: Vec::new(),
         };
         assert!(play(&mut Joiner::default(), vec![old]).1[0].contains("wire level"));

@@ -19,6 +19,7 @@ use super::last_known_good::Remembered;
 use super::status::Status;
 use crate::current::InForce;
 use crate::settings::Server;
+use crate::visitor::VisitorKeys;
 
 /// A feed that is silent for so long is given up: three heartbeats.
 const SILENCE_MAX: Duration = Duration::from_millis(3 * HEARTBEAT_MS);
@@ -46,6 +47,8 @@ pub(crate) struct Feed {
     identity: Identity,
     in_force: Arc<InForce>,
     status: Arc<Status>,
+    /// Whether visitors are known by the control plane's keys: not where the settings name some.
+    takes_keys: bool,
     /// Held while a line is acted on and its outcome put in force, so that what is put is never older
     /// than what was put before. Never across an await.
     joiner: Mutex<Joiner>,
@@ -67,10 +70,12 @@ impl Feed {
         identity: Identity,
         in_force: Arc<InForce>,
         status: Arc<Status>,
+        takes_keys: bool,
         joiner: Joiner,
     ) -> Self {
         let joiner = Mutex::new(joiner);
-        Self { servers, token_file, identity, in_force, status, joiner, accepted: Notify::new() }
+        let accepted = Notify::new();
+        Self { servers, token_file, identity, in_force, status, takes_keys, joiner, accepted }
     }
 
     fn joiner(&self) -> MutexGuard<'_, Joiner> {
@@ -98,6 +103,7 @@ impl Feed {
                 applied.revision,
                 applied.store
             );
+            self.take_keys(&joiner);
             self.status.set_source("last known good");
             self.in_force.put(snapshot, Some(applied));
         }
@@ -222,7 +228,12 @@ impl Feed {
             _ => None,
         };
         match joiner.line(connection, line) {
-            Ok(Step::Taken) => Ok(()),
+            Ok(Step::Taken) => {
+                if hello.is_some() {
+                    self.take_keys(joiner);
+                }
+                Ok(())
+            }
             Ok(Step::Refused(refused)) => {
                 self.tell_refusal(server, refused);
                 Ok(())
@@ -236,6 +247,18 @@ impl Feed {
                 }
                 Err(error.to_string())
             }
+        }
+    }
+
+    /// Knows visitors by what was said, if that is sound.
+    fn take_keys(&self, joiner: &Joiner) {
+        let text = joiner.visitor_keys();
+        if !self.takes_keys || text.is_empty() {
+            return;
+        }
+        match VisitorKeys::parse(text) {
+            Ok(keys) => self.in_force.put_keys(keys),
+            Err(why) => tracing::warn!("the keys of visitors that a control plane tells are none: {why}"),
         }
     }
 

@@ -93,6 +93,7 @@ fn follow(planes: &[&Plane]) -> Proxy {
         identity,
         Arc::clone(&in_force),
         Arc::clone(&status),
+        true,
         Joiner::default(),
     ));
     let task = tokio::spawn({
