@@ -172,6 +172,36 @@ async fn a_visitor_at_the_edge_is_known_again_by_a_signed_cookie() {
 }
 
 #[tokio::test]
+async fn later_hops_agree_by_the_keyed_hash_that_the_first_one_passes_on() {
+    let versions = Versions::start().await;
+    let routes = "[[routes]]\nhosts = [\"shop\"]\nservice = \"shop\"\n";
+    let subject = "subject = [\"baggage\", \"header:x-user-id\"]";
+    let mesh = format!("{}{routes}", versions.mesh(50.0, subject));
+    let scratch = gilmok_tests::scratch::Scratch::new();
+    let keys = scratch.write("uid.keys", "a key that every proxy has\n");
+    let settings = || {
+        let table = format!("[edge]\nuid_key_file = \"{}\"", keys.display());
+        ProxySettings::of_mesh(&mesh).listen("edge = \"127.0.0.1:0\"").table(&table)
+    };
+    let (first, later) = (Proxy::start_with(settings()).await, Proxy::start_with(settings()).await);
+    let passed_on = |version: &str| {
+        let upstream = if version == "v1" { &versions.v1 } else { &versions.v2 };
+        upstream.requests().last().and_then(|request| request.header("baggage").map(str::to_owned))
+    };
+    for user in 0..20 {
+        let headers = format!("X-User-Id: user-{user}\r\nbaggage: a=b, gilmok.k=0000000000000000\r\n");
+        let version = get(first.edge(), &headers).await.text();
+        let baggage = passed_on(&version).expect("the endpoint is told");
+        let hash = baggage.strip_prefix("a=b,gilmok.k=").expect("the first hop's own");
+        assert!(hash.len() == 16 && hash != "0000000000000000", "an edge believes nobody: {baggage}");
+        let later = get(later.outbound(), &format!("baggage: {baggage}\r\n")).await;
+        assert_eq!(later.text(), version, "user-{user} {baggage}");
+        let told = first.admin_json(&format!("/explain?service=shop&subject=user-{user}")).await;
+        assert_eq!(told["decision"]["split"]["version"], version, "{told}");
+    }
+}
+
+#[tokio::test]
 async fn the_proxy_explains_what_becomes_of_a_subject() {
     let versions = Versions::start().await;
     let proxy = Proxy::start(versions.mesh(1.0, "")).await;

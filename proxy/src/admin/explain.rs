@@ -2,12 +2,14 @@
 
 use gilmok_config::decide::{Facts, Listener, Refusal, decide};
 use gilmok_config::host::canonical;
+use gilmok_config::subject::Baggage;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde_json::{Value, json};
 
 use super::answer::{Problem, parameter};
 use super::{Admin, config};
 use crate::clock;
+use crate::visitor::VisitorKeys;
 
 /// A request that is only asked about.
 #[derive(Debug)]
@@ -104,15 +106,16 @@ fn explain(admin: &Admin, mut question: Question) -> Result<Value, Problem> {
     let now_ms = clock::now_ms();
     let is_healthy = |service: usize, version| current.upstreams[service].has_healthy(version, now_ms);
     // Where a subject stands is the service's to say, so it has to be known first.
-    if let (Ok(decision), Some(subject)) =
-        (decide(&current.snapshot, &question.facts(), &is_healthy), question.subject.take())
-        && let Some(traffic) = &current.upstreams[decision.service].policy.traffic
+    if let (Ok(decision), Some(subject)) = (
+        decide(&current.snapshot, &question.facts(current.keys.as_deref()), &is_healthy),
+        question.subject.take(),
+    ) && let Some(traffic) = &current.upstreams[decision.service].policy.traffic
     {
         let written = traffic.subject.write(&subject, &mut question.headers);
         let written = written.map_err(|why| Problem::bad_request(format!("subject: {why}")))?;
         question.query = written.or(question.query);
     }
-    match decide(&current.snapshot, &question.facts(), &is_healthy) {
+    match decide(&current.snapshot, &question.facts(current.keys.as_deref()), &is_healthy) {
         Ok(decision) => {
             let upstream = &current.upstreams[decision.service];
             let route = decision.route.map(|at| {
@@ -144,8 +147,13 @@ fn explain(admin: &Admin, mut question: Question) -> Result<Value, Problem> {
 }
 
 impl Question {
-    fn facts(&self) -> Facts<'_> {
+    fn facts<'q>(&'q self, keys: Option<&'q VisitorKeys>) -> Facts<'q> {
         let query = self.query.as_deref();
-        Facts { query, ..Facts::of(self.listener, &self.host, &self.path, &self.method, &self.headers) }
+        let baggage = Baggage { trusted: true, key: keys.map(VisitorKeys::subject_key) };
+        Facts {
+            query,
+            baggage,
+            ..Facts::of(self.listener, &self.host, &self.path, &self.method, &self.headers)
+        }
     }
 }
