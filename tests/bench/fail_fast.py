@@ -22,8 +22,9 @@ KINDS = {"plain": "", "guarded": GUARDED + RESPOND, "last_good": GUARDED + "[[se
          "refused": OPEN, "fallback": OPEN + RESPOND}
 
 
-def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def measure(description, kinds_of_service):
+    """Times each kind, a text of tables behind the endpoint of the service `backend`, beside `plain`, and prints them."""
+    ap = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--gilmok", default=str(GILMOK) if GILMOK.exists() else None, help="the gilmok-proxy executable")
     ap.add_argument("--connections", type=int, default=64)
     ap.add_argument("--seconds", type=int, default=4)
@@ -35,14 +36,14 @@ def main():
     work.chmod(0o755)  # the backend's worker is another user
     (work / "www").mkdir()
     endpoint = f'[[services.backend.endpoints]]\naddress = "127.0.0.1:{BACKEND}"\n'
-    rows, running = {kind: [] for kind in KINDS}, []
+    rows, running = {kind: [] for kind in kinds_of_service}, []
     try:
         backend = subprocess.Popen(["nginx", "-e", "/dev/null", "-c", render("backend.conf", work, BACKEND=BACKEND, WORK=work)], stderr=subprocess.DEVNULL)
         running.append(backend)
         wait_port(BACKEND, backend, "backend")
         for n in range(a.rounds):
             # Each begins a round in its turn.
-            kinds = list(KINDS.items())
+            kinds = list(kinds_of_service.items())
             for kind, tables in kinds[n % len(kinds):] + kinds[:n % len(kinds)]:
                 (work / "mesh.toml").write_text(endpoint + tables)
                 (work / "proxy.toml").write_text(
@@ -76,4 +77,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    measure(__doc__, KINDS)
