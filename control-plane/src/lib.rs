@@ -20,6 +20,8 @@ pub mod publish;
 
 pub mod state;
 
+pub mod rollout;
+
 pub mod admin;
 
 mod process;
