@@ -185,16 +185,22 @@ impl Table {
     /// The places that belong to another version there.
     #[must_use]
     pub fn moved(&self, other: &Self) -> u32 {
-        let mut moved = 0;
+        self.moves(other).into_iter().map(|(_, _, places)| places).sum()
+    }
+
+    /// The places that belong to another version there: whose they are, whose they would be, and how many.
+    #[must_use]
+    pub fn moves(&self, other: &Self) -> Vec<(Name, Name, u32)> {
+        let mut moves: BTreeMap<(&Name, &Name), u32> = BTreeMap::new();
         for range in &self.ranges {
             for their in &other.ranges {
                 let (start, end) = (range.start.max(their.start), range.end.min(their.end));
                 if start < end && range.version != their.version {
-                    moved += end - start;
+                    *moves.entry((&range.version, &their.version)).or_default() += end - start;
                 }
             }
         }
-        moved
+        moves.into_iter().map(|((from, to), places)| (from.clone(), to.clone(), places)).collect()
     }
 
     /// The table with other weights, of which [`Table::share`] gets exact, that moves as few places as can be: only

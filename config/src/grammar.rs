@@ -142,6 +142,23 @@ impl<'d> Value<'d> {
         N::try_from(value).ok()
     }
 
+    /// A number from `least` to `most`, with or without decimals.
+    #[must_use]
+    pub fn number(&self, least: f64, most: f64) -> Option<f64> {
+        let value = match self.node.kind {
+            #[expect(clippy::cast_precision_loss, reason = "whatever is so large is out of any range here")]
+            Kind::Integer(value) => value as f64,
+            Kind::Float(value) => value,
+            _ => return self.expected("a number"),
+        };
+        // What is no number is in no range.
+        if !(least..=most).contains(&value) {
+            self.fault(format!("{value} is out of range"), format!("{least} to {most}"));
+            return None;
+        }
+        Some(value)
+    }
+
     /// A duration from `least` to `most`.
     #[must_use]
     pub fn duration(&self, least: Duration, most: Duration) -> Option<Duration> {

@@ -105,9 +105,27 @@ impl Ppm {
         Some(Self(ppm as u32))
     }
 
+    /// So many parts per million; a whole has a million of them.
+    #[must_use]
+    pub fn new(parts: u32) -> Option<Self> {
+        (parts <= 1_000_000).then_some(Self(parts))
+    }
+
     #[must_use]
     pub fn get(self) -> u32 {
         self.0
+    }
+
+    /// As a percentage, 0 to 100.
+    #[must_use]
+    pub fn percent(self) -> f64 {
+        f64::from(self.0) / 10_000.0
+    }
+
+    /// What is missing to a whole.
+    #[must_use]
+    pub fn rest(self) -> Self {
+        Self(1_000_000 - self.0)
     }
 
     /// Whether `part` of `whole` is at least this share.

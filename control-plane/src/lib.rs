@@ -1,10 +1,13 @@
 //! The control plane: knows what is wanted and who is alive, and says what is true.
 //!
-//! In reading order: what a process is told ([`settings`]); what operators want ([`intent`]) and where it is kept
-//! ([`store`]); who is alive ([`membership`]); what follows from both ([`compile`]); telling it to proxies
-//! ([`publish`]); how a write goes through all of it ([`state`]); and REST ([`admin`]).
+//! In reading order: what a process is told ([`settings`]); how users move from one version to another ([`rollout`]);
+//! what operators want ([`intent`]) and where it is kept ([`store`]); who is alive ([`membership`]); what follows from both ([`compile`]); telling it to proxies
+//! ([`publish`]); how a write goes through all of it ([`state`]); who lets
+//! rollouts go on ([`conductor`]); and REST ([`admin`]).
 
 pub mod settings;
+
+pub mod rollout;
 
 pub mod intent;
 
@@ -20,7 +23,7 @@ pub mod publish;
 
 pub mod state;
 
-pub mod rollout;
+pub mod conductor;
 
 pub mod admin;
 

@@ -17,6 +17,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::admin::{self, Access, Admin, Patience, router};
+use crate::conductor::Conductor;
 use crate::membership::consul;
 use crate::settings::Settings;
 use crate::state::State;
@@ -61,9 +62,11 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
         Some(consul) => Some(consul::start(consul, &state.last_consul(), state.names())?),
         None => None,
     };
+    let conductor = Conductor::new(Arc::clone(&state), settings.webhook_secret_file);
     let (stop, stopped) = watch::channel(false);
     let background = [
         // Each ends with the runtime.
+        tokio::spawn(Arc::clone(&conductor).conduct()),
         tokio::spawn(follow(Arc::clone(&state), mirror.as_ref().map(|mirror| mirror.view.clone()))),
         tokio::spawn(keep(Arc::clone(&state))),
         tokio::spawn(expire(Arc::clone(&state))),
@@ -71,6 +74,7 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
     ];
     let admin = Admin {
         state: Arc::clone(&state),
+        conductor,
         access: Access { token_file: settings.token_file },
         stop: stopped.clone(),
         contacts: mirror.map(|mirror| mirror.contacts),

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use gilmok_config::name::ServiceName;
 use gilmok_config::snapshot::Membership;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::compile::compile;
-use crate::intent::{self, Command, Refusal};
+use crate::intent::{self, Command, Context, Refusal};
 use crate::membership::View;
 use crate::membership::registry::{KeptEntry, Registry};
 use crate::publish::Publisher;
-use crate::store::{Draft, Revision, Store, StoreError};
+use crate::store::{Draft, Revision, Store, StoreError, now_ms};
 
 /// How often a write that lost the race reads again and decides anew, before it is given up.
 const RACES_MAX: usize = 50;
@@ -45,6 +45,8 @@ pub struct Author {
     pub reason: String,
     /// `If-Match`: the revision that must be the newest one.
     pub expected: Option<u64>,
+    /// Whether what needs another command is done all the same.
+    pub force: bool,
 }
 
 /// A write that was done, or had nothing to do.
@@ -107,23 +109,32 @@ impl State {
             }
             let empty = json!({});
             let current = head.as_ref().map_or(&empty, |head| &head.document);
-            let intent = intent::apply(current, command).map_err(WriteError::Refused)?;
+            let outcome = self.decide(current, number, command, author).map_err(WriteError::Refused)?;
+            let intent::Outcome { intent, records } = outcome;
             let created = match command {
                 Command::PutService(name, _) => intent::service(current, name).is_none(),
+                Command::PutTraffic(name, _) => intent::traffic_table(current, name).is_none(),
                 Command::PutMesh(_) => head.is_none(),
-                Command::DeleteService(_)
+                Command::PutRollout(..) => true,
+                Command::Conduct(_)
+                | Command::DeleteService(_)
                 | Command::ForceBreaker(..)
                 | Command::PatchService(..)
-                | Command::Restore { .. } => false,
+                | Command::Restore { .. }
+                | Command::RollBack(_)
+                | Command::Rollout(..)
+                | Command::Switch(..) => false,
             };
-            if head.as_ref().is_some_and(|head| head.hash == intent.hash) {
+            if records.is_empty() && head.as_ref().is_some_and(|head| head.hash == intent.hash) {
                 return Ok(Written { revision: number, changed: false, created });
             }
+            let forced = if author.force { " (forced)" } else { "" };
             let draft = Draft {
                 who: author.who.clone(),
-                what: command.what(),
+                what: format!("{}{forced}", command.what()),
                 reason: author.reason.clone(),
                 intent,
+                records,
             };
             match self.store.append(number, draft).await {
                 Ok(revision) => {
@@ -136,6 +147,31 @@ impl State {
             }
         }
         Err(WriteError::Contended)
+    }
+
+    /// What a command would make of what is there. Writes nothing.
+    ///
+    /// # Errors
+    /// Why it would change nothing.
+    pub fn decide(
+        &self,
+        current: &Value,
+        number: u64,
+        command: &Command,
+        author: &Author,
+    ) -> Result<intent::Outcome, Refusal> {
+        let (records, view) = (self.store.records(), self.view());
+        let context = Context {
+            number,
+            records: &records,
+            alive: &view.endpoints,
+            by: &author.who,
+            why: &author.reason,
+            now_ms: now_ms(),
+            force: author.force,
+            dice: fastrand::u64(..),
+        };
+        intent::apply(current, command, &context)
     }
 
     /// Who is alive, as all providers say together.

@@ -1,5 +1,6 @@
 //! Who writes, why, and on what terms: taken from the request's head.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,13 +9,15 @@ use axum::Json;
 use axum::extract::{ConnectInfo, FromRequestParts, Query};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header, request};
 use axum::response::{IntoResponse, Response};
+use gilmok_config::document::Document;
+use gilmok_config::name::ServiceName;
 use gilmok_config::unit::parse_duration;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::problem::Problem;
 use super::{Admin, WAIT_MAX};
-use crate::intent::Command;
+use crate::intent::{self, Command, Intent, Moves};
 use crate::state;
 
 /// Longest name and reason that the audit keeps, in characters.
@@ -29,6 +32,14 @@ pub(super) struct Terms {
     wait: Option<String>,
     /// Why, for the audit; the header `Gilmok-Reason` does the same.
     reason: Option<String>,
+    /// Do what is refused because another command is the right one, or because it would hurt; the audit says so.
+    #[serde(default)]
+    #[param(value_type = Option<bool>)]
+    force: bool,
+    /// Write nothing, and say what would become of it: whether anything would change, and which users would move.
+    #[serde(default)]
+    #[param(value_type = Option<bool>)]
+    dry_run: bool,
 }
 
 /// The headers of a write, for its description; [`Author`] reads them.
@@ -52,6 +63,7 @@ pub(super) struct Heads {
 pub(super) struct Author {
     author: state::Author,
     wait: Option<Duration>,
+    dry_run: bool,
 }
 
 /// A write that was done.
@@ -67,9 +79,47 @@ pub(super) struct Done {
     lagging: Vec<String>,
 }
 
+/// What a write would do.
+#[derive(Debug, Serialize)]
+pub(super) struct Foreseen {
+    /// The newest revision, from which it would begin.
+    pub(super) revision: u64,
+    pub(super) changed: bool,
+    /// Of each service whose traffic would be another one.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) services: BTreeMap<ServiceName, Moves>,
+}
+
 impl Author {
     pub(super) fn who(&self) -> &str {
         &self.author.who
+    }
+
+    /// Whether it is only asked what would become of it.
+    pub(super) fn is_dry_run(&self) -> bool {
+        self.dry_run
+    }
+
+    /// What a write would do. Writes nothing.
+    pub(super) fn foresee(&self, admin: &Admin, command: &Command) -> Result<Foreseen, Problem> {
+        let head = admin.state.store.head();
+        let number = head.as_ref().map_or(0, |head| head.number);
+        if self.author.expected.is_some_and(|expected| expected != number) {
+            return Err(Problem::behind(number));
+        }
+        let empty = serde_json::json!({});
+        let current = head.as_ref().map_or(&empty, |head| &head.document);
+        let outcome = admin
+            .state
+            .decide(current, number, command, &self.author)
+            .map_err(|refusal| Problem::of_refusal(refusal, command))?;
+        let same = head.as_ref().is_some_and(|head| head.hash == outcome.intent.hash);
+        let before = Intent::parse(current).map_or_else(|_| Document::default(), |intent| intent.document);
+        Ok(Foreseen {
+            revision: number,
+            changed: !same || !outcome.records.is_empty(),
+            services: intent::moves(&before, &outcome.intent),
+        })
     }
 }
 
@@ -92,14 +142,18 @@ impl FromRequestParts<Arc<Admin>> for Author {
             who: who.or_else(|| peer.map(|ip| ip.to_string())).unwrap_or_default(),
             reason: words(&parts.headers, "gilmok-reason").or(reason).unwrap_or_default(),
             expected: if_match(&parts.headers, || admin.state.store.head().is_some())?,
+            force: terms.force,
         };
-        Ok(Self { author, wait })
+        Ok(Self { author, wait, dry_run: terms.dry_run })
     }
 }
 
 impl Author {
     /// Writes, waits if that was asked for, and says what was done. `created` of a PUT is 201.
     pub(super) async fn write(self, admin: &Admin, command: Command) -> Result<Response, Problem> {
+        if self.dry_run {
+            return Ok(Json(self.foresee(admin, &command)?).into_response());
+        }
         let state = Arc::clone(&admin.state);
         let author = self.author;
         // In a task of its own, which ends with the write: a caller who leaves half-way must not leave
@@ -177,7 +231,6 @@ fn bounded(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use gilmok_config::name::ServiceName;
     use tokio::sync::watch;
     use tokio::time::timeout;
 
@@ -193,9 +246,10 @@ mod tests {
         let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
         let (_end, stop) = watch::channel(false);
         let access = Access::default();
-        let admin = Admin { state: Arc::clone(&state), access, stop, contacts: None, metrics };
+        let conductor = crate::conductor::Conductor::new(Arc::clone(&state), None);
+        let admin = Admin { state: Arc::clone(&state), conductor, access, stop, contacts: None, metrics };
         let command = Command::PutService(ServiceName::parse("ads").unwrap(), serde_json::json!({}));
-        let author = Author { author: state::Author::default(), wait: None };
+        let author = Author { author: state::Author::default(), wait: None, dry_run: false };
         tokio::select! {
             biased;
             _ = author.write(&admin, command) => panic!("the disk was waited for"),

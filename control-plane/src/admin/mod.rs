@@ -14,6 +14,10 @@ mod breaker;
 
 mod mesh;
 
+mod traffic;
+
+mod rollout;
+
 mod revisions;
 
 mod membership;
@@ -41,6 +45,7 @@ use gilmok_config::wire::ACK_BYTES_MAX;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
+use crate::conductor::Conductor;
 use crate::membership::consul::Contacts;
 use crate::state::State;
 
@@ -57,6 +62,7 @@ const WAIT_MAX: Duration = Duration::from_mins(5);
 #[derive(Debug)]
 pub struct Admin {
     pub state: Arc<State>,
+    pub conductor: Arc<Conductor>,
     pub access: Access,
     /// True when the process ends: feeds are ended then.
     pub stop: watch::Receiver<bool>,
@@ -76,11 +82,20 @@ pub fn router(admin: Arc<Admin>) -> Router {
                 .patch(mesh::patch_service)
                 .delete(mesh::delete_service),
         )
+        .route("/v1/services/{service}/traffic", get(traffic::read).put(traffic::put))
         .layer(DefaultBodyLimit::max(gilmok_config::node::DOCUMENT_BYTES_MAX));
     let rest = Router::new()
         .route("/v1/status", get(process::status))
         .route("/v1/services", get(mesh::list_services))
         .route("/v1/services/{service}/breaker", put(breaker::force_breaker))
+        .route("/v1/services/{service}/switch", post(traffic::switch))
+        .route("/v1/services/{service}/rollback", post(traffic::roll_back))
+        .route("/v1/rollouts", get(rollout::list))
+        .route("/v1/services/{service}/rollout", get(rollout::read).put(rollout::put).delete(rollout::forget))
+        .route("/v1/services/{service}/rollout/pause", post(rollout::pause))
+        .route("/v1/services/{service}/rollout/resume", post(rollout::resume))
+        .route("/v1/services/{service}/rollout/promote", post(rollout::promote))
+        .route("/v1/services/{service}/rollout/abort", post(rollout::abort))
         .route("/v1/membership", get(membership::list))
         .route("/v1/membership/{service}", get(membership::read))
         .route("/v1/membership/{service}/{id}", put(membership::register).delete(membership::deregister))

@@ -5,7 +5,9 @@ use utoipa::openapi::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi as _};
 
-use super::{author, breaker, explain, membership, mesh, problem, process, proxies, revisions};
+use super::{
+    author, breaker, explain, membership, mesh, problem, process, proxies, revisions, rollout, traffic,
+};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -23,6 +25,18 @@ use super::{author, breaker, explain, membership, mesh, problem, process, proxie
         mesh::patch_service,
         mesh::delete_service,
         breaker::force_breaker,
+        traffic::read,
+        traffic::put,
+        traffic::switch,
+        traffic::roll_back,
+        rollout::list,
+        rollout::read,
+        rollout::put,
+        rollout::forget,
+        rollout::pause,
+        rollout::resume,
+        rollout::promote,
+        rollout::abort,
         membership::list,
         membership::read,
         membership::register,

@@ -92,23 +92,35 @@ impl Problem {
             WriteError::Contended => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "too many writers at once; try again").later(1)
             }
-            WriteError::Refused(Refusal::NoService(name)) => {
-                Self::not_found(format!("there is no service `{name}`"))
-            }
-            WriteError::Refused(Refusal::Faulty(problems)) => {
+            WriteError::Refused(refusal) => Self::of_refusal(refusal, command),
+            WriteError::Store(error) => error.into(),
+        }
+    }
+
+    /// Why a command would change nothing.
+    pub(super) fn of_refusal(refusal: Refusal, command: &Command) -> Self {
+        match refusal {
+            Refusal::Conflict(why) => Self::new(StatusCode::CONFLICT, why),
+            Refusal::NoRollout(name) => Self::not_found(format!("there is no rollout of `{name}`")),
+            Refusal::NoService(name) => Self::not_found(format!("there is no service `{name}`")),
+            Refusal::Faulty(problems) => {
                 let faulty = Self::faulty(problems, "the document would not be sound; nothing was changed");
                 match command {
                     // Nothing is wrong with what was asked for; what is there stands against it.
-                    Command::DeleteService(_) | Command::Restore { .. } => {
+                    Command::DeleteService(_) | Command::Restore { .. } | Command::RollBack(_) => {
                         Self { problems: faulty.problems, ..Self::new(StatusCode::CONFLICT, faulty.detail) }
                     }
-                    Command::ForceBreaker(..)
+                    Command::Conduct(_)
+                    | Command::ForceBreaker(..)
                     | Command::PatchService(..)
                     | Command::PutMesh(_)
-                    | Command::PutService(..) => faulty,
+                    | Command::PutRollout(..)
+                    | Command::PutService(..)
+                    | Command::PutTraffic(..)
+                    | Command::Rollout(..)
+                    | Command::Switch(..) => faulty,
                 }
             }
-            WriteError::Store(error) => error.into(),
         }
     }
 }

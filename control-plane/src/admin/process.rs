@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::Admin;
 use super::problem::Problem;
+use super::rollout;
 
 #[utoipa::path(get, path = "/livez", tag = "process", summary = "Whether the process answers",
     responses((status = 200, body = String)))]
@@ -88,6 +89,7 @@ pub(super) async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
         // Names were checked when the ack was taken and need no escaping.
         text.push_str(&format!("gilmok_feed_lag_revisions{{proxy=\"{}\"}} {lag}\n", report.ack.node));
     }
+    rollout::render(&admin, &mut text);
     if let Some(contacts) = &admin.contacts {
         contacts.render(&mut text);
     }

@@ -1,41 +1,101 @@
 //! Intent: what operators asked for, and how a command changes it. Pure: documents in, documents out.
+//!
+//! Beside the document there is what is kept of single services: a rollout under way, the last switch. A command may
+//! change both; both are written in one step.
+
+mod command;
 
 mod force;
 
+mod guard;
+
 mod merge_patch;
 
+mod moves;
+
+mod release;
+
+mod rollouts;
+
+mod shares;
+
+pub use command::{Command, Conduct, Deed};
 pub use force::Force;
+pub use moves::{Move, Moves, drain_timeout, moves, versions_alive};
+pub(crate) use shares::table as traffic_table;
+
 use gilmok_config::document::Document;
 use gilmok_config::hash::content_hash;
-use gilmok_config::name::ServiceName;
+use gilmok_config::name::{Name, ServiceName};
 use gilmok_config::node::Node;
 use gilmok_config::problem::Problems;
+use gilmok_config::snapshot::Membership;
 use serde_json::{Map, Value};
 
-/// What an operator asks for.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Command {
-    DeleteService(ServiceName),
-    /// What a service's breaker is to do.
-    ForceBreaker(ServiceName, Force),
-    /// A merge patch of one service's table (RFC 7396).
-    PatchService(ServiceName, Value),
-    PutMesh(Value),
-    PutService(ServiceName, Value),
-    /// The document of an earlier revision, as a new one.
-    Restore {
-        number: u64,
-        document: Value,
-    },
+use crate::rollout::progress::Hand;
+use crate::rollout::record::{Record, Records};
+
+/// What a command is decided by, beside the document.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// The newest revision: what is written will be the next one.
+    pub number: u64,
+    pub records: &'a Records,
+    pub alive: &'a Membership,
+    pub by: &'a str,
+    pub why: &'a str,
+    /// In milliseconds since 1970.
+    pub now_ms: u64,
+    /// Whether what needs another command is done all the same.
+    pub force: bool,
+    /// A number by chance.
+    pub dice: u64,
+}
+
+/// What a command makes of document and records.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub intent: Intent,
+    /// What is kept of these services from now on; `None` is nothing.
+    pub records: Vec<(ServiceName, Option<Record>)>,
+}
+
+/// A document that is not checked yet, and the records that go with it.
+#[derive(Clone, Debug)]
+struct Changed {
+    document: Value,
+    records: Vec<(ServiceName, Option<Record>)>,
+    /// Whether tables that nobody wrote are to stay unwritten: this is what was before, to the last user.
+    exact: bool,
 }
 
 /// Why a command changes nothing: a decision, not a failure.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Refusal {
+    /// What is there stands against it; the text says which command would do.
+    Conflict(String),
     /// The result would be no sound document.
     Faulty(Problems),
+    /// There is no rollout of this service.
+    NoRollout(ServiceName),
     /// It speaks of a service that is not there.
     NoService(ServiceName),
+}
+
+impl Changed {
+    fn document(document: Value) -> Self {
+        Self { document, records: Vec::new(), exact: false }
+    }
+
+    fn nothing(document: &Value) -> Self {
+        Self { exact: true, ..Self::document(document.clone()) }
+    }
+}
+
+impl Context<'_> {
+    fn hand(&self, alive: u64) -> Hand<'_> {
+        Hand { by: self.by, why: self.why, now_ms: self.now_ms, revision: self.number + 1, alive }
+    }
 }
 
 /// A sound document in the one form in which it is kept: keys in order, no defaults filled in.
@@ -72,56 +132,124 @@ impl Intent {
     }
 }
 
-impl Command {
-    /// What the audit says was done.
-    #[must_use]
-    pub fn what(&self) -> String {
-        match self {
-            Self::DeleteService(name) => format!("delete service {name}"),
-            Self::ForceBreaker(name, force) => format!("force breaker of {name}: {}", force.what()),
-            Self::PatchService(name, _) => format!("patch service {name}"),
-            Self::PutMesh(_) => "put mesh".to_owned(),
-            Self::PutService(name, _) => format!("put service {name}"),
-            Self::Restore { number, .. } => format!("restore revision {number}"),
-        }
-    }
-
-    /// The label `kind` of `gilmok_writes_total`.
-    #[must_use]
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::DeleteService(_) => "delete_service",
-            Self::ForceBreaker(..) => "force_breaker",
-            Self::PatchService(..) => "patch_service",
-            Self::PutMesh(_) => "put_mesh",
-            Self::PutService(..) => "put_service",
-            Self::Restore { .. } => "restore",
-        }
-    }
-}
-
-/// Applies a command to the document in force.
+/// Applies a command to the document in force and to what is kept of services.
 ///
 /// # Errors
 /// Why it changes nothing.
-pub fn apply(current: &Value, command: &Command) -> Result<Intent, Refusal> {
-    let next = match command {
-        Command::PutMesh(document) | Command::Restore { document, .. } => document.clone(),
-        Command::PutService(name, table) => with_service(current, name, Some(table.clone())),
-        Command::PatchService(name, patch) => {
-            let table = service(current, name).ok_or_else(|| Refusal::NoService(name.clone()))?;
-            with_service(current, name, Some(merge_patch::merge(table, patch)))
+pub fn apply(current: &Value, command: &Command, context: &Context<'_>) -> Result<Outcome, Refusal> {
+    // What was sound when it was written is judged by this version; what it finds fault with says nothing here.
+    let before = Intent::parse(current).unwrap_or_else(|_| Intent::empty()).document;
+    let changed = changed(current, &before, command, context)?;
+    let mut intent = Intent::parse(&changed.document).map_err(Refusal::Faulty)?;
+    let mut records = changed.records;
+    if !command.moves_users() {
+        let overruled = guard::check(&before, &intent.document, context.records, context.force)?;
+        for service in overruled {
+            let mut record = context.records.get(&service).cloned().unwrap_or_default();
+            rollouts::overrule(&mut record, context, &command.what());
+            records.push((service, Some(record)));
         }
-        Command::ForceBreaker(name, force) => {
-            let table = service(current, name).ok_or_else(|| Refusal::NoService(name.clone()))?;
-            with_service(current, name, Some(force::forced(table, force)))
+    }
+    if !changed.exact
+        && let Some(next) = shares::with_least_moves(&intent.json, &before, &intent.document)
+    {
+        intent = Intent::parse(&next).map_err(Refusal::Faulty)?;
+    }
+    let gone = before.services.keys().filter(|name| !intent.document.services.contains_key(*name));
+    records.extend(gone.filter(|name| context.records.contains_key(*name)).map(|name| (name.clone(), None)));
+    Ok(Outcome { intent, records })
+}
+
+fn changed(
+    current: &Value,
+    parsed: &Document,
+    command: &Command,
+    context: &Context<'_>,
+) -> Result<Changed, Refusal> {
+    let known = |name: &ServiceName| service(current, name).ok_or_else(|| Refusal::NoService(name.clone()));
+    let with =
+        |name: &ServiceName, table: Option<Value>| Changed::document(with_service(current, name, table));
+    Ok(match command {
+        Command::Conduct(conduct) => {
+            Changed { exact: true, ..rollouts::conducted(current, parsed, conduct, context)? }
         }
+        Command::PutMesh(document) => Changed::document(document.clone()),
+        Command::Restore { number, document } => Changed {
+            exact: true,
+            ..Changed::document(restored(current, parsed, document, *number, context))
+        },
+        Command::PutService(name, table) => with(name, Some(table.clone())),
+        Command::PatchService(name, patch) => with(name, Some(merge_patch::merge(known(name)?, patch))),
+        Command::ForceBreaker(name, force) => with(name, Some(force::forced(known(name)?, force))),
         Command::DeleteService(name) => {
-            service(current, name).ok_or_else(|| Refusal::NoService(name.clone()))?;
-            with_service(current, name, None)
+            known(name)?;
+            with(name, None)
         }
-    };
-    Intent::parse(&next).map_err(Refusal::Faulty)
+        Command::PutTraffic(name, table) => {
+            known(name)?;
+            put_traffic(current, parsed, name, table, context)?
+        }
+        Command::Switch(name, to) => {
+            known(name)?;
+            release::switched(current, parsed, name, to, context)?
+        }
+        Command::RollBack(name) => {
+            known(name)?;
+            Changed { exact: true, ..release::rolled_back(current, parsed, name, context)? }
+        }
+        Command::PutRollout(name, plan) => rollouts::begun(current, parsed, name, plan, context)?,
+        Command::Rollout(name, deed) => {
+            Changed { exact: true, ..rollouts::told(current, parsed, name, deed, context)? }
+        }
+    })
+}
+
+fn put_traffic(
+    current: &Value,
+    parsed: &Document,
+    name: &ServiceName,
+    table: &Value,
+    context: &Context<'_>,
+) -> Result<Changed, Refusal> {
+    let next = shares::with_table(current, name, Some(table.clone()));
+    let alive = shares::alive(parsed, context.alive, name);
+    let shared = table["weights"].as_object().into_iter().flatten();
+    let mut unknown = shared.filter(|(version, share)| {
+        // Without any endpoint nobody can tell yet; what is no number is told as a fault of the document.
+        let has_share = share.as_f64().is_some_and(|share| share > 0.0);
+        has_share && !alive.is_empty() && !alive.keys().any(|known| known.as_str() == version.as_str())
+    });
+    match unknown.next().and_then(|(version, _)| Name::parse(version).ok()) {
+        Some(version) if !context.force => {
+            let path = format!("services.{name}.traffic.weights.{version}");
+            Err(release::unknown_version(&path, name, &version, alive.keys()))
+        }
+        Some(_) | None => Ok(Changed::document(next)),
+    }
+}
+
+/// An earlier document, with users where they are now wherever they have moved on since.
+fn restored(
+    current: &Value,
+    parsed: &Document,
+    document: &Value,
+    number: u64,
+    context: &Context<'_>,
+) -> Value {
+    let mut next = document.clone();
+    for (name, record) in context.records {
+        let has_moved =
+            record.running().is_some() || record.release.as_ref().is_some_and(|last| last.revision > number);
+        if !has_moved {
+            continue;
+        }
+        for name in shares::together(parsed, name) {
+            if service(&next, &name).is_some() {
+                next = shares::with_table(&next, &name, shares::table(current, &name).cloned());
+            }
+        }
+    }
+    next
 }
 
 /// One service's table as the operators wrote it.
@@ -146,52 +274,4 @@ fn with_service(document: &Value, name: &ServiceName, table: Option<Value>) -> V
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn name(text: &str) -> ServiceName {
-        ServiceName::parse(text).unwrap()
-    }
-
-    #[test]
-    fn a_service_is_put_patched_and_deleted() {
-        let ads = name("ads");
-        let put =
-            apply(&json!({}), &Command::PutService(ads.clone(), json!({"request_timeout": "2s"}))).unwrap();
-        assert_eq!(put.json, json!({"services": {"ads": {"request_timeout": "2s"}}}));
-        let patch = json!({"request_timeout": null, "max_concurrent": 7});
-        let patched = apply(&put.json, &Command::PatchService(ads.clone(), patch)).unwrap();
-        assert_eq!(patched.json, json!({"services": {"ads": {"max_concurrent": 7}}}));
-        let deleted = apply(&patched.json, &Command::DeleteService(ads.clone())).unwrap();
-        assert_eq!(deleted.json, json!({"services": {}}));
-        assert_eq!(
-            apply(&deleted.json, &Command::DeleteService(ads.clone())).unwrap_err(),
-            Refusal::NoService(ads)
-        );
-    }
-
-    #[test]
-    fn the_same_document_has_the_same_hash_whatever_the_order_of_its_keys() {
-        let one = Intent::parse(&json!({"services": {"a": {}, "b": {"max_concurrent": 1}}})).unwrap();
-        let two = Intent::parse(&json!({"services": {"b": {"max_concurrent": 1}, "a": {}}})).unwrap();
-        assert_eq!((one.text, one.hash), (two.text, two.hash));
-    }
-
-    #[test]
-    fn a_service_that_a_route_needs_is_not_deleted() {
-        let document = json!({"services": {"a": {}}, "routes": [{"path_prefix": "/a", "service": "a"}]});
-        let refused = apply(&document, &Command::DeleteService(name("a"))).unwrap_err();
-        let Refusal::Faulty(problems) = refused else { panic!("{refused:?}") };
-        assert_eq!(problems.0[0].path, "routes[0].service");
-    }
-
-    #[test]
-    fn every_fault_is_told() {
-        let table = json!({"request_timeout": 5, "max_concurrent": 0, "colour": "red"});
-        let refused = apply(&json!({}), &Command::PutService(name("a"), table)).unwrap_err();
-        let Refusal::Faulty(problems) = refused else { panic!("{refused:?}") };
-        assert_eq!(problems.0.len(), 3, "{problems}");
-    }
-}
+mod tests;

@@ -1,3 +1,26 @@
-//! The plan that moves a service's traffic from one version to another by itself, and what it goes by.
+//! Rollouts: a plan, what the proxies counted, what that says, and what follows from it. Pure: time and counts are arguments.
+//!
+//! In reading order: the [`plan`] and its presets, who is told ([`webhook`]), what was counted ([`tally`]), what that
+//! says ([`analysis`]), how a rollout goes on by itself ([`progress`]) and by
+//! word ([`deed`]), and what is kept of a service ([`record`]).
+
+pub mod plan;
+
+mod preset;
+
+pub mod webhook;
+
+pub mod tally;
 
 pub mod analysis;
+
+mod words;
+
+pub mod progress;
+
+pub mod deed;
+
+pub mod record;
+
+#[cfg(test)]
+mod tests;

@@ -42,6 +42,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Holds the token that callers from other hosts need; without it there are none.
     pub token_file: Option<PathBuf>,
+    /// Holds what webhooks are signed with; without it no plan may name one.
+    pub webhook_secret_file: Option<PathBuf>,
     pub store: StoreSettings,
     /// Mirrored beside the embedded registry.
     pub consul: Option<consul::Settings>,
@@ -106,6 +108,7 @@ impl Settings {
         let mut table = root.table();
         let mut take = |key| table.as_mut().and_then(|table| table.optional(key));
         let (listen, token_file) = (take("listen"), take("token_file"));
+        let webhook_secret_file = take("webhook_secret_file");
         let (store, membership) = (take("store"), take("membership"));
         let (log, port_file) = (take("log"), take("port_file"));
         if let Some(table) = table {
@@ -114,7 +117,9 @@ impl Settings {
         let listen = listen.and_then(|value| read_socket(&value));
         Self {
             listen: listen.unwrap_or_else(|| LISTEN_DEFAULT.parse().expect("invariant: it is an address")),
-            token_file: token_file.and_then(|value| read_token_file(&value, folder)),
+            token_file: token_file.and_then(|value| read_secret_file(&value, folder, "token")),
+            webhook_secret_file: webhook_secret_file
+                .and_then(|value| read_secret_file(&value, folder, "secret")),
             store: StoreSettings::read(store.as_ref(), folder),
             consul: membership.and_then(|value| read_consul(&value, folder)),
             log: log.and_then(|value| value.choice(&LEVELS)).unwrap_or(LevelFilter::INFO),
@@ -172,13 +177,15 @@ fn read_path(value: &Value<'_>, folder: &Path) -> Option<PathBuf> {
     Some(folder.join(text))
 }
 
-/// A token that cannot be read now keeps everybody else out, so it is a fault of the settings.
-fn read_token_file(value: &Value<'_>, folder: &Path) -> Option<PathBuf> {
+/// A secret that cannot be read now would be missed later, in a worse moment: it is a fault of the settings.
+fn read_secret_file(value: &Value<'_>, folder: &Path, what: &str) -> Option<PathBuf> {
     let path = read_path(value, folder)?;
     match std::fs::read_to_string(&path) {
-        Ok(text) if text.trim().is_empty() => value.fault("the file holds no token", ""),
+        Ok(text) if text.trim().is_empty() => value.fault(format!("the file holds no {what}"), ""),
         Ok(_) => {}
-        Err(error) => value.fault(format!("{}: {error}", path.display()), "a file with one line, the token"),
+        Err(error) => {
+            value.fault(format!("{}: {error}", path.display()), format!("a file with one line, the {what}"));
+        }
     }
     Some(path)
 }

@@ -4,13 +4,15 @@ use std::io::{BufRead, Write};
 use std::path::Path;
 
 use gilmok_config::hash::content_hash;
+use gilmok_config::name::ServiceName;
 use redb::{Database, ReadableDatabase, ReadableTable};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AUDIT, AuditEntry, FILE, Identity, META, REVISIONS, Revision, STORE_ID, Store, StoreError, VISITOR_KEYS,
-    decode, encode,
+    AUDIT, AuditEntry, FILE, Identity, META, RECORDS, REVISIONS, Revision, STORE_ID, Store, StoreError,
+    VISITOR_KEYS, decode, encode,
 };
+use crate::rollout::record::Record;
 
 /// Longest line of a backup: a document and what belongs to it.
 const LINE_BYTES_MAX: u64 = (gilmok_config::node::DOCUMENT_BYTES_MAX as u64) * 2;
@@ -27,6 +29,11 @@ enum Line {
     },
     Revision(Box<Revision>),
     Audit(AuditEntry),
+    /// What is kept of a service beside its table.
+    Record {
+        service: ServiceName,
+        record: Box<Record>,
+    },
     /// How many lines were before this one, and the hash over their hashes: a backup that ends early is refused.
     End {
         lines: u64,
@@ -59,6 +66,7 @@ impl Store {
         let transaction = self.inner.database.begin_read().map_err(|error| broken(error.into()))?;
         let revisions = transaction.open_table(REVISIONS).map_err(|error| broken(error.into()))?;
         let audit = transaction.open_table(AUDIT).map_err(|error| broken(error.into()))?;
+        let records = transaction.open_table(RECORDS).map_err(|error| broken(error.into()))?;
         let mut seal = Seal::default();
         let Identity { store, visitor_keys } = self.identity();
         let (store, visitor_keys) = (store.to_string(), Some(visitor_keys.to_string()));
@@ -70,6 +78,12 @@ impl Store {
         for entry in audit.iter().map_err(|error| broken(error.into()))? {
             let (_, bytes) = entry.map_err(|error| broken(error.into()))?;
             seal.write(out, &Line::Audit(decode(bytes.value(), "audit entry")?))?;
+        }
+        for entry in records.iter().map_err(|error| broken(error.into()))? {
+            let (name, bytes) = entry.map_err(|error| broken(error.into()))?;
+            let service = ServiceName::parse(name.value())
+                .map_err(|why| StoreError::Damaged { what: "service's name", why: why.to_owned() })?;
+            seal.write(out, &Line::Record { service, record: decode(bytes.value(), "record")? })?;
         }
         let end = Line::End { lines: seal.lines, hash: seal.hash.clone() };
         seal.write(out, &end)?;
@@ -122,6 +136,7 @@ fn build(path: &Path, mut backup: impl BufRead) -> Result<(), BackupError> {
                 Line::Begin { store, visitor_keys, .. } => {
                     transaction.open_table(AUDIT)?;
                     transaction.open_table(REVISIONS)?;
+                    transaction.open_table(RECORDS)?;
                     let mut meta = transaction.open_table(META)?;
                     meta.insert(STORE_ID, store.as_bytes())?;
                     if let Some(keys) = visitor_keys {
@@ -136,6 +151,11 @@ fn build(path: &Path, mut backup: impl BufRead) -> Result<(), BackupError> {
                 Line::Audit(entry) => {
                     transaction.open_table(AUDIT)?.insert(entry.revision, encode(entry).as_slice())?;
                 }
+                Line::Record { service, record } => {
+                    transaction
+                        .open_table(RECORDS)?
+                        .insert(service.as_str(), encode(record.as_ref()).as_slice())?;
+                }
                 Line::End { .. } => {}
             }
             Ok(())
@@ -145,14 +165,14 @@ fn build(path: &Path, mut backup: impl BufRead) -> Result<(), BackupError> {
                 return Err(unsound(format!("format {format} is not known; this version reads {FORMAT}")));
             }
             Line::Begin { .. } if number != 1 => return Err(unsound("a second beginning".to_owned())),
-            Line::Revision(_) | Line::Audit(_) | Line::End { .. } if number == 1 => {
+            Line::Revision(_) | Line::Audit(_) | Line::Record { .. } | Line::End { .. } if number == 1 => {
                 return Err(unsound("not a beginning".to_owned()));
             }
             Line::End { lines, hash } if *lines != seal.lines || *hash != seal.hash => {
                 return Err(unsound("what is before it is not what was written".to_owned()));
             }
             Line::End { .. } => break,
-            Line::Begin { .. } | Line::Revision(_) | Line::Audit(_) => {}
+            Line::Begin { .. } | Line::Revision(_) | Line::Audit(_) | Line::Record { .. } => {}
         }
         insert().map_err(broken)?;
         seal.add(&text);

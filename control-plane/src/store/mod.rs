@@ -5,10 +5,13 @@
 
 mod backup;
 
+mod records;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use gilmok_config::name::ServiceName;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize};
@@ -16,6 +19,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::intent::Intent;
+use crate::rollout::record::{Record, Records};
 
 pub use backup::BackupError;
 
@@ -23,6 +27,8 @@ pub use backup::BackupError;
 const REVISIONS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("revisions");
 /// Who did what, by revision.
 const AUDIT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("audit");
+/// What is kept of services beside their tables, by name.
+const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
 /// The rest: the store's id, the last membership.
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
@@ -88,13 +94,15 @@ pub struct Draft {
     pub what: String,
     pub reason: String,
     pub intent: Intent,
+    /// What is kept of these services from then on, each as it was read but for its changes; `None` is nothing.
+    pub records: Vec<(ServiceName, Option<Record>)>,
 }
 
 /// Why the store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Somebody else wrote first: read again and decide anew.
-    #[error("revision {head} was written meanwhile")]
+    /// Somebody else wrote first, a revision or what is kept of a service: read again and decide anew.
+    #[error("somebody else wrote meanwhile; the newest revision is {head}")]
     Conflict { head: u64 },
     /// The folder or file cannot be used; the text says which and why.
     #[error("the store {path}: {why}")]
@@ -117,6 +125,8 @@ struct Inner {
     /// Revisions that are kept, at least 1.
     history_max: u64,
     head: watch::Sender<Option<Arc<Revision>>>,
+    /// What is kept of services, as on disk. A watch, because whoever reads holds a whole state and waits for nobody.
+    records: watch::Sender<Arc<Records>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -151,8 +161,10 @@ impl Store {
             identity,
             history_max: history_max.max(1),
             head: watch::Sender::new(None),
+            records: watch::Sender::default(),
         };
         let store = Self { inner: Arc::new(inner) };
+        store.inner.records.send_replace(Arc::new(store.read_records()?));
         let head = store.read_head()?;
         store.inner.head.send_replace(head.map(Arc::new));
         Ok(store)
@@ -277,7 +289,7 @@ impl Store {
         if head != expected {
             return Err(StoreError::Conflict { head });
         }
-        let Draft { who, what, reason, intent } = draft;
+        let Draft { who, what, reason, intent, records } = draft;
         let number = head + 1;
         let revision =
             Revision { number, at_ms: now_ms(), who, what, reason, hash: intent.hash, document: intent.json };
@@ -289,6 +301,9 @@ impl Store {
             reason: revision.reason.clone(),
             before: before.map(|before| before.hash).unwrap_or_default(),
             after: revision.hash.clone(),
+        };
+        let Some(kept) = records::write(&transaction, records).map_err(unusable)? else {
+            return Err(StoreError::Conflict { head });
         };
         let write = || -> Result<(), redb::Error> {
             {
@@ -303,6 +318,7 @@ impl Store {
             Ok(())
         };
         write().map_err(unusable)?;
+        self.told_of_records(kept);
         let revision = Arc::new(revision);
         // The next writer may have been here first: the head only goes up.
         self.inner.head.send_if_modified(|head| {
@@ -356,6 +372,7 @@ fn make_tables(database: &Database) -> Result<Identity, redb::Error> {
     let identity = {
         transaction.open_table(REVISIONS)?;
         transaction.open_table(AUDIT)?;
+        transaction.open_table(RECORDS)?;
         let mut meta = transaction.open_table(META)?;
         let mut made_once = |key, make: fn() -> String| -> Result<Arc<str>, redb::Error> {
             let known = meta.get(key)?.map(|kept| String::from_utf8_lossy(kept.value()).into_owned());

@@ -3,12 +3,17 @@
 use serde_json::json;
 
 use super::*;
-use crate::intent::{Command, apply};
 use gilmok_config::name::ServiceName;
 
 fn draft(number: u32) -> Draft {
     let intent = Intent::parse(&json!({"services": {"ads": {"max_concurrent": number}}})).unwrap();
-    Draft { who: "test".to_owned(), what: "put mesh".to_owned(), reason: String::new(), intent }
+    Draft {
+        who: "test".to_owned(),
+        what: "put mesh".to_owned(),
+        reason: String::new(),
+        intent,
+        records: Vec::new(),
+    }
 }
 
 /// A folder that goes with the test.
@@ -69,8 +74,9 @@ async fn racing_writers_lose_nothing() {
                     loop {
                         let head = store.head();
                         let number = head.as_ref().map_or(0, |head| head.number);
-                        let document = head.map_or_else(|| json!({}), |head| head.document.clone());
-                        let intent = apply(&document, &Command::PutService(name.clone(), json!({}))).unwrap();
+                        let mut document = head.map_or_else(|| json!({}), |head| head.document.clone());
+                        document["services"][name.as_str()] = json!({});
+                        let intent = Intent::parse(&document).unwrap();
                         let draft = Draft { intent, ..draft(1) };
                         match store.append(number, draft).await {
                             Ok(_) => break,

@@ -28,7 +28,14 @@ async fn only_the_token_opens_the_door_and_a_new_one_needs_no_restart() {
     let (_end, stop) = watch::channel(false);
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
     let access = Access { token_file: Some(token_file.clone()) };
-    let router = router(Arc::new(Admin { state, access, stop, contacts: None, metrics }));
+    let router = router(Arc::new(Admin {
+        conductor: crate::conductor::Conductor::new(Arc::clone(&state), None),
+        state,
+        access,
+        stop,
+        contacts: None,
+        metrics,
+    }));
     for target in ["/livez", "/readyz"] {
         assert_eq!(ask(&router, target, None).await.status(), StatusCode::OK, "{target}");
     }

@@ -52,7 +52,14 @@ impl Served {
         let state = State::new(Store::open(&folder.0, 100).unwrap(), false).unwrap();
         let (stop, stopped) = watch::channel(false);
         let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
-        let admin = Admin { state, access: Access::default(), stop: stopped, contacts: None, metrics };
+        let admin = Admin {
+            conductor: crate::conductor::Conductor::new(Arc::clone(&state), None),
+            state,
+            access: Access::default(),
+            stop: stopped,
+            contacts: None,
+            metrics,
+        };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stopped = admin.stop.clone();

@@ -1,0 +1,300 @@
+//! Conducts rollouts: hears each second what proxies counted, lets each rollout go on, writes what it came to, tells others.
+//!
+//! What decides is pure and lives in [`crate::rollout`]; that nobody acts twice is the store's compare-and-set.
+
+mod drain;
+
+mod notify;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use gilmok_config::name::ServiceName;
+use gilmok_config::wire::Ack;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::intent::{Command, Conduct, versions_alive};
+use crate::rollout::progress::{Hand, Owed, Rollout, Seen};
+use crate::rollout::record::Record;
+use crate::state::{Author, State, WriteError};
+use crate::store::now_ms;
+
+pub use drain::{Drain, Waiting, drain};
+use notify::Notice;
+
+/// How often rollouts are looked at: as often as proxies report.
+const TICK: Duration = Duration::from_millis(gilmok_config::wire::ACK_MS);
+/// Longest time that one tick counts for: a process that was stopped has watched nothing.
+const TICK_MAX: Duration = Duration::from_secs(3);
+/// How often what was counted is kept, beside every time that something happened. It is the time by which a step is held
+/// longer when the process is killed; nothing that was counted is lost.
+const KEEP_EVERY: Duration = Duration::from_secs(5);
+/// Answers of webhooks that wait to be heard.
+const ANSWERS_MAX: usize = 256;
+
+/// Who conducts the rollouts of one control plane.
+#[derive(Debug)]
+pub struct Conductor {
+    state: Arc<State>,
+    /// Holds what messages are signed with; without it nobody can be told.
+    secret_file: Option<PathBuf>,
+    /// Rollouts as of the last tick, ahead of what is kept. A std mutex: nothing is awaited under it.
+    live: Mutex<BTreeMap<ServiceName, Live>>,
+}
+
+/// A rollout as of the last tick.
+#[derive(Clone, Debug)]
+struct Live {
+    /// [`Record::seq`] of what it went on from.
+    seq: u64,
+    rollout: Box<Rollout>,
+    kept: Instant,
+}
+
+/// Somebody who was told, or could not be.
+#[derive(Debug)]
+struct Answer {
+    service: ServiceName,
+    id: String,
+    owed: Owed,
+    answer: Result<(), String>,
+}
+
+impl Conductor {
+    #[must_use]
+    pub fn new(state: Arc<State>, secret_file: Option<PathBuf>) -> Arc<Self> {
+        Arc::new(Self { state, secret_file, live: Mutex::default() })
+    }
+
+    /// Whether messages can be signed.
+    #[must_use]
+    pub fn can_tell(&self) -> bool {
+        self.secret_file.is_some()
+    }
+
+    /// A service's rollout, with what was counted up to the last tick.
+    #[must_use]
+    pub fn rollout(&self, service: &ServiceName) -> Option<Box<Rollout>> {
+        let record = self.state.store.records().get(service)?.clone();
+        self.current(service, &record).map(|live| live.rollout)
+    }
+
+    /// Keeps what was counted of a service, so that an operator's word is judged by all of it.
+    pub async fn keep(&self, service: &ServiceName) {
+        let records = self.state.store.records();
+        let Some(record) = records.get(service) else { return };
+        let Some(live) = self.current(service, record).filter(|live| live.rollout.is_running()) else {
+            return;
+        };
+        let record = Record { rollout: Some(live.rollout), ..record.clone() };
+        // Should somebody else write first, the word is judged by what they have left.
+        if let Err(error) = self.state.store.keep_records(vec![(service.clone(), record)]).await {
+            tracing::warn!("the rollout of {service} is not kept: {error}");
+        }
+    }
+
+    /// Conducts until it is dropped.
+    pub async fn conduct(self: Arc<Self>) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (heard, mut answers) = mpsc::channel::<Answer>(ANSWERS_MAX);
+        let mut underway: BTreeSet<(ServiceName, String, u64)> = BTreeSet::new();
+        let mut drained = BTreeMap::new();
+        let mut last = Instant::now();
+        loop {
+            let answer = tokio::select! {
+                _ = ticks.tick() => None,
+                // The sender lives as long as this loop.
+                answer = answers.recv() => answer,
+            };
+            if let Some(answer) = &answer {
+                underway.remove(&(answer.service.clone(), answer.id.clone(), answer.owed.number));
+            }
+            let now = Instant::now();
+            let elapsed = now.saturating_duration_since(last).min(TICK_MAX);
+            last = now;
+            self.tick(elapsed, answer.as_ref()).await;
+            self.tell(&heard, &mut underway);
+            self.note_drained(&mut drained);
+        }
+    }
+
+    /// Lets every rollout go on.
+    async fn tick(&self, elapsed: Duration, answer: Option<&Answer>) {
+        let records = self.state.store.records();
+        self.lock().retain(|service, _| records.contains_key(service));
+        let concerned: Vec<&ServiceName> = records
+            .iter()
+            .filter(|(_, record)| {
+                record
+                    .rollout
+                    .as_ref()
+                    .is_some_and(|rollout| rollout.is_running() || !rollout.owed.is_empty())
+            })
+            .map(|(service, _)| service)
+            .collect();
+        if concerned.is_empty() {
+            return;
+        }
+        let reports = self.state.publisher.acks.all();
+        let acks: Vec<&Ack> = reports.iter().map(|report| &report.ack).collect();
+        for service in concerned {
+            let answer = answer.filter(|answer| answer.service == *service);
+            self.go_on(service, &acks, elapsed, answer).await;
+        }
+    }
+
+    /// Lets one rollout go on, and writes what it came to.
+    async fn go_on(&self, service: &ServiceName, acks: &[&Ack], elapsed: Duration, answer: Option<&Answer>) {
+        let records = self.state.store.records();
+        let Some(record) = records.get(service) else { return };
+        let Some(before) = self.current(service, record) else { return };
+        let head = self.state.store.head();
+        let number = head.as_ref().map_or(0, |head| head.number);
+        let mut rollout = before.rollout.clone();
+        let candidate = rollout.plan.candidate.clone();
+        let alive = head.map(|head| versions_alive(&head.document, &self.state.view().endpoints, service));
+        let alive = alive.and_then(|alive| alive.get(&candidate).copied()).unwrap_or_default();
+        let now_ms = now_ms();
+        if let Some(answer) = answer.filter(|answer| answer.id == rollout.id) {
+            let hand = Hand { by: "webhook", why: "", now_ms, revision: number + 1, alive };
+            rollout.answered(&answer.owed, answer.answer.clone(), &hand);
+        }
+        let stable = rollout.stable.clone();
+        let news = rollout.tally.hear(acks.iter().copied(), service, &stable, &candidate);
+        let shift = rollout.tick(&Seen { now_ms, elapsed, alive, news: &news }, number + 1);
+        let happened =
+            rollout.history.len() != before.rollout.history.len() || rollout.owed != before.rollout.owed;
+        let is_due = before.kept.elapsed() >= KEEP_EVERY;
+        if shift.is_none() && !happened && !is_due {
+            self.lock().insert(service.clone(), Live { rollout, ..before });
+            return;
+        }
+        let news: Vec<_> = rollout.history.iter().skip(before.rollout.history.len()).cloned().collect();
+        let kept = if shift.is_some() {
+            let conduct =
+                Conduct { service: service.clone(), seq: record.seq, rollout: rollout.clone(), shift };
+            let author = Author {
+                who: "rollout".to_owned(),
+                reason: rollout.why.clone(),
+                expected: Some(number),
+                force: false,
+            };
+            match self.state.write(&Command::Conduct(conduct), &author).await {
+                Ok(_) => true,
+                // Somebody else wrote meanwhile: the next tick decides anew, with the same news.
+                Err(WriteError::Behind { .. } | WriteError::Contended) => false,
+                Err(WriteError::Refused(refusal)) => {
+                    tracing::warn!("the rollout of {service} cannot go on: {refusal:?}");
+                    false
+                }
+                Err(WriteError::Store(error)) => {
+                    tracing::error!("the rollout of {service} is not written: {error}");
+                    false
+                }
+            }
+        } else {
+            let record = Record { rollout: Some(rollout.clone()), ..record.clone() };
+            match self.state.store.keep_records(vec![(service.clone(), record)]).await {
+                Ok(kept) => kept,
+                Err(error) => {
+                    tracing::error!("the rollout of {service} is not kept: {error}");
+                    false
+                }
+            }
+        };
+        if kept {
+            for event in news {
+                tracing::info!(
+                    "rollout of {service}: {:?} at {} %: {}",
+                    event.what,
+                    event.percent,
+                    event.why
+                );
+                metrics::counter!("gilmok_rollout_decisions_total", "service" => service.to_string(), "decision" => event.what.as_str()).increment(1);
+            }
+            self.lock().insert(service.clone(), Live { seq: record.seq + 1, rollout, kept: Instant::now() });
+        }
+    }
+
+    /// The rollout of a record, with what was counted since it was kept.
+    fn current(&self, service: &ServiceName, record: &Record) -> Option<Live> {
+        let mut rollout = record.rollout.clone()?;
+        let (seq, mut kept) = (record.seq, Instant::now());
+        if let Some(live) = self.lock().get(service).filter(|live| live.rollout.id == rollout.id) {
+            if live.seq == record.seq {
+                return Some(live.clone());
+            }
+            // Somebody else has written: it stands where they say, and what was counted is known better here.
+            rollout.take_counts_of(&live.rollout);
+            kept = live.kept;
+        }
+        Some(Live { seq, rollout, kept })
+    }
+
+    /// Sends to whoever is owed a word and is not being told.
+    fn tell(&self, heard: &mpsc::Sender<Answer>, underway: &mut BTreeSet<(ServiceName, String, u64)>) {
+        for (service, record) in self.state.store.records().iter() {
+            let Some(rollout) = &record.rollout else { continue };
+            for owed in &rollout.owed {
+                if !underway.insert((service.clone(), rollout.id.clone(), owed.number)) {
+                    continue;
+                }
+                let notice = Notice::new(service, rollout, owed, now_ms());
+                let (heard, secret_file) = (heard.clone(), self.secret_file.clone());
+                let (service, id, owed) = (service.clone(), rollout.id.clone(), owed.clone());
+                // Ends by itself: every try and every pause has a limit.
+                tokio::spawn(async move {
+                    let answer = notice.send(secret_file.as_deref()).await;
+                    // Nobody hears it when the process ends; then it is sent once more by the next one.
+                    drop(heard.send(Answer { service, id, owed, answer }).await);
+                });
+            }
+        }
+    }
+
+    /// Says once of each release that the old version may go.
+    fn note_drained(&self, drained: &mut BTreeMap<ServiceName, u64>) {
+        let records = self.state.store.records();
+        for (service, record) in records.iter() {
+            let Some(release) = &record.release else { continue };
+            if drained.get(service) == Some(&release.revision) {
+                continue;
+            }
+            let Some(drain) = self.drain(service) else { continue };
+            if drain.drainable {
+                tracing::info!("{service}: {} is drainable: {}", drain.version, drain.why);
+                drained.insert(service.clone(), release.revision);
+            }
+        }
+        drained.retain(|service, _| records.contains_key(service));
+    }
+
+    /// What the version that lost its users last still waits for.
+    #[must_use]
+    pub fn drain(&self, service: &ServiceName) -> Option<Drain> {
+        let records = self.state.store.records();
+        let release = records.get(service)?.release.as_ref()?;
+        let head = self.state.store.head()?;
+        let timeout = crate::intent::drain_timeout(&head.document, service);
+        Some(drain(
+            service,
+            release,
+            timeout,
+            &self.state.publisher.acks.all(),
+            self.state.store.id(),
+            now_ms(),
+        ))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ServiceName, Live>> {
+        // Whoever panicked left whole entries: each is replaced in one step.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! What can be asked of the control plane, each in a word for the audit and one for the metrics.
+
+use gilmok_config::name::{Name, ServiceName};
+use serde_json::Value;
+
+use super::Force;
+use crate::rollout::progress::{Rollout, Shift};
+
+/// What an operator asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// What a rollout came to by itself.
+    Conduct(Conduct),
+    DeleteService(ServiceName),
+    /// What a service's breaker is to do.
+    ForceBreaker(ServiceName, Force),
+    /// A merge patch of one service's table (RFC 7396).
+    PatchService(ServiceName, Value),
+    PutMesh(Value),
+    /// A plan that moves a service's users step by step.
+    PutRollout(ServiceName, Value),
+    PutService(ServiceName, Value),
+    /// The traffic table of one service.
+    PutTraffic(ServiceName, Value),
+    /// The document of an earlier revision, as a new one.
+    Restore {
+        number: u64,
+        document: Value,
+    },
+    /// Back to where everybody was before the last switch or rollout.
+    RollBack(ServiceName),
+    /// A word about a rollout.
+    Rollout(ServiceName, Deed),
+    /// Everybody to a version.
+    Switch(ServiceName, Name),
+}
+
+/// A word about a rollout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    Abort,
+    /// What is kept of one that has ended goes.
+    Forget,
+    Pause,
+    /// On to the next step, or to the last one.
+    Promote {
+        to_end: bool,
+    },
+    Resume,
+}
+
+/// What a rollout came to by itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conduct {
+    pub service: ServiceName,
+    /// [`Record::seq`] of what was read.
+    pub seq: u64,
+    pub rollout: Box<Rollout>,
+    pub shift: Option<Shift>,
+}
+
+impl Command {
+    /// What the audit says was done.
+    #[must_use]
+    pub fn what(&self) -> String {
+        match self {
+            Self::Conduct(Conduct { service, rollout, .. }) => {
+                format!("rollout of {service}: {} % {}", rollout.percent().percent(), rollout.plan.candidate)
+            }
+            Self::DeleteService(name) => format!("delete service {name}"),
+            Self::ForceBreaker(name, force) => format!("force breaker of {name}: {}", force.what()),
+            Self::PatchService(name, _) => format!("patch service {name}"),
+            Self::PutMesh(_) => "put mesh".to_owned(),
+            Self::PutRollout(name, plan) => {
+                format!("begin rollout of {name}: {}", plan["candidate"].as_str().unwrap_or_default())
+            }
+            Self::PutService(name, _) => format!("put service {name}"),
+            Self::PutTraffic(name, _) => format!("put traffic of {name}"),
+            Self::Restore { number, .. } => format!("restore revision {number}"),
+            Self::RollBack(name) => format!("roll back {name}"),
+            Self::Rollout(name, deed) => format!("{} rollout of {name}", deed.as_str()),
+            Self::Switch(name, to) => format!("switch {name} to {to}"),
+        }
+    }
+
+    /// The label `kind` of `gilmok_writes_total`.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Conduct(_) => "conduct",
+            Self::DeleteService(_) => "delete_service",
+            Self::ForceBreaker(..) => "force_breaker",
+            Self::PatchService(..) => "patch_service",
+            Self::PutMesh(_) => "put_mesh",
+            Self::PutRollout(..) => "put_rollout",
+            Self::PutService(..) => "put_service",
+            Self::PutTraffic(..) => "put_traffic",
+            Self::Restore { .. } => "restore",
+            Self::RollBack(_) => "roll_back",
+            Self::Rollout(..) => "rollout",
+            Self::Switch(..) => "switch",
+        }
+    }
+
+    /// Whether it is about who is where, and looks after that by itself.
+    pub(super) fn moves_users(&self) -> bool {
+        match self {
+            Self::Conduct(_)
+            | Self::PutRollout(..)
+            | Self::RollBack(_)
+            | Self::Rollout(..)
+            | Self::Switch(..) => true,
+            Self::DeleteService(_)
+            | Self::ForceBreaker(..)
+            | Self::PatchService(..)
+            | Self::PutMesh(_)
+            | Self::PutService(..)
+            | Self::PutTraffic(..)
+            | Self::Restore { .. } => false,
+        }
+    }
+}
+
+impl Deed {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Abort => "abort",
+            Self::Forget => "forget",
+            Self::Pause => "pause",
+            Self::Promote { .. } => "promote",
+            Self::Resume => "resume",
+        }
+    }
+}

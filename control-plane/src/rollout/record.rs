@@ -1,0 +1,59 @@
+//! What is kept of a service beside its table: its rollout, and what moved its users last.
+
+use std::collections::BTreeMap;
+
+use gilmok_config::name::{Name, ServiceName};
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use super::progress::Rollout;
+
+/// The traffic tables of the services that move together, as they are in the document.
+pub type Tables = BTreeMap<ServiceName, Json>;
+/// What is kept, by service.
+pub type Records = BTreeMap<ServiceName, Record>;
+
+/// What is kept of one service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Counts up with each write: whoever writes says which one was read.
+    pub seq: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<Release>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Box<Rollout>>,
+}
+
+/// A deed that moved everybody from one version to another.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Release {
+    pub kind: ReleaseKind,
+    /// The revision that did it.
+    pub revision: u64,
+    /// In milliseconds since 1970.
+    pub at_ms: u64,
+    pub by: String,
+    /// Whose users were moved: the version that is drained.
+    pub from: Name,
+    pub to: Name,
+    /// What a rollback brings back; empty when there is nothing to go back to.
+    #[serde(default, skip_serializing_if = "Tables::is_empty")]
+    pub before: Tables,
+}
+
+/// What kind of deed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReleaseKind {
+    Rollback,
+    Rollout,
+    Switch,
+}
+
+impl Record {
+    /// The rollout that goes on, if there is one.
+    #[must_use]
+    pub fn running(&self) -> Option<&Rollout> {
+        self.rollout.as_deref().filter(|rollout| rollout.is_running())
+    }
+}

@@ -1,0 +1,46 @@
+//! What evidence says, in a sentence for people.
+
+use gilmok_config::name::Name;
+
+use super::analysis::{Comparison, Evidence, Finding, LatencyComparison};
+use super::plan::Judging;
+
+/// Why the candidate is worse, if it is.
+pub(super) fn why_worse(evidence: &Evidence, candidate: &Name, stable: &Name) -> Option<String> {
+    if evidence.failures.finding == Finding::Worse {
+        let Comparison { stable: base, candidate: new, e_value, e_value_needed, .. } = &evidence.failures;
+        return Some(format!(
+            "{candidate} fails in {:.2} % of {} subjects, {stable} in {:.2} % of {} (e-value {e_value:.0}, {e_value_needed:.0} is enough)",
+            new.percent, new.trials, base.percent, base.trials,
+        ));
+    }
+    let slow = evidence.latency.iter().find(|latency| latency.comparison.finding == Finding::Worse)?;
+    let LatencyComparison { percentile, stable_us, comparison, .. } = slow;
+    Some(format!(
+        "{candidate} answers {:.1} % of {} subjects slower than the p{percentile} of {stable}{} (e-value {:.0}, {:.0} is enough)",
+        comparison.candidate.percent,
+        comparison.candidate.trials,
+        stable_us.map_or_else(String::new, |us| format!(", {} ms", us.div_ceil(1_000))),
+        comparison.e_value,
+        comparison.e_value_needed,
+    ))
+}
+
+/// What is still missing before the candidate is known to be as good.
+pub(super) fn what_is_missing(evidence: &Evidence, judging: &Judging, candidate: &Name) -> String {
+    let (what, comparison) =
+        match evidence.latency.iter().find(|latency| latency.comparison.finding != Finding::NotWorse) {
+            Some(latency) if evidence.failures.finding == Finding::NotWorse => {
+                ("slow answers", &latency.comparison)
+            }
+            Some(_) | None => ("failures", &evidence.failures),
+        };
+    let bound = comparison.ratio_at_most.map_or_else(
+        || "without a bound yet".to_owned(),
+        |bound| format!("at most {bound:.2} times as many as before"),
+    );
+    format!(
+        "{candidate} has had {} subjects; its {what} are {bound}, and less than {} has to be shown",
+        comparison.candidate.trials, judging.max_ratio,
+    )
+}
