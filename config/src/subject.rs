@@ -217,6 +217,17 @@ impl Inputs {
         self.0.iter().find_map(|input| input.find(asker))
     }
 
+    /// What stands in each of the places, in their order; empty where nothing does. The first one decides, but an answer
+    /// may have been made for any of them.
+    #[must_use]
+    pub fn each<'r>(&self, asker: &Asker<'r>) -> Vec<Cow<'r, [u8]>> {
+        let found = |input: &Input| match input {
+            Input::Baggage => keyed_subject(asker.headers).map(|keyed| Cow::Owned(keyed.to_vec())),
+            _ => input.find(asker),
+        };
+        self.0.iter().map(|input| found(input).unwrap_or_default()).collect()
+    }
+
     /// Who decides on a version: the bare subject, or its keyed hash where `baggage` is listed.
     #[must_use]
     pub fn decisive<'r>(&self, asker: &Asker<'r>) -> Option<Decisive<'r>> {
@@ -378,6 +389,18 @@ mod tests {
         ] {
             assert_eq!(found(inputs, cookie, query).as_deref(), expected, "{inputs:?} {cookie} {query}");
         }
+    }
+
+    #[test]
+    fn every_input_is_found_in_its_place_and_an_earlier_hops_hash_too() {
+        let inputs = ["baggage", "header:x-empty", "header:x-user-id", "cookie:uid"];
+        let inputs = Inputs(inputs.iter().map(|text| Input::parse(text).unwrap()).collect());
+        let mut headers = HeaderMap::new();
+        headers.insert("x-user-id", HeaderValue::from_static("42"));
+        headers.insert("x-empty", HeaderValue::from_static(""));
+        headers.insert("baggage", HeaderValue::from_static("gilmok.k=9f2c4e01a7d85b36"));
+        let found = inputs.each(&asker(&headers, ""));
+        assert_eq!(found, [&b"9f2c4e01a7d85b36"[..], b"", b"42", b""]);
     }
 
     #[test]

@@ -214,3 +214,27 @@ async fn the_proxy_explains_what_becomes_of_a_subject() {
         assert_eq!(split["table"], serde_json::json!([["v2", 0, 10_000], ["v1", 10_000, 1_000_000]]));
     }
 }
+
+#[tokio::test]
+async fn the_last_good_answer_of_one_user_is_never_anothers() {
+    let versions = Versions::start().await;
+    // The first input decides, but whoever is told by another one is somebody as well.
+    let more = "subject = [\"header:x-user-id\", \"header:x-session\", \"client_ip\"]\n\
+                [[services.shop.fallback]]\nlast_good = {}";
+    let proxy = Proxy::start(versions.mesh(0.0, more)).await;
+    let callers = ["X-User-Id: ann\r\n", "X-Session: s\r\n", "X-Forwarded-For: 192.0.2.1\r\n", ""];
+    let get = |path: &str, lines: &str| {
+        ask(proxy.outbound(), format!("GET {path} HTTP/1.1\r\nHost: shop\r\n{lines}\r\n"))
+    };
+    for (at, lines) in callers.iter().enumerate() {
+        assert_eq!(get(&format!("/{at}"), lines).await.text(), "v1");
+    }
+    drop(versions);
+    for at in 0..3 {
+        for lines in callers.iter().chain(&["X-User-Id: bob\r\n"]) {
+            assert_ne!(get(&format!("/{at}"), lines).await.status(), 200, "/{at} for {lines:?}");
+        }
+    }
+    assert_ne!(get("/3", "X-User-Id: bob\r\n").await.status(), 200, "nobody's answer for somebody");
+    assert_eq!(get("/3", "").await.text(), "v1");
+}

@@ -1,5 +1,6 @@
 //! What is answered when a service brings nothing: its chain, tried in order.
 
+use std::borrow::Cow;
 use std::pin::Pin;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -7,7 +8,7 @@ use gilmok_config::failure::{Failure, FailureSet};
 use gilmok_config::fallback::{Action, Fallback, Prepared};
 use gilmok_config::name::ServiceName;
 use gilmok_config::rate_limit::By;
-use gilmok_config::subject::{Asker, Baggage, Uid};
+use gilmok_config::subject::{Asker, Baggage, Inputs, Uid};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use hyper::body::Body;
@@ -228,21 +229,8 @@ pub(super) fn question(
         Some(authority) => authority.as_str().as_bytes(),
         None => request.headers().get(HOST).map(HeaderValue::as_bytes).unwrap_or_default(),
     };
-    // Whoever is told apart for its limit is told apart for its answers.
-    let subject = upstream.policy.rate_limit.as_ref().and_then(|limit| match &limit.by {
-        By::Subject(inputs) => {
-            let asker = Asker {
-                headers: request.headers(),
-                query: uri.query(),
-                client: None,
-                uid: Uid::AsSent,
-                baggage: Baggage::default(),
-            };
-            inputs.find(&asker)
-        }
-        By::Caller | By::Service => None,
-    });
-    let personal = subject.as_deref();
+    let found = who_asks(record, upstream, request);
+    let personal: Vec<&[u8]> = found.iter().map(AsRef::as_ref).collect();
     let asked = Asked {
         service: &upstream.name,
         // Nobody sees another version, were it the only one that answered lately.
@@ -253,9 +241,31 @@ pub(super) fn question(
         method: request.method(),
         headers: request.headers(),
         has_body: !request.body().is_end_stream(),
-        personal: personal.as_slice(),
+        personal: &personal,
     };
     record.worker.shared.last_good.question(policy, &asked)
+}
+
+/// What says who is asking in the eyes of the service: whoever is told apart for its version or its limit is told apart
+/// for its answers. Empty when nothing does.
+fn who_asks<'r>(record: &Record, upstream: &Upstream, request: &'r Request<Upload>) -> Vec<Cow<'r, [u8]>> {
+    let traffic = upstream.policy.traffic.as_deref().map(|traffic| &traffic.subject);
+    let limited = upstream.policy.rate_limit.as_ref().and_then(|limit| match &limit.by {
+        By::Subject(inputs) => Some(inputs),
+        By::Caller | By::Service => None,
+    });
+    let inputs = || traffic.into_iter().chain(limited);
+    let wants_client = inputs().any(Inputs::want_client);
+    let asker = Asker {
+        headers: request.headers(),
+        query: request.uri().query(),
+        client: wants_client.then(|| split::client(record, request.headers())).flatten(),
+        uid: Uid::AsSent,
+        // What may not be believed was taken off.
+        baggage: Baggage { trusted: true, key: None },
+    };
+    let found: Vec<_> = inputs().flat_map(|inputs| inputs.each(&asker)).collect();
+    if found.iter().all(|value| value.is_empty()) { Vec::new() } else { found }
 }
 
 impl StandIn {

@@ -65,7 +65,7 @@ pub(super) fn facts<'r>(
     host: &'r str,
 ) -> Facts<'r> {
     let (uri, headers) = (request.uri(), request.headers());
-    let client = view.snapshot.wants_client().then(|| client(worker, caller, headers)).flatten();
+    let client = view.snapshot.wants_client().then(|| client_of(worker, caller, headers)).flatten();
     Facts {
         query: uri.query(),
         client,
@@ -85,7 +85,7 @@ pub(super) fn again(record: &Record, upstream: &Upstream, request: &Request<Uplo
     // The visitor's cookie is on its way with the request by now.
     let facts = Facts {
         query: uri.query(),
-        client: client(&record.worker, caller, headers),
+        client: client(record, headers),
         // What an earlier hop said and may not be believed was taken off.
         baggage: Baggage { trusted: true, ..baggage(caller, record.view()) },
         dice: fastrand::u32(..PLACES),
@@ -100,8 +100,13 @@ fn baggage<'r>(caller: &Caller, view: &'r View) -> Baggage<'r> {
     Baggage { trusted: caller.trusted, key: view.keys.as_deref().map(|keys| keys.subject_key()) }
 }
 
+/// The address for which a request under way is made, where that is certain.
+pub(super) fn client(record: &Record, headers: &HeaderMap) -> Option<std::net::IpAddr> {
+    client_of(&record.worker, record.caller(), headers)
+}
+
 /// The address for which a request is made, where that is certain: a peer outside, or what those who are trusted say.
-fn client(worker: &Worker, caller: &Caller, headers: &HeaderMap) -> Option<std::net::IpAddr> {
+fn client_of(worker: &Worker, caller: &Caller, headers: &HeaderMap) -> Option<std::net::IpAddr> {
     let peer = caller.peer.ip().to_canonical();
     if caller.listener == Listener::Edge {
         return Some(peer);
