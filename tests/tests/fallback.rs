@@ -1,5 +1,6 @@
 //! Fallbacks: what is answered when a service brings nothing, and whose answer is never given to whom.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use gilmok_tests::eventually::eventually;
@@ -247,4 +248,39 @@ async fn a_sidecars_fallback_is_not_taken_for_the_applications_answer() {
     let proxy = Proxy::start(format!("{text}{LAST_GOOD}")).await;
     assert_eq!(proxy.get("app", "/").await.text(), "house");
     assert!(proxy.metric("gilmok_last_good_bytes", &[]).await.abs() < f64::EPSILON);
+}
+
+#[tokio::test]
+async fn a_sidecar_that_is_full_is_an_overflow_and_another_one_is_asked_first() {
+    let said = "HTTP/1.1 503 Service Unavailable\r\nProxy-Status: gilmok; error=connection_limit_reached\r\n\
+                Content-Length: 0\r\n\r\n";
+    let (full, free) = (Upstream::answering(said).await, Upstream::saying("fine").await);
+    let house = "[[services.app.fallback]]\nrespond = { body = \"house\" }\n";
+    let mesh = |addresses: &[SocketAddr]| {
+        let endpoints = addresses
+            .iter()
+            .map(|address| format!("[[services.app.endpoints]]\naddress = \"{address}\"\ninbound = true\n"));
+        format!(
+            "[services.app]\nload_balancer = \"round_robin\"\n[services.app.circuit_breaker]\n\
+             consecutive_failures = 2\n{house}{}",
+            endpoints.collect::<String>()
+        )
+    };
+    let proxy = Proxy::start(mesh(&[full.address])).await;
+    for _ in 0..5 {
+        let answer = proxy.get("app", "/").await;
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "house"));
+        assert!(
+            status_of(&answer).contains("connection_limit_reached"),
+            "who is full has not failed: {answer:?}"
+        );
+    }
+    let other = proxy.caller().await.ask("POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!((other.status(), other.header("retry-after")), (503, Some("1")), "{other:?}");
+    proxy.reload(mesh(&[full.address, free.address])).await;
+    let before = full.requests().len();
+    for _ in 0..10 {
+        assert_eq!(proxy.get("app", "/").await.text(), "fine");
+    }
+    assert!(full.requests().len() > before + 3, "it is asked on: {}", full.requests().len() - before);
 }

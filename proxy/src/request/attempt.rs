@@ -398,6 +398,8 @@ fn refuse_sidecar_error(endpoint: &EndpointState, answered: Answered) -> Result<
             let outcome = match fault {
                 Fault::Timeout => Outcome::Timeout,
                 Fault::Reset => Outcome::Reset,
+                // It is busy, not away: nobody shuns it for that.
+                Fault::Overflow(_) => Outcome::Answered,
                 _ if fault.is_unsent() => Outcome::Refused,
                 _ => Outcome::Answered,
             };

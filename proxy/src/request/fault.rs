@@ -23,7 +23,7 @@ pub(crate) enum Fault {
     Expectation,
     NoDestination,
     NoEndpoint,
-    /// Over `max_concurrent` of the service, or over the proxy's own limit.
+    /// Over `max_concurrent` of the service, or over the proxy's own limit; here or at the endpoint's sidecar.
     Overflow(&'static str),
     /// Over the service's rate limit.
     RateLimited(Limited),
@@ -150,6 +150,7 @@ impl Fault {
         let (_, rest) = proxy_status.strip_prefix("gilmok")?.split_once("error=")?;
         let error = rest.split(';').next().unwrap_or_default().trim();
         match error {
+            "connection_limit_reached" => Some(Self::Overflow("the endpoint's own proxy is full")),
             "connection_refused" => Some(Self::Refused),
             "connection_terminated" => Some(Self::Reset),
             "connection_timeout" => Some(Self::ConnectTimeout),
@@ -190,7 +191,11 @@ impl Fault {
     /// Whether the application has certainly seen nothing of the request.
     pub(crate) fn is_unsent(self) -> bool {
         match self {
-            Self::ConnectTimeout | Self::NoEndpoint | Self::Refused | Self::Unreachable => true,
+            Self::ConnectTimeout
+            | Self::NoEndpoint
+            | Self::Overflow(_)
+            | Self::Refused
+            | Self::Unreachable => true,
             Self::BadRequest(_)
             | Self::BodyTooLarge
             | Self::BreakerOpen(_)
@@ -198,7 +203,6 @@ impl Fault {
             | Self::Denied(_)
             | Self::Expectation
             | Self::NoDestination
-            | Self::Overflow(_)
             | Self::RateLimited(_)
             | Self::Reset
             | Self::Timeout
@@ -217,6 +221,7 @@ mod tests {
         for (text, expected) in [
             ("gilmok; error=connection_refused; details=\"x\"", Some(Fault::Refused)),
             ("gilmok; error=http_response_timeout", Some(Fault::Timeout)),
+            ("gilmok; error=http_request_denied", None),
             ("gilmok; received-status=502", None),
             ("other; error=connection_refused", None),
             ("", None),
