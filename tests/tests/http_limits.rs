@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use gilmok_tests::caller::Caller;
-use gilmok_tests::eventually::{eventually, soon};
+use gilmok_tests::eventually::{SOON, eventually, soon};
 use gilmok_tests::h2_caller::{self, H2Caller};
-use gilmok_tests::message::NoMessage;
+use gilmok_tests::message::{NoMessage, Reader};
 use gilmok_tests::process::{Signal, program};
 use gilmok_tests::proxy::{Proxy, ProxySettings, service};
 use gilmok_tests::scratch::Scratch;
 use gilmok_tests::upstream::{Upstream, ok};
+use tokio::io::AsyncWriteExt;
 
 async fn app(limits: &str) -> (Upstream, Proxy) {
     let upstream = Upstream::saying("fine").await;
@@ -162,6 +163,44 @@ async fn an_upload_that_trickles_is_bounded_by_the_idle_timeout_between_its_byte
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn an_upload_that_the_app_does_not_take_is_ended_by_the_idle_timeout() {
+    let upstream = Upstream::start(|mut conversation| async move {
+        if conversation.number == 0 {
+            // Takes the head and nothing more.
+            drop(conversation.request_head().await);
+            tokio::time::sleep(Duration::from_secs(600)).await;
+        } else {
+            while conversation.exchange(ok("fine")).await.is_some() {}
+        }
+    })
+    .await;
+    let policy = "request_timeout = \"200ms\"\nidle_timeout = \"1s\"\nmax_concurrent = 1";
+    let breaker =
+        "[services.app.circuit_breaker]\nslow_call = \"300ms\"\nmin_requests = 1\nopen_for = \"100ms\"\n";
+    let proxy = Proxy::start(format!("{}{breaker}", service("app", policy, &[upstream.address]))).await;
+    // More than all sockets and buffers on the way hold.
+    let body = vec![b'x'; 32 << 20];
+    let mut caller = proxy.caller().await;
+    caller.send(format!("POST / HTTP/1.1\r\nHost: app\r\nContent-Length: {}\r\n\r\n", body.len())).await;
+    let (mut read, mut write) = caller.io.split();
+    let mut reader = Reader::default();
+    let answer = tokio::select! {
+        answer = reader.answer(&mut read, SOON, false) => answer.expect("an answer"),
+        _ = async { drop(write.write_all(&body).await); std::future::pending::<()>().await } => unreachable!(),
+    };
+    assert_eq!(answer.status(), 504, "{answer:?}");
+    let told = answer.header("proxy-status").unwrap_or_default();
+    assert!(told.contains("http_response_timeout") && told.contains("idle_timeout"), "{told}");
+    let opened = proxy.metric("gilmok_breaker_transitions_total", &["to=\"open\""]).await;
+    assert!(opened >= 1.0, "what takes nothing is slow");
+    eventually("its place to be free", async || {
+        let answer = proxy.get("app", "/").await;
+        if answer.status() == 200 { Ok(()) } else { Err(format!("{answer:?}")) }
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -66,6 +66,7 @@ impl Failed {
         match expired {
             // Its patience, not the endpoint's fault.
             Expired::Caller => Self::sent(Fault::CallerTimeout, Outcome::Timeout),
+            Expired::Idle => Self::sent(Fault::UploadUntaken, Outcome::Timeout),
             Expired::Service => Self::sent(Fault::Timeout, Outcome::Timeout),
         }
     }

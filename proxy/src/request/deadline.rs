@@ -33,6 +33,8 @@ pub(crate) struct Deadline {
 pub(super) enum Expired {
     /// The caller's own.
     Caller,
+    /// That in which the endpoint has to take something of the upload.
+    Idle,
     /// The service's, or that of one try.
     Service,
 }
@@ -86,6 +88,14 @@ impl Deadline {
         self.caller.map_or(at, |caller| caller.min(at))
     }
 
+    /// When it has to be looked at next: the endpoint may stop taking an upload at any time.
+    pub(super) fn next_look(&self) -> Instant {
+        match self.upload.as_ref().filter(|upload| upload.ended().is_none()) {
+            None => self.at(),
+            Some(upload) => (upload.untaken().unwrap_or_else(Instant::now) + upload.idle()).min(self.at()),
+        }
+    }
+
     /// From when on a step is waited for: not before the upload has ended.
     pub(super) fn since(&self, begin: Instant) -> Instant {
         match &self.upload {
@@ -94,12 +104,22 @@ impl Deadline {
         }
     }
 
+    /// From when on the endpoint is slow: since the upload has ended, or since it takes nothing of it.
+    pub(super) fn slow_since(&self, begin: Instant) -> Instant {
+        let untaken = self.upload.as_ref().and_then(|upload| upload.untaken());
+        untaken.map_or_else(|| self.since(begin), |untaken| untaken.max(begin))
+    }
+
     /// What is over at this time.
     pub(super) fn expired(&self, now: Instant) -> Option<Expired> {
-        if self.at() > now {
-            return None;
+        if self.caller.is_some_and(|caller| caller <= now) {
+            Some(Expired::Caller)
+        } else if self.at() <= now {
+            Some(Expired::Service)
+        } else {
+            let upload = self.upload.as_ref()?;
+            (upload.untaken()? + upload.idle() <= now).then_some(Expired::Idle)
         }
-        Some(if self.caller.is_some_and(|caller| caller <= now) { Expired::Caller } else { Expired::Service })
     }
 
     /// Tells the endpoint how long it is waited for: each hop takes off what it has used up.

@@ -37,6 +37,8 @@ pub(crate) enum Fault {
     Unreachable,
     /// The caller stopped sending.
     UploadStalled,
+    /// The endpoint stopped taking what the caller sends.
+    UploadUntaken,
     UriTooLong,
 }
 
@@ -56,6 +58,7 @@ pub(crate) struct Told {
 impl Fault {
     pub(crate) fn told(self) -> Told {
         let told = |status, error, grpc, details| Told { status, error, grpc, details, retry_after: None };
+        let late = |details| told(StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", 4, details);
         let later = |told: Told| Told { retry_after: Some(1), ..told };
         match self {
             Self::BadRequest(what) => told(StatusCode::BAD_REQUEST, "http_request_error", 3, what),
@@ -69,12 +72,7 @@ impl Fault {
                 retry_after: Some(seconds),
                 ..told(StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", 14, "breaker=open")
             },
-            Self::CallerTimeout => told(
-                StatusCode::GATEWAY_TIMEOUT,
-                "http_response_timeout",
-                4,
-                "no answer in the time that the caller gave",
-            ),
+            Self::CallerTimeout => late("no answer in the time that the caller gave"),
             Self::ConnectTimeout => told(
                 StatusCode::GATEWAY_TIMEOUT,
                 "connection_timeout",
@@ -121,12 +119,7 @@ impl Fault {
                 14,
                 "the connection ended before an answer came",
             ),
-            Self::Timeout => told(
-                StatusCode::GATEWAY_TIMEOUT,
-                "http_response_timeout",
-                4,
-                "no answer within request_timeout",
-            ),
+            Self::Timeout => late("no answer within request_timeout"),
             Self::Unreachable => {
                 told(StatusCode::BAD_GATEWAY, "destination_ip_unroutable", 14, "no way to the endpoint")
             }
@@ -136,6 +129,7 @@ impl Fault {
                 4,
                 "the upload stopped for idle_timeout",
             ),
+            Self::UploadUntaken => late("the endpoint took nothing of the upload for idle_timeout"),
             Self::UriTooLong => told(
                 StatusCode::URI_TOO_LONG,
                 "http_request_error",
@@ -176,7 +170,7 @@ impl Fault {
             Self::Overflow(_) => Failure::Overflow,
             Self::Refused => Failure::Refused,
             Self::Reset => Failure::Reset,
-            Self::Timeout => Failure::Timeout,
+            Self::Timeout | Self::UploadUntaken => Failure::Timeout,
             Self::BadRequest(_)
             | Self::BodyTooLarge
             | Self::Denied(_)
@@ -207,6 +201,7 @@ impl Fault {
             | Self::Reset
             | Self::Timeout
             | Self::UploadStalled
+            | Self::UploadUntaken
             | Self::UriTooLong => false,
         }
     }

@@ -71,15 +71,9 @@ impl<'t> Trying<'t> {
 
     /// When it has to be looked at next.
     pub(super) fn next_alarm(&self, deadline: &Deadline) -> Instant {
-        let at = deadline.at();
-        match (self.per_try_timeout, self.slow_call) {
-            (None, None) => at,
-            (timeout, slow) => {
-                let since = deadline.since(self.began);
-                let slow = slow.map(|slow| slow * (self.looks + 1));
-                [timeout, slow].into_iter().flatten().map(|limit| since + limit).fold(at, Instant::min)
-            }
-        }
+        let timeout = self.per_try_timeout.map(|timeout| deadline.since(self.began) + timeout);
+        let slow = self.slow_call.map(|slow| deadline.slow_since(self.began) + slow * (self.looks + 1));
+        timeout.into_iter().chain(slow).fold(deadline.next_look(), Instant::min)
     }
 
     /// Looks at it: whether its time is up, and whether it is slow by now.
@@ -98,7 +92,7 @@ impl<'t> Trying<'t> {
     /// nobody waits for a slow call to what others are refused.
     fn note_slow(&mut self, deadline: &Deadline, now: Instant) -> bool {
         let (Some(slow_call), Some(guard)) = (self.slow_call, &mut self.guard) else { return false };
-        if deadline.since(self.began) + slow_call * (self.looks + 1) > now {
+        if deadline.slow_since(self.began) + slow_call * (self.looks + 1) > now {
             return false;
         }
         self.looks += 1;

@@ -45,6 +45,10 @@ pub(crate) struct Progress {
     ended: Cell<Option<Instant>>,
     fault: Cell<Option<UploadFault>>,
     bytes: Cell<u64>,
+    /// How long the endpoint may take nothing of it.
+    idle: Duration,
+    /// Since when it has taken nothing of what is there; `None` while the caller is waited for.
+    untaken: Cell<Option<Instant>>,
     kept: RefCell<Option<Kept>>,
 }
 
@@ -83,6 +87,16 @@ impl Progress {
 
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.get()
+    }
+
+    /// How long the endpoint may take nothing of it.
+    pub(crate) fn idle(&self) -> Duration {
+        self.idle
+    }
+
+    /// Since when the endpoint has taken nothing although there is more.
+    pub(crate) fn untaken(&self) -> Option<Instant> {
+        self.untaken.get().filter(|_| self.ended().is_none())
     }
 
     /// The body once more, if it has gone out to its end and was kept.
@@ -150,7 +164,7 @@ impl Upload {
         if incoming.is_end_stream() {
             return (Self::Empty, None);
         }
-        let progress = Rc::new(Progress::default());
+        let progress = Rc::new(Progress { idle, ..Progress::default() });
         let stream =
             UploadStream { incoming, progress: Rc::clone(&progress), idle: IdleTimer::new(idle), left: most };
         (Self::Stream(Box::new(stream)), Some(progress))
@@ -191,6 +205,8 @@ impl Body for Upload {
 
 impl UploadStream {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadBroken>>> {
+        // It is asked for more: what it was given before is on its way.
+        self.progress.untaken.set(None);
         let fault = match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Pending => {
                 ready!(self.idle.poll_expired(cx));
@@ -205,6 +221,7 @@ impl UploadStream {
                 let length = frame.data_ref().map_or(0, |data| data.len() as u64);
                 self.progress.bytes.set(self.progress.bytes.get() + length);
                 self.progress.keep(&frame);
+                self.progress.untaken.set(Some(Instant::now()));
                 if self.incoming.is_end_stream() {
                     self.progress.end();
                 }
