@@ -4,7 +4,7 @@
 //! (`sockets`) and how it leaves (`drain`), where snapshots come from (`source`) and what is in force
 //! (`current`, with names kept by `resolve`), the threads (`thread`) that take connections (`listen`, `caller`,
 //! for whom: `client`, `visitor`)
-//! and act on requests (`request`) with what each `worker` owns,
+//! and act on requests (`request`) with what each `worker` owns, as far as callers take it (`untaken`),
 //! the called side (`upstream`) with its `breaker`s and limits (`rate_limit`), and its `health`, what is given again when it brings nothing (`last_good`),
 //! and what is told of it all (`admin`, `metrics`, `telemetry`, `access_log`).
 
@@ -37,6 +37,8 @@ mod visitor;
 mod worker;
 
 mod executor;
+
+mod untaken;
 
 mod request;
 

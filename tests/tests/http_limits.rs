@@ -219,6 +219,33 @@ async fn an_answer_that_stalls_is_broken_off_by_the_idle_timeout() {
 }
 
 #[tokio::test]
+async fn an_answer_that_an_http_2_caller_does_not_take_is_ended_by_the_idle_timeout() {
+    let upstream = Upstream::saying(&"x".repeat(1 << 20)).await;
+    let policy = "idle_timeout = \"500ms\"\nmax_concurrent = 1";
+    let proxy = Proxy::start(service("app", policy, &[upstream.address])).await;
+    let caller = H2Caller::connect(proxy.outbound()).await.unwrap();
+    let request = || http::Request::get("http://app/").body(()).unwrap();
+    let (answer, _) = caller.sender().await.unwrap().send_request(request(), true).unwrap();
+    // The head comes, and what the windows take; the connection itself is well.
+    let mut body = soon("the head", answer).await.unwrap().into_body();
+    let taken = eventually("its place to be free", async || {
+        let (answer, _) = caller.sender().await.unwrap().send_request(request(), true).unwrap();
+        let status = soon("a head", answer).await.unwrap().status();
+        if status == 200 { Ok(()) } else { Err(status) }
+    });
+    taken.await;
+    let reset = async {
+        loop {
+            match body.data().await {
+                Some(Ok(_)) => {}
+                other => return other,
+            }
+        }
+    };
+    assert!(matches!(soon("the stream's end", reset).await, Some(Err(_))), "half an answer ended cleanly");
+}
+
+#[tokio::test]
 async fn an_answer_that_never_comes_is_504() {
     let upstream = Upstream::start(|mut conversation| async move {
         drop(conversation.request().await);

@@ -16,7 +16,7 @@ use super::socket::{PREFACE, Socket};
 use crate::caller::{Caller, Expired};
 use crate::clock;
 use crate::drain::Phase;
-use crate::executor::LocalExecutor;
+use crate::executor::StreamExecutor;
 use crate::request;
 use crate::worker::Worker;
 
@@ -90,7 +90,7 @@ async fn serve_h2(worker: &Rc<Worker>, caller: &Rc<Caller>, socket: Socket) {
     let (owned_worker, owned_caller) = (Rc::clone(worker), Rc::clone(caller));
     let service = service_fn(move |request| request::handle(&owned_worker, &owned_caller, request));
     let mut connection = pin!(
-        http2::Builder::new(LocalExecutor)
+        http2::Builder::new(StreamExecutor)
             .timer(TokioTimer::new())
             .initial_stream_window_size(H2_STREAM_WINDOW)
             .initial_connection_window_size(H2_CONNECTION_WINDOW)

@@ -10,6 +10,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::record::Record;
 use crate::last_good::Recorder;
+use crate::untaken;
 use crate::upstream::pool::Lease;
 use crate::upstream::upload::IdleTimer;
 
@@ -112,6 +113,7 @@ impl Body for Answer {
 
 impl Relay {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerBroken>>> {
+        untaken::asked();
         match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Pending => {
                 ready!(self.idle.poll_expired(cx));
@@ -124,6 +126,7 @@ impl Relay {
             }
             Poll::Ready(Some(Ok(frame))) => {
                 self.idle.moved();
+                untaken::given(self.idle.limit());
                 self.record.sent(frame.data_ref().map_or(0, |data| data.len() as u64));
                 self.take_along(&frame);
                 if self.incoming.is_end_stream() {

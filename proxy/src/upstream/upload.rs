@@ -254,6 +254,10 @@ impl IdleTimer {
         Self { limit, sleep: None, moved_at: None }
     }
 
+    pub(crate) fn limit(&self) -> Duration {
+        self.limit
+    }
+
     pub(crate) fn moved(&mut self) {
         if self.sleep.is_some() {
             self.moved_at = Some(Instant::now());
