@@ -340,6 +340,7 @@ fn share(
         connections: Arc::new(Semaphore::new(settings.limits.connections as usize)),
         per_ip: Default::default(),
         open: Default::default(),
+        malformed: Default::default(),
         last_good: Arc::new(LastGoodStore::new(settings.limits.last_good_bytes)),
         nowhere: Arc::new(nowhere),
     }

@@ -67,6 +67,7 @@ impl Metrics {
             "Since the source last confirmed what is in force."
         );
         metrics::describe_gauge!("gilmok_connections", "Open connections from downstream.");
+        metrics::describe_counter!("gilmok_malformed_requests_total", "HTTP/1 heads that were no requests.");
         metrics::describe_gauge!("gilmok_last_good_bytes", "Bytes of answers kept as last good ones.");
         metrics::describe_gauge!("gilmok_build_info", "1, with the version of the program.");
         metrics::counter!("gilmok_config_rejected_total").absolute(0);

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::ops::Deref;
 use std::rc::Rc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) per_ip: Mutex<HashMap<IpAddr, u32>>,
     /// Open connections by listener: edge, inbound, outbound.
     pub(crate) open: [AtomicU32; 3],
+    /// Heads that hyper refused, by listener in the same order. Atomics: counted rarely, read by the admin thread.
+    pub(crate) malformed: [AtomicU64; 3],
     /// What may be given again when a service brings nothing.
     pub(crate) last_good: Arc<LastGoodStore>,
     /// Counts requests that no service answers to.

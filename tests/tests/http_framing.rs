@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use gilmok_tests::caller::Caller;
+use gilmok_tests::eventually::eventually;
 use gilmok_tests::proxy::{Proxy, service};
 use gilmok_tests::upstream::Upstream;
 
@@ -127,6 +128,11 @@ async fn heads_that_are_not_http_are_refused_and_reach_nobody() {
         assert!(caller.is_closed_within(Duration::from_secs(10)).await, "{what}: the connection stays");
     }
     only_a_clean_request_arrives(&upstream, &proxy).await;
+    eventually("all of them to be counted", async || {
+        let counted = proxy.metric("gilmok_malformed_requests_total", &["listener=\"outbound\""]).await;
+        if (counted - 9.0).abs() < f64::EPSILON { Ok(()) } else { Err(counted) }
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -56,6 +56,9 @@ fn note_process(admin: &Admin, current: &Current) {
     for listener in [Listener::Edge, Listener::Inbound, Listener::Outbound] {
         let open = f64::from(admin.shared.open[listener as usize].load(Relaxed));
         metrics::gauge!("gilmok_connections", "listener" => listener.as_str()).set(open);
+        let malformed = admin.shared.malformed[listener as usize].load(Relaxed);
+        metrics::counter!("gilmok_malformed_requests_total", "listener" => listener.as_str())
+            .absolute(malformed);
     }
     #[expect(clippy::cast_precision_loss, reason = "no memory is beyond 2^52 bytes")]
     metrics::gauge!("gilmok_last_good_bytes").set(admin.shared.last_good.bytes() as f64);

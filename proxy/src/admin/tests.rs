@@ -45,6 +45,7 @@ async fn listening(scope: Scope) -> Listening {
         connections: Arc::new(Semaphore::new(1)),
         per_ip: Default::default(),
         open: Default::default(),
+        malformed: Default::default(),
         last_good: Arc::new(LastGoodStore::new(settings.limits.last_good_bytes)),
         nowhere: Arc::new(TargetSeries::new(Name::default(), Name::default(), 1)),
     };

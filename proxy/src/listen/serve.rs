@@ -2,6 +2,7 @@
 
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use hyper::server::conn::{http1, http2};
@@ -79,7 +80,13 @@ async fn serve_http1(worker: &Rc<Worker>, caller: &Rc<Caller>, socket: Socket) {
     // HTTP/1 is drained by `Connection: close` on the next answers; see `request/respond.rs`.
     match within(caller, worker, connection).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!("connection from {}: {error}", caller.peer),
+        Ok(Err(error)) => {
+            // hyper has answered it already, and no request was made of it: only here can it be counted.
+            if error.is_parse() {
+                worker.shared.malformed[caller.listener as usize].fetch_add(1, Relaxed);
+            }
+            tracing::debug!("connection from {}: {error}", caller.peer);
+        }
         Err(expired) => tracing::debug!("connection from {} ended: {expired:?}", caller.peer),
     }
 }
