@@ -234,6 +234,35 @@ fn files_that_the_docs_name_exist() {
     expect_none(&faults, "docs name files that exist");
 }
 
+#[test]
+fn commands_of_the_docs_run_something() {
+    let root = source_tree::root();
+    let mut faults = Vec::new();
+    let mut named = 0;
+    for document in documents() {
+        for command in
+            document.text.split('`').filter(|text| text.contains("--test ") || text.contains("--bench "))
+        {
+            let words: Vec<&str> = command.split_whitespace().collect();
+            let Some(at) = words.iter().position(|word| ["--test", "--bench"].contains(word)) else {
+                continue;
+            };
+            let Some(name) = words.get(at + 1) else { continue };
+            named += 1;
+            let folders = CRATES.iter().map(|folder| root.join(folder));
+            let kinds = folders.flat_map(|folder| [folder.join("tests"), folder.join("benches")]);
+            let text =
+                kinds.filter_map(|kind| std::fs::read_to_string(kind.join(format!("{name}.rs"))).ok()).next();
+            let filter = words.get(at + 2).filter(|word| !word.starts_with('-')).unwrap_or(&"");
+            if !text.is_some_and(|text| text.contains(&format!("fn {filter}"))) {
+                faults.push(format!("{}: `{command}`", document.path));
+            }
+        }
+    }
+    assert!(named > 5, "{named}");
+    expect_none(&faults, "a command that the docs tell runs a test or a benchmark");
+}
+
 /// What stands between backquotes on a page of docs/reference.
 fn quoted(page: &str) -> BTreeSet<String> {
     let path = source_tree::root().join("docs/reference").join(page);
@@ -294,7 +323,8 @@ fn every_header_of_our_own_stands_in_the_reference_and_the_other_way_round() {
 #[test]
 fn every_rule_of_consul_names_tests_that_exist() {
     let page = std::fs::read_to_string(source_tree::root().join("docs/consul-rules.md")).unwrap();
-    let sources = source_tree::files("control-plane/src/membership/consul", ".rs");
+    let mut sources = source_tree::files("control-plane/src/membership/consul", ".rs");
+    sources.extend(source_tree::files("proxy/src/source", ".rs"));
     let real = source_tree::files("tests/tests", ".rs");
     let mut faults = Vec::new();
     let mut named = 0;

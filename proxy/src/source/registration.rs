@@ -291,6 +291,10 @@ mod tests {
         let calls = calls.lock().unwrap();
         assert_eq!(calls[0].1["Meta"], json!({"version": "v1", "gilmok-inbound": "true"}));
         assert_eq!(calls[0].1["Check"]["TTL"], "1s");
+        assert_eq!(
+            calls[0].1["Check"]["DeregisterCriticalServiceAfter"],
+            format_duration(CONSUL_FORGETS_AFTER)
+        );
         assert_eq!(calls[1].0, "PUT /v1/agent/check/pass/service:web-1-15006");
         assert_eq!(calls.last().unwrap().0, "PUT /v1/agent/service/deregister/web-1-15006");
     }
