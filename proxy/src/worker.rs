@@ -55,6 +55,8 @@ pub(crate) struct Worker {
     /// Requests in flight on this worker, and how many may be: its share of `limits.requests_in_flight`.
     pub(crate) requests: Cell<u32>,
     pub(crate) requests_max: u32,
+    /// Its share of `limits.buffered_bytes`.
+    pub(crate) buffered_bytes_max: usize,
     cache: RefCell<Cache<Arc<ArcSwap<Current>>, Arc<Current>>>,
     view: RefCell<Rc<View>>,
 }
@@ -82,6 +84,7 @@ impl Worker {
             pools: Pools::new(&shared.limits),
             phase,
             requests: Cell::new(0),
+            buffered_bytes_max: shared.limits.buffered_bytes / shared.in_force.workers().max(1),
             requests_max: shared.limits.requests_in_flight.div_ceil(workers),
             cache: RefCell::new(cache),
             view,

@@ -65,6 +65,19 @@ async fn what_is_not_idempotent_not_listed_or_too_long_is_sent_once() {
 }
 
 #[tokio::test]
+async fn a_body_that_there_is_no_room_for_is_sent_once() {
+    let (sick, well) = (Sick::start("sick").await, Upstream::saying("well").await);
+    sick.is(Sickness::status(503));
+    let text = service("app", "load_balancer = \"round_robin\"", &[sick.upstream.address, well.address]);
+    let mesh = format!("{text}[services.app.retry]\non = [\"503\"]\n");
+    let limits = "[limits]\nbuffered_bytes = \"1KiB\"";
+    let proxy = Proxy::start_with(ProxySettings::of_mesh(mesh).table(limits)).await;
+    assert_eq!(ten(&proxy, "PUT", &"x".repeat(1024)).await, [200; 10]);
+    let statuses = ten(&proxy, "PUT", &"x".repeat(1025)).await;
+    assert_eq!(statuses.iter().filter(|status| **status == 503).count(), 5, "{statuses:?}");
+}
+
+#[tokio::test]
 async fn one_try_does_not_use_up_the_time_of_all() {
     let retry = "on = [\"timeout\"]\nper_try_timeout = \"100ms\"";
     let (sick, _well, proxy) = with("request_timeout = \"1m\"", retry, Sickness::Hangs).await;

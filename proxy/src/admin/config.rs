@@ -89,10 +89,12 @@ fn settings(settings: &Settings, admin: &Admin) -> Value {
             "uri_bytes": limits.uri_bytes,
             "body_bytes": limits.body_bytes,
             "requests_in_flight": limits.requests_in_flight,
+            "buffered_bytes": limits.buffered_bytes,
             "h2_streams": limits.h2_streams,
             "header_timeout": format_duration(limits.header_timeout),
             "upstream_idle_timeout": format_duration(limits.upstream_idle_timeout),
             "upstream_idle_connections": limits.upstream_idle_connections,
+            "last_good_bytes": limits.last_good_bytes,
             "upstream_max_age": format_duration(limits.upstream_max_age),
         },
         "access_log": settings.access_log.as_ref().map(|log| json!({

@@ -185,7 +185,8 @@ async fn try_endpoint(
     let Chosen { endpoint, guard, others } = chosen;
     record.try_at(&endpoint);
     let keeps = keeps(unsent.as_ref(), upstream, &endpoint, others);
-    let spare = unsent.as_ref().filter(|request| keeps == Keep::Copy && request.body().keep());
+    let most = record.worker.buffered_bytes_max;
+    let spare = unsent.as_ref().filter(|request| keeps == Keep::Copy && request.body().keep(most));
     let spare = spare.map(copy_of).map(Box::new);
     if let Some(request) = unsent {
         tell_target(request, &endpoint);

@@ -24,6 +24,10 @@ pub struct Limits {
     /// Requests in flight, over all services; each worker takes its share and refuses more with 503. The
     /// default of 16384 lies far above `max_concurrent` of one service, so it speaks up only when many pile up.
     pub requests_in_flight: u32,
+    /// Bytes of all request bodies that are kept, up to 64 KiB of each, because they may have to be sent once more;
+    /// each worker has its share. A request that finds no room is sent, and not kept. The default of 32 MiB holds
+    /// five hundred bodies of the longest kind.
+    pub buffered_bytes: usize,
     /// Streams that one HTTP/2 connection may have open.
     pub h2_streams: u32,
     /// From the first byte of a connection, or the end of the request before, to the end of a
@@ -51,6 +55,7 @@ impl Default for Limits {
             uri_bytes: 16 << 10,
             body_bytes: None,
             requests_in_flight: 16_384,
+            buffered_bytes: 32 << 20,
             h2_streams: 200,
             header_timeout: Duration::from_secs(10),
             upstream_idle_timeout: Duration::from_secs(4),
@@ -82,6 +87,7 @@ impl Limits {
         // hyper reads a head into one buffer that must hold at least 8 KiB.
         let header_bytes = size("header_bytes", default.header_bytes, 8 << 10, 1 << 20);
         let uri_bytes = size("uri_bytes", default.uri_bytes, 256, 65_534);
+        let buffered_bytes = size("buffered_bytes", default.buffered_bytes, 0, 1 << 40);
         let last_good_bytes = size("last_good_bytes", default.last_good_bytes, 0, 1 << 40);
         let upstream_idle_connections = table
             .optional("upstream_idle_connections")
@@ -98,6 +104,7 @@ impl Limits {
             uri_bytes,
             body_bytes,
             requests_in_flight,
+            buffered_bytes,
             h2_streams,
             header_timeout: duration("header_timeout", default.header_timeout),
             upstream_idle_timeout: duration("upstream_idle_timeout", default.upstream_idle_timeout),

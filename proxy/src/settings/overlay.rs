@@ -34,7 +34,7 @@ const fn row(path: &'static str, flag: &'static str, form: Form, help: &'static 
     Overridable { path, flag, form, help }
 }
 
-pub(super) const OVERRIDABLE: [Overridable; 37] = [
+pub(super) const OVERRIDABLE: [Overridable; 38] = [
     row("node", "node", Form::Text, "Name of this proxy, stable over restarts"),
     row("zone", "zone", Form::Text, "Zone of this proxy, for zone preference"),
     row("log", "log", Form::Text, "error, warn, info, debug or trace"),
@@ -93,6 +93,12 @@ pub(super) const OVERRIDABLE: [Overridable; 37] = [
     row("limits.uri_bytes", "limits-uri-bytes", Form::Text, "Path and query of a request"),
     row("limits.body_bytes", "limits-body-bytes", Form::Text, "Body of a request; none = no limit"),
     row("limits.requests_in_flight", "limits-requests-in-flight", Form::Number, "Requests in flight"),
+    row(
+        "limits.buffered_bytes",
+        "limits-buffered-bytes",
+        Form::Text,
+        "Memory for bodies that may have to be sent once more",
+    ),
     row("limits.h2_streams", "limits-h2-streams", Form::Number, "Streams of one HTTP/2 connection"),
     row("limits.header_timeout", "limits-header-timeout", Form::Text, "Until a request's head is complete"),
     row(

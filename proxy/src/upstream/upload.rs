@@ -13,8 +13,6 @@ use tokio::time::{Instant, Sleep, sleep};
 
 /// Longer bodies are not kept to be sent once more.
 const KEPT_BYTES_MAX: usize = 64 << 10;
-/// Bytes that one worker keeps of all bodies that may have to be sent once more.
-const WORKER_KEPT_BYTES_MAX: usize = 8 << 20;
 
 thread_local! {
     /// What this worker keeps now: bodies stay on the worker's thread.
@@ -53,10 +51,12 @@ pub(crate) struct Progress {
 }
 
 /// The whole of a short body as far as it went, for as long as it may have to be sent once more.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Kept {
     parts: VecDeque<Bytes>,
     bytes: usize,
+    /// What this worker may keep of all bodies.
+    worker_bytes_max: usize,
 }
 
 /// Why an upload broke off.
@@ -127,9 +127,13 @@ impl Progress {
 }
 
 impl Kept {
+    fn new(worker_bytes_max: usize) -> Self {
+        Self { parts: VecDeque::new(), bytes: 0, worker_bytes_max }
+    }
+
     fn take(&mut self, data: &Bytes) -> bool {
         let fits = self.bytes + data.len() <= KEPT_BYTES_MAX
-            && WORKER_KEPT_BYTES.get() + data.len() <= WORKER_KEPT_BYTES_MAX;
+            && WORKER_KEPT_BYTES.get() + data.len() <= self.worker_bytes_max;
         if fits {
             self.bytes += data.len();
             WORKER_KEPT_BYTES.set(WORKER_KEPT_BYTES.get() + data.len());
@@ -147,13 +151,14 @@ impl Drop for Kept {
 
 impl Upload {
     /// Keeps a short body while it goes out, for [`Progress::again`]; whether there is anything to be kept of it.
-    pub(crate) fn keep(&self) -> bool {
+    /// A worker keeps at most so many bytes of all bodies together.
+    pub(crate) fn keep(&self, worker_bytes_max: usize) -> bool {
         match self {
             Self::Again(_) => false,
             Self::Empty => true,
             Self::Stream(stream) => {
                 let is_short = stream.incoming.size_hint().lower() <= KEPT_BYTES_MAX as u64;
-                *stream.progress.kept.borrow_mut() = is_short.then(Kept::default);
+                *stream.progress.kept.borrow_mut() = is_short.then(|| Kept::new(worker_bytes_max));
                 is_short
             }
         }
@@ -283,16 +288,18 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_bounded_for_a_body_and_for_a_worker() {
+        const WORKER_BYTES_MAX: usize = 3 * KEPT_BYTES_MAX;
         let part = Bytes::from(vec![b'x'; KEPT_BYTES_MAX]);
-        let mut kept = Kept::default();
+        let mut kept = Kept::new(WORKER_BYTES_MAX);
         assert!(kept.take(&part) && !kept.take(&part.slice(..1)), "one body");
         let mut others = Vec::new();
-        while WORKER_KEPT_BYTES.get() < WORKER_KEPT_BYTES_MAX {
-            let mut other = Kept::default();
+        while WORKER_KEPT_BYTES.get() < WORKER_BYTES_MAX {
+            let mut other = Kept::new(WORKER_BYTES_MAX);
             assert!(other.take(&part));
             others.push(other);
         }
-        assert!(!Kept::default().take(&part.slice(..1)), "all bodies");
+        assert_eq!(others.len(), 2);
+        assert!(!Kept::new(WORKER_BYTES_MAX).take(&part.slice(..1)), "all bodies");
         drop((kept, others));
         assert_eq!(WORKER_KEPT_BYTES.get(), 0);
     }
@@ -302,7 +309,7 @@ mod tests {
         let frame = |text: &'static str| Frame::data(Bytes::from_static(text.as_bytes()));
         let begun = || {
             let progress = Progress::default();
-            *progress.kept.borrow_mut() = Some(Kept::default());
+            *progress.kept.borrow_mut() = Some(Kept::new(KEPT_BYTES_MAX));
             progress.keep(&frame("hel"));
             progress
         };
