@@ -1,8 +1,9 @@
 //! Who is at the other end of a downstream connection, and what the connection is doing.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use gilmok_config::decide::Listener;
@@ -85,7 +86,7 @@ impl Caller {
     ) -> Option<Self> {
         let ip = peer.ip().to_canonical();
         let counted = match worker.shared.limits.connections_per_ip {
-            Some(most) if !ip.is_loopback() => Some(CountedIp::new(&worker.shared, ip, most)?),
+            Some(most) if !ip.is_loopback() => Some(CountedIp::new(&worker.shared.per_ip, ip, most)?),
             Some(_) | None => None,
         };
         // Outsiders are outsiders, wherever they call from.
@@ -199,26 +200,26 @@ impl Drop for Open {
 /// One connection counted for its address until it is dropped.
 #[derive(Debug)]
 struct CountedIp {
-    shared: Arc<Shared>,
+    counts: Arc<Mutex<HashMap<IpAddr, u32>>>,
     ip: IpAddr,
 }
 
 impl CountedIp {
-    fn new(shared: &Arc<Shared>, ip: IpAddr, most: u32) -> Option<Self> {
+    fn new(all: &Arc<Mutex<HashMap<IpAddr, u32>>>, ip: IpAddr, most: u32) -> Option<Self> {
         // A mutex: taken twice per connection of an outsider, for a look-up each.
-        let mut counts = shared.per_ip.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut counts = all.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let count = counts.entry(ip).or_default();
         if *count >= most {
             return None;
         }
         *count += 1;
-        Some(Self { shared: Arc::clone(shared), ip })
+        Some(Self { counts: Arc::clone(all), ip })
     }
 }
 
 impl Drop for CountedIp {
     fn drop(&mut self) {
-        let mut counts = self.shared.per_ip.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut counts = self.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(count) = counts.get_mut(&self.ip) {
             *count -= 1;
             if *count == 0 {
@@ -257,6 +258,19 @@ mod tests {
         activity.request_ended(Instant::now());
         tokio::time::advance(Duration::from_millis(KEEP_ALIVE_MS)).await;
         assert_eq!(activity.check(clock::now_ms(), HEAD), Err(Expired::Idle));
+    }
+
+    #[test]
+    fn an_address_has_so_many_connections_at_a_time_and_others_have_theirs() {
+        let counts = Arc::default();
+        let (one, other) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+        let open: Vec<_> = (0..2).map(|_| CountedIp::new(&counts, one, 2).unwrap()).collect();
+        assert!(CountedIp::new(&counts, one, 2).is_none());
+        let others = CountedIp::new(&counts, other, 2).unwrap();
+        drop(open);
+        assert!(CountedIp::new(&counts, one, 2).is_some());
+        drop(others);
+        assert!(counts.lock().unwrap().is_empty(), "addresses that are gone cost nothing");
     }
 
     #[tokio::test(start_paused = true)]

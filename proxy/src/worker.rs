@@ -33,7 +33,7 @@ pub(crate) struct Shared {
     /// One permit for each connection that may be open; admin and metrics listeners need none.
     pub(crate) connections: Arc<Semaphore>,
     /// Open connections by address, where `connections_per_ip` asks for it.
-    pub(crate) per_ip: Mutex<HashMap<IpAddr, u32>>,
+    pub(crate) per_ip: Arc<Mutex<HashMap<IpAddr, u32>>>,
     /// Open connections by listener: edge, inbound, outbound.
     pub(crate) open: [AtomicU32; 3],
     /// Heads that hyper refused, by listener in the same order. Atomics: counted rarely, read by the admin thread.

@@ -327,6 +327,48 @@ async fn connections_beyond_the_limit_wait_and_are_served_when_one_ends() {
 }
 
 #[tokio::test]
+async fn a_proxy_that_is_full_refuses_at_once_and_its_admin_listener_answers() {
+    let upstream = Upstream::start(|mut conversation| async move {
+        drop(conversation.request().await);
+        conversation.hang().await;
+    })
+    .await;
+    let mesh = service("app", "", &[upstream.address]) + "[services.other]\n";
+    let limits = "[limits]\nrequests_in_flight = 3\nconnections = 4";
+    let proxy = Proxy::start_with(ProxySettings::of_mesh(mesh).table(limits)).await;
+    let mut waiting = Vec::new();
+    for number in 1..=3 {
+        let mut caller = proxy.caller().await;
+        caller.send("GET / HTTP/1.1\r\nHost: app\r\n\r\n").await;
+        waiting.push(caller);
+        eventually("the request at the app", async || match upstream.requests().len() {
+            count if count == number => Ok(()),
+            count => Err(count),
+        })
+        .await;
+    }
+    let mut caller = proxy.caller().await;
+    // All services together, and whatever has been sent of a body.
+    let answer = caller.ask("POST / HTTP/1.1\r\nHost: other\r\nContent-Length: 1000000\r\n\r\n").await;
+    assert_eq!((answer.status(), answer.header("retry-after")), (503, Some("1")), "{answer:?}");
+    assert!(answer.header("proxy-status").unwrap().contains("connection_limit_reached"), "{answer:?}");
+    // That was the last connection; those who ask what is wrong have places of their own.
+    for path in ["/livez", "/readyz", "/metrics", "/endpoints"] {
+        assert_eq!(proxy.admin(path).await.status(), 200, "{path}");
+    }
+    waiting.pop();
+    eventually("a place", async || {
+        let mut caller = proxy.caller().await;
+        caller.send("GET / HTTP/1.1\r\nHost: app\r\n\r\n").await;
+        match caller.try_answer(Duration::from_millis(300)).await {
+            Err(NoMessage::Late) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn accepting_without_descriptors_left_does_not_spin_and_recovers() {
     let upstream = Upstream::start(|mut conversation| async move {
         while conversation.exchange(ok("fine")).await.is_some() {}
