@@ -134,11 +134,14 @@ pub struct ServiceCounts {
     pub versions: Vec<VersionCounts>,
 }
 
-/// What a proxy counted of one version. All but `in_flight` only grow while the process lives.
+/// What a proxy counted of one version, read after the revision that the same ack says was applied: whatever was decided by
+/// an earlier one is in `in_flight` until it has ended. All else only grows while the process lives and the version does:
+/// it is one that its service's traffic or an endpoint names, or one that something is in flight to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionCounts {
     pub version: Name,
-    /// Requests under way now.
+    /// Requests under way now, with streams and tunnels until their end. That they have come down to 0 is told within
+    /// [`ACK_MS`].
     pub in_flight: u64,
     /// Requests that were answered by it or for it.
     pub requests: u64,
@@ -160,6 +163,8 @@ pub struct VersionCounts {
 
 /// Most services that one ack counts.
 pub const COUNTED_SERVICES_MAX: usize = 256;
+/// Most versions that it counts of one of them.
+pub const COUNTED_VERSIONS_MAX: usize = 64;
 /// Buckets of a latency: four to an octave from 64 µs; what is shorter is in the first, what is longer in the last.
 pub const LATENCY_BUCKETS: u16 = 96;
 

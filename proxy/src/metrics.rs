@@ -106,6 +106,17 @@ struct PerListener {
     durations: Histogram,
 }
 
+impl std::iter::Sum for Sums {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            in_flight: sum.in_flight + one.in_flight,
+            requests: sum.requests + one.requests,
+            attempts: sum.attempts + one.attempts,
+            unreachable: sum.unreachable + one.unreachable,
+        })
+    }
+}
+
 impl TargetSeries {
     pub(crate) fn new(version: Name, shard: Name, workers: usize) -> Self {
         Self { version, shard, workers: (0..workers).map(|_| OnceLock::new()).collect() }

@@ -50,8 +50,12 @@ async fn follow(worker: Rc<Worker>) {
         generations.mark_unchanged();
         let view = worker.view();
         worker.pools.keep(view.endpoints());
-        worker.shared.in_force.take(worker.index, view.generation);
+        let generation = view.generation;
         drop(view);
+        // What this worker decided by an earlier one, and has not begun yet, begins before this comes back: whoever hears
+        // that the new one is taken finds it among the requests in flight.
+        tokio::task::yield_now().await;
+        worker.shared.in_force.take(worker.index, generation);
         if generations.changed().await.is_err() {
             return;
         }

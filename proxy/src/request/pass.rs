@@ -45,7 +45,8 @@ pub(super) async fn pass(
     let address = tunnel::resolve(authority.host(), port).await?;
     let nowhere = Arc::clone(&worker.shared.nowhere);
     let endpoint = Endpoint::at(Address::Socket(address));
-    let state = EndpointState::new(EndpointState::OUTSIDE, endpoint, Peer::Tcp(address), nowhere, 0);
+    let (id, peer) = (EndpointState::OUTSIDE, Peer::Tcp(address));
+    let state = EndpointState::new(id, endpoint, peer, Arc::default(), nowhere, 0);
     let upstream = Arc::new(Upstream::outside(ServicePolicy::default(), &Arc::new(state)));
     let (mut head, body) = request.into_parts();
     headers::prepare_request(&mut head.headers, seen, caller.downstream(), Some(host.clone()));

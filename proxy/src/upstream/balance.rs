@@ -249,7 +249,7 @@ mod tests {
         change(&mut endpoint);
         let peer = Peer::Tcp(([10, 0, 0, 1], 80).into());
         let series = Arc::new(TargetSeries::new(Name::default(), Name::default(), 1));
-        Arc::new(EndpointState::new(id, endpoint, peer, series, 0))
+        Arc::new(EndpointState::new(id, endpoint, peer, Arc::default(), series, 0))
     }
 
     fn choice(balancer: LoadBalancer, turn: &AtomicU32) -> Choice<'_> {

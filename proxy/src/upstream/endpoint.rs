@@ -10,6 +10,7 @@ use gilmok_config::name::Name;
 use http::HeaderValue;
 
 use super::ejection::Ejection;
+use super::version::VersionState;
 use crate::metrics::TargetSeries;
 
 /// Where a connection goes, names resolved.
@@ -43,6 +44,8 @@ pub(crate) struct EndpointState {
     /// Its version and shard as they are told to the application, made once; absent where it has none.
     pub(crate) version_header: Option<HeaderValue>,
     pub(crate) shard_header: Option<HeaderValue>,
+    /// Held, so that it is known while anything is under way to it.
+    _version: Arc<VersionState>,
     pub(crate) series: Arc<TargetSeries>,
     /// Requests in flight, over all workers.
     pub(crate) in_flight: AtomicU32,
@@ -66,6 +69,7 @@ impl EndpointState {
         id: u64,
         endpoint: Endpoint,
         peer: Peer,
+        version: Arc<VersionState>,
         series: Arc<TargetSeries>,
         now_ms: u64,
     ) -> Self {
@@ -76,6 +80,7 @@ impl EndpointState {
             shard_header: told(&endpoint.shard),
             endpoint,
             peer,
+            _version: version,
             series,
             in_flight: AtomicU32::new(0),
             ewma_ns: AtomicU64::new(0),

@@ -2,6 +2,8 @@
 
 pub(crate) mod ejection;
 
+pub(crate) mod version;
+
 pub(crate) mod endpoint;
 
 pub(crate) mod service;

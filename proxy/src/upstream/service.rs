@@ -12,7 +12,7 @@ use gilmok_config::failure::{Failure, FailureSet};
 use gilmok_config::fallback::Action;
 use gilmok_config::name::{Name, ServiceName};
 use gilmok_config::service::ServicePolicy;
-use gilmok_config::wire::{ServiceCounts, VersionCounts};
+use gilmok_config::wire::{COUNTED_VERSIONS_MAX, ServiceCounts, VersionCounts};
 use http::HeaderValue;
 
 use super::balance::{Candidates, Eligible};
@@ -20,6 +20,7 @@ use super::breakers::Breakers;
 use super::ejection::{Deciding, Ejection, Ejections};
 use super::endpoint::{EndpointState, Health, Peer};
 use super::trials::Trials;
+use super::version::{VersionState, Versions};
 use crate::breaker::Verdict;
 use crate::clock;
 use crate::metrics::TargetSeries;
@@ -35,6 +36,7 @@ pub(crate) struct Upstream {
     /// Requests that reach no endpoint are counted here: version and shard are empty.
     pub(crate) unplaced: Arc<TargetSeries>,
     pub(crate) targets: Vec<Arc<TargetSeries>>,
+    pub(crate) versions: Versions,
     /// `request_timeout` as `Gilmok-Timeout` tells it, made once.
     pub(crate) timeout_header: HeaderValue,
     pub(crate) shared: Arc<Shared>,
@@ -105,15 +107,24 @@ impl Upstream {
             .flat_map(|before| &before.endpoints)
             .map(|state| ((&state.peer, &state.endpoint.version, &state.endpoint.shard), state))
             .collect();
+        let mut versions = Versions::following(before.map(|before| &before.versions));
+        for version in policy.traffic.iter().flat_map(|traffic| traffic.versions()) {
+            versions.take_up(version);
+        }
         let mut targets: Vec<Arc<TargetSeries>> = Vec::new();
         let mut states = Vec::with_capacity(endpoints.len());
         for endpoint in endpoints {
-            let series = target_of(&mut targets, before, endpoint, around.workers);
+            let version = versions.take_up(&endpoint.version);
+            let series = version.target(&endpoint.shard, around.workers);
+            if !targets.iter().any(|target| Arc::ptr_eq(target, &series)) {
+                targets.push(Arc::clone(&series));
+            }
             for peer in peers_of(endpoint, around) {
                 let state = match kept.get(&(&peer, &endpoint.version, &endpoint.shard)) {
                     Some(state) if state.endpoint == *endpoint => Arc::clone(state),
                     kept => {
-                        Arc::new(EndpointState::following(kept.copied(), endpoint, peer, &series, around))
+                        let of = (&version, &series);
+                        Arc::new(EndpointState::following(kept.copied(), endpoint, peer, of, around))
                     }
                 };
                 states.push(state);
@@ -133,6 +144,7 @@ impl Upstream {
             endpoints: states,
             unplaced,
             targets,
+            versions,
             timeout_header: HeaderValue::from(timeout_ms),
             shared,
             breakers,
@@ -166,6 +178,7 @@ impl Upstream {
             endpoints,
             unplaced: Arc::clone(&endpoint.series),
             targets: Vec::new(),
+            versions: Versions::default(),
             timeout_header: HeaderValue::from(timeout_ms),
             shared: Arc::default(),
             breakers: None,
@@ -199,32 +212,33 @@ impl Upstream {
         !self.eligible(now_ms).of(Some(version)).endpoints().is_empty()
     }
 
-    /// What was counted of its versions, where its traffic names them.
+    /// What was counted of its versions, where its traffic names any: of those, of what endpoints have beside them, and
+    /// of what nobody names any more while requests are in flight to it.
     pub(crate) fn counts(&self) -> Option<ServiceCounts> {
-        let versions = self.trials.versions();
-        if versions.is_empty() {
+        if self.trials.versions().is_empty() {
             return None;
         }
-        let counted = versions.iter().map(|trials| {
-            let (version, counts) = (&trials.version, trials.counts());
-            let mut told = VersionCounts {
-                version: version.clone(),
-                trials: counts.trials,
-                failures: counts.failures,
-                latency: counts.latency,
-                moved: counts.moved,
-                ..VersionCounts::default()
-            };
-            for target in self.targets.iter().filter(|target| target.version == *version) {
-                let sums = target.sums();
-                told.in_flight += sums.in_flight;
-                told.requests += sums.requests;
-                told.attempts += sums.attempts;
-                told.unreachable += sums.unreachable;
-            }
-            told
-        });
+        let known = self.versions.known().iter().map(|version| self.counts_of(version));
+        let gone = self.versions.gone().map(|version| self.counts_of(&version));
+        let counted = known.chain(gone.filter(|counts| counts.in_flight > 0)).take(COUNTED_VERSIONS_MAX);
         Some(ServiceCounts { service: self.name.clone(), versions: counted.collect() })
+    }
+
+    fn counts_of(&self, version: &VersionState) -> VersionCounts {
+        let named = self.trials.versions().iter().find(|trials| trials.version == version.name);
+        let counts = named.map(|trials| trials.counts()).unwrap_or_default();
+        let sums = version.sums();
+        VersionCounts {
+            version: version.name.clone(),
+            in_flight: sums.in_flight,
+            requests: sums.requests,
+            attempts: sums.attempts,
+            unreachable: sums.unreachable,
+            trials: counts.trials,
+            failures: counts.failures,
+            latency: counts.latency,
+            moved: counts.moved,
+        }
     }
 
     /// Works out anew who may be chosen. Called when the health of an endpoint changed.
@@ -304,12 +318,13 @@ impl EndpointState {
         before: Option<&Arc<Self>>,
         endpoint: &Endpoint,
         peer: Peer,
-        series: &Arc<TargetSeries>,
+        (version, series): (&Arc<VersionState>, &Arc<TargetSeries>),
         around: &Surroundings<'_>,
     ) -> Self {
         // The same id keeps the workers' pools; in flight begins at 0 and what is under way ends on the old state.
         let id = before.map_or_else(|| around.next_id.fetch_add(1, Relaxed), |before| before.id);
-        let state = Self::new(id, endpoint.clone(), peer, Arc::clone(series), around.now_ms);
+        let (version, series) = (Arc::clone(version), Arc::clone(series));
+        let state = Self::new(id, endpoint.clone(), peer, version, series, around.now_ms);
         if let Some(before) = before {
             state.note_health(before.health());
             state.ejection.follow(&before.ejection);
@@ -343,25 +358,6 @@ fn repeats(policy: &ServicePolicy) -> FailureSet {
     let retried = if policy.retry.attempts > 0 { policy.retry.on } else { FailureSet::default() };
     let elsewhere = policy.fallback.iter().filter(|link| matches!(link.action, Action::Service(_)));
     elsewhere.fold(retried, |set, link| set.or(link.on))
-}
-
-fn target_of(
-    targets: &mut Vec<Arc<TargetSeries>>,
-    before: Option<&Upstream>,
-    endpoint: &Endpoint,
-    workers: usize,
-) -> Arc<TargetSeries> {
-    let same =
-        |target: &&Arc<TargetSeries>| target.version == endpoint.version && target.shard == endpoint.shard;
-    if let Some(target) = targets.iter().find(same) {
-        return Arc::clone(target);
-    }
-    let kept = before.and_then(|before| before.targets.iter().find(same));
-    let target = kept.cloned().unwrap_or_else(|| {
-        Arc::new(TargetSeries::new(endpoint.version.clone(), endpoint.shard.clone(), workers))
-    });
-    targets.push(Arc::clone(&target));
-    target
 }
 
 fn peers_of(endpoint: &Endpoint, around: &Surroundings<'_>) -> Vec<Peer> {
