@@ -12,7 +12,7 @@ use crate::baggage::KeyedSubject;
 use crate::name::Name;
 use crate::snapshot::Snapshot;
 use crate::subject::{Asker, Baggage, Decisive, Uid};
-use crate::traffic::{Traffic, WhenNoSubject, WhenUnhealthy};
+use crate::traffic::{Mirror, Traffic, WhenNoSubject, WhenUnhealthy};
 
 /// What is known of a request before its body is read.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +34,8 @@ pub struct Facts<'r> {
     pub baggage: Baggage<'r>,
     /// A number by chance, from 0 up to [`crate::assignment::PLACES`].
     pub dice: u32,
+    /// Another one, so that who is copied does not depend on who gets which version.
+    pub mirror_dice: u32,
 }
 
 /// Who of a service is alive: whether a version, by its place in [`Traffic::versions`], has an endpoint that membership
@@ -74,6 +76,8 @@ pub struct Split {
     pub subject: Option<u32>,
     /// What later hops are told of the subject, where its keyed hash decided.
     pub passed_on: Option<KeyedSubject>,
+    /// The version that gets a copy whose answer nobody sees.
+    pub mirror: Option<usize>,
 }
 
 /// Why a request goes to a version.
@@ -152,15 +156,22 @@ pub fn split(traffic: &Traffic, facts: &Facts<'_>, is_healthy: &dyn Fn(usize) ->
         && traffic.when_unhealthy == WhenUnhealthy::Stable
         && !is_healthy(assigned.version)
         && is_healthy(stable);
-    if moves {
-        return Split { version: stable, moved_from: Some(assigned.version), ..assigned };
-    }
-    assigned
+    let split = if moves {
+        Split { version: stable, moved_from: Some(assigned.version), ..assigned }
+    } else {
+        assigned
+    };
+    let mirror = traffic.mirror.as_ref().filter(|mirror| {
+        // Whoever is asked needs no copy.
+        mirror.at() != split.version && mirror.takes(facts.method, facts.mirror_dice)
+    });
+    Split { mirror: mirror.map(Mirror::at), ..split }
 }
 
 /// Which version it is while all are well.
 fn assigned(traffic: &Traffic, facts: &Facts<'_>) -> Split {
-    let to = |version, why| Split { version, why, moved_from: None, subject: None, passed_on: None };
+    let to =
+        |version, why| Split { version, why, moved_from: None, subject: None, passed_on: None, mirror: None };
     let whole = to(traffic.owner(0), Why::Whole);
     if !traffic.is_split() && traffic.pins.is_empty() && !traffic.subject.want_baggage() {
         return whole;
@@ -202,9 +213,20 @@ impl<'r> Facts<'r> {
         method: &'r Method,
         headers: &'r HeaderMap,
     ) -> Self {
-        let (query, client, uid, new_uid, dice) = (None, None, Uid::AsSent, None, 0);
-        let baggage = Baggage::default();
-        Self { listener, host, path, query, method, headers, client, uid, new_uid, baggage, dice }
+        Self {
+            listener,
+            host,
+            path,
+            query: None,
+            method,
+            headers,
+            client: None,
+            uid: Uid::AsSent,
+            new_uid: None,
+            baggage: Baggage::default(),
+            dice: 0,
+            mirror_dice: 0,
+        }
     }
 
     /// The request, as far as it says who is asking.
@@ -323,6 +345,25 @@ mod tests {
             snapshot("when_unhealthy = \"fail\"\npins = [{ subject = \"user-2\", version = \"v2\" }]");
         let stays = split_of(&fails, &facts(&headers), &[0]);
         assert_eq!((stays.version, stays.moved_from), (1, None));
+    }
+
+    #[test]
+    fn a_share_of_safe_requests_is_copied_to_a_version_that_is_not_asked_anyway() {
+        let snapshot = snapshot("mirror = { version = \"v3\", percent = 5 }");
+        let headers = user("user-1");
+        let of = |method, mirror_dice| {
+            let facts = Facts { method, mirror_dice, ..facts(&headers) };
+            split_of(&snapshot, &facts, &[0, 1, 2]).mirror
+        };
+        assert_eq!((of(&Method::GET, 49_999), of(&Method::GET, 50_000)), (Some(2), None));
+        assert_eq!((of(&Method::HEAD, 0), of(&Method::POST, 0)), (Some(2), None));
+        let own = self::snapshot("mirror = { version = \"v1\", percent = 100, methods = [\"POST\"] }");
+        let facts = Facts { method: &Method::POST, ..facts(&headers) };
+        assert_eq!(split_of(&own, &facts, &[0, 1]).mirror, None, "user-1 is on v1");
+        // Whoever is moved there is there.
+        let other = user("user-4");
+        assert_eq!(split_of(&own, &Facts { headers: &other, ..facts }, &[0, 1]).mirror, Some(0));
+        assert_eq!(split_of(&own, &Facts { headers: &other, ..facts }, &[0]).mirror, None);
     }
 
     #[test]

@@ -215,6 +215,12 @@ impl Pin {
 }
 
 impl Mirror {
+    /// Whether it asks for a copy of a request with this method; `dice` is a number by chance, from 0 up to [`PLACES`].
+    #[must_use]
+    pub fn takes(&self, method: &Method, dice: u32) -> bool {
+        dice < self.percent.get() && self.methods.contains(method)
+    }
+
     /// The mirrored version's place in [`Traffic::versions`].
     #[must_use]
     pub fn at(&self) -> usize {

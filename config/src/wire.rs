@@ -159,6 +159,32 @@ pub struct VersionCounts {
     /// Requests of this version that the stable one took, because it had no healthy endpoint.
     #[serde(default)]
     pub moved: u64,
+    /// What copies of other versions' requests came to here; absent until there is one to be made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<MirrorCounts>,
+}
+
+/// What the copies that a version got of other versions' requests came to. All only grow, as those of [`VersionCounts`] do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MirrorCounts {
+    /// Copies that were sent, those under way included.
+    pub sent: u64,
+    /// Of those that ended: the answer's hundred was that of the answer to the caller, or another one.
+    pub same: u64,
+    pub different: u64,
+    /// No answer came: nobody there, or not in time.
+    pub failed: u64,
+    /// Not sent, because too many were under way.
+    pub dropped: u64,
+    /// Not sent, because the request had a body or asked for an upgrade; or not compared, because its caller left first.
+    pub skipped: u64,
+    /// Of those compared, how long the copies took until the head of the answer, as [`VersionCounts::latency`] has it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub latency: Vec<(u16, u64)>,
+    /// The same of the answers to the callers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub real_latency: Vec<(u16, u64)>,
 }
 
 /// Most services that one ack counts.

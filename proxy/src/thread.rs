@@ -50,6 +50,7 @@ async fn follow(worker: Rc<Worker>) {
         generations.mark_unchanged();
         let view = worker.view();
         worker.pools.keep(view.endpoints());
+        worker.copy_pools.keep(view.endpoints());
         let generation = view.generation;
         drop(view);
         // What this worker decided by an earlier one, and has not begun yet, begins before this comes back: whoever hears
@@ -66,5 +67,6 @@ async fn sweep(worker: Rc<Worker>) {
     loop {
         tokio::time::sleep(SWEEP).await;
         worker.pools.sweep();
+        worker.copy_pools.sweep();
     }
 }

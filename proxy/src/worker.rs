@@ -50,6 +50,9 @@ pub(crate) struct Worker {
     pub(crate) index: usize,
     pub(crate) shared: Arc<Shared>,
     pub(crate) pools: Pools,
+    /// Connections of their own for copies of requests, and how many of those are in flight.
+    pub(crate) copy_pools: Pools,
+    pub(crate) copies: Cell<u32>,
     /// The phase of the drain, looked at by every answer.
     pub(crate) phase: Cell<Phase>,
     /// Requests in flight on this worker, and how many may be: its share of `limits.requests_in_flight`.
@@ -82,6 +85,8 @@ impl Worker {
         Self {
             index,
             pools: Pools::new(&shared.limits),
+            copy_pools: Pools::new(&shared.limits),
+            copies: Cell::new(0),
             phase,
             requests: Cell::new(0),
             buffered_bytes_max: shared.limits.buffered_bytes / shared.in_force.workers().max(1),

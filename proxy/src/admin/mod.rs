@@ -10,6 +10,8 @@ mod explain;
 
 mod scrape;
 
+mod versions;
+
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -11,6 +11,7 @@ use http_body_util::Full;
 
 use super::Admin;
 use super::answer::respond;
+use super::versions;
 use crate::breaker::State;
 use crate::clock;
 use crate::current::Current;
@@ -42,7 +43,7 @@ pub(super) fn metrics(admin: &Admin) -> Response<Full<Bytes>> {
     add_breakers(&mut out, &current);
     add_ejections(&mut out, &current);
     add_rate_limits(&mut out, &current);
-    add_breaches(&mut out, &current);
+    versions::add(&mut out, &current);
     respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", out)
 }
 
@@ -215,27 +216,6 @@ fn add_rate_limits(out: &mut String, current: &Current) {
     }
 }
 
-fn add_breaches(out: &mut String, current: &Current) {
-    let mut lines = String::new();
-    for upstream in &current.upstreams {
-        for trials in upstream.trials.versions().iter().filter(|trials| trials.moved() > 0) {
-            let (service, version, moved) = (&upstream.name, &trials.version, trials.moved());
-            line(
-                &mut lines,
-                format_args!(
-                    "gilmok_isolation_breaches_total{{service=\"{service}\",version=\"{version}\"}} {moved}"
-                ),
-            );
-        }
-    }
-    if !lines.is_empty() {
-        let name = "gilmok_isolation_breaches_total";
-        let help = "Requests of a version that the stable one took, because it had no healthy endpoint.";
-        line(out, format_args!("# HELP {name} {help}\n# TYPE {name} counter"));
-        out.push_str(&lines);
-    }
-}
-
-fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
+pub(super) fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
     out.write_fmt(text).and_then(|()| out.write_char('\n')).expect("invariant: a String takes every text");
 }

@@ -388,13 +388,17 @@ fn not_taken_up(error: &hyper::Error) -> Option<Outcome> {
     None
 }
 
-/// An answer that a sidecar gave for itself is that error, not the application's.
-fn refuse_sidecar_error(endpoint: &EndpointState, answered: Answered) -> Result<Answered, Failed> {
-    if !endpoint.endpoint.inbound || !answered.response.status().is_server_error() {
-        return Ok(answered);
+/// What an answer says that a sidecar gave for itself.
+pub(super) fn sidecars_fault(endpoint: &EndpointState, response: &Response<Incoming>) -> Option<Fault> {
+    if !endpoint.endpoint.inbound || !response.status().is_server_error() {
+        return None;
     }
-    let told = answered.response.headers().get(PROXY_STATUS).and_then(|value| value.to_str().ok());
-    match told.and_then(Fault::of_sidecar) {
+    response.headers().get(PROXY_STATUS)?.to_str().ok().and_then(Fault::of_sidecar)
+}
+
+/// Such an answer is that error, not the application's.
+fn refuse_sidecar_error(endpoint: &EndpointState, answered: Answered) -> Result<Answered, Failed> {
+    match sidecars_fault(endpoint, &answered.response) {
         None => Ok(answered),
         Some(fault) => {
             let outcome = match fault {
@@ -411,7 +415,7 @@ fn refuse_sidecar_error(endpoint: &EndpointState, answered: Answered) -> Result<
 }
 
 /// What HTTP/1 and HTTP/2 want otherwise.
-fn fit_protocol(request: &mut Request<Upload>, upstream: &Upstream) {
+pub(super) fn fit_protocol(request: &mut Request<Upload>, upstream: &Upstream) {
     let headers = request.headers_mut();
     match upstream.policy.protocol {
         Protocol::Http1 => {
@@ -426,7 +430,7 @@ fn fit_protocol(request: &mut Request<Upload>, upstream: &Upstream) {
 }
 
 /// Tells the application which version and shard it was asked as.
-fn tell_target(request: &mut Request<Upload>, endpoint: &EndpointState) {
+pub(super) fn tell_target(request: &mut Request<Upload>, endpoint: &EndpointState) {
     if let Some(version) = &endpoint.version_header {
         request.headers_mut().insert(GILMOK_VERSION, version.clone());
     }
@@ -436,7 +440,7 @@ fn tell_target(request: &mut Request<Upload>, endpoint: &EndpointState) {
 }
 
 /// The same request once more, without its body.
-fn copy_of(request: &Request<Upload>) -> Request<Upload> {
+pub(super) fn copy_of(request: &Request<Upload>) -> Request<Upload> {
     let mut copy = Request::new(Upload::Empty);
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();

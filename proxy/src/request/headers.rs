@@ -12,6 +12,7 @@ const FEATURE_FLAGS: HeaderName = HeaderName::from_static("feature-flags");
 pub(crate) const GILMOK_TIMEOUT: HeaderName = HeaderName::from_static("gilmok-timeout");
 pub(crate) const GILMOK_VERSION: HeaderName = HeaderName::from_static("gilmok-version");
 pub(crate) const GILMOK_SHARD: HeaderName = HeaderName::from_static("gilmok-shard");
+pub(crate) const GILMOK_MIRROR: HeaderName = HeaderName::from_static("gilmok-mirror");
 pub(crate) const GILMOK_DECISION: HeaderName = HeaderName::from_static("gilmok-decision");
 pub(crate) const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");

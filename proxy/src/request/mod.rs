@@ -20,6 +20,8 @@ mod retry;
 
 mod attempt;
 
+mod mirror;
+
 mod fallback;
 
 mod pass;
@@ -163,6 +165,9 @@ fn route(
     let deadline = Deadline::new(record.started(), timeout, patience, progress);
     let method = head.method.clone();
     let request = Request::from_parts(head, upload);
+    if let Some(at) = split.and_then(|split| split.mirror) {
+        mirror::copy(record, upstream, at, &request, upgrade.is_some());
+    }
     let question = fallback::question(record, upstream, &request, version);
     Ok(Way::Endpoint(Call { place, version, method, unsent: Some(request), upgrade, deadline, question }))
 }

@@ -14,6 +14,7 @@ use super::fallback::Reason;
 use super::fault::Fault;
 use super::head::Seen;
 use super::headers::X_REQUEST_ID;
+use super::mirror::Comparison;
 use super::split::Visitor;
 use crate::access_log::Entry;
 use crate::caller::Caller;
@@ -56,6 +57,8 @@ pub(crate) struct Record {
     split: Option<Split>,
     /// Whether what becomes of it counts for its version.
     trial: Option<Trial>,
+    /// What the answer is compared with, where a copy of the request goes to another version.
+    pub(super) comparison: Option<Rc<Comparison>>,
     /// The cookie that the caller is to get.
     visitor: Option<Box<NewVisitor>>,
     /// What only the access log wants to know; kept only when there is one.
@@ -97,6 +100,7 @@ impl Record {
             upload: None,
             split: None,
             trial: None,
+            comparison: None,
             visitor: None,
             log,
         })

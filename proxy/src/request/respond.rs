@@ -79,6 +79,15 @@ impl Outcome {
 
 /// Makes the answer, and gives it the record that ends with it.
 pub(crate) fn respond(outcome: Outcome, terms: &Terms, mut record: Box<Record>) -> Response<Answer> {
+    let comparison = record.comparison.take().map(|comparison| (comparison, record.started().elapsed()));
+    let response = answer(outcome, terms, record);
+    if let Some((comparison, took)) = comparison {
+        comparison.answered(response.status(), took);
+    }
+    response
+}
+
+fn answer(outcome: Outcome, terms: &Terms, mut record: Box<Record>) -> Response<Answer> {
     match outcome {
         Outcome::Own(fault) => own(fault, terms, record),
         Outcome::StandIn(answer) => stand_in(answer, terms, record),

@@ -73,6 +73,7 @@ pub(super) fn facts<'r>(
         new_uid: visitor.new_uid(),
         baggage: baggage(caller, view),
         dice: fastrand::u32(..PLACES),
+        mirror_dice: fastrand::u32(..PLACES),
         ..Facts::of(caller.listener, host, uri.path(), request.method(), headers)
     }
 }

@@ -2,6 +2,10 @@
 
 pub(crate) mod ejection;
 
+pub(crate) mod latencies;
+
+pub(crate) mod mirrored;
+
 pub(crate) mod version;
 
 pub(crate) mod endpoint;

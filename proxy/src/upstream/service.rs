@@ -19,6 +19,7 @@ use super::balance::{Candidates, Eligible};
 use super::breakers::Breakers;
 use super::ejection::{Deciding, Ejection, Ejections};
 use super::endpoint::{EndpointState, Health, Peer};
+use super::mirrored::Mirrored;
 use super::trials::Trials;
 use super::version::{VersionState, Versions};
 use crate::breaker::Verdict;
@@ -238,6 +239,7 @@ impl Upstream {
             failures: counts.failures,
             latency: counts.latency,
             moved: counts.moved,
+            mirror: version.mirrored().map(Mirrored::counts),
         }
     }
 

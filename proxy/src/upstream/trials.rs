@@ -10,7 +10,8 @@ use std::time::Duration;
 use gilmok_config::decide::{Split, Why};
 use gilmok_config::name::Name;
 use gilmok_config::traffic::Traffic;
-use gilmok_config::wire::{LATENCY_BUCKETS, latency_bucket};
+
+use super::latencies::Latencies;
 
 /// Subjects of one version that are told apart at a time: 256 KiB while a split is on.
 const SUBJECTS_MAX: usize = 1 << 15;
@@ -39,7 +40,7 @@ pub(crate) struct VersionTrials {
     seen: OnceLock<Box<[AtomicU64]>>,
     trials: AtomicU64,
     failures: AtomicU64,
-    latency: [AtomicU64; LATENCY_BUCKETS as usize],
+    latency: Latencies,
     moved: AtomicU64,
 }
 
@@ -118,7 +119,7 @@ impl VersionTrials {
             seen: OnceLock::new(),
             trials: AtomicU64::new(0),
             failures: AtomicU64::new(0),
-            latency: std::array::from_fn(|_| AtomicU64::new(0)),
+            latency: Latencies::default(),
             moved: AtomicU64::new(0),
         }
     }
@@ -149,11 +150,10 @@ impl VersionTrials {
 
     /// What it came to so far.
     pub(crate) fn counts(&self) -> Counts {
-        let latency = (0..).zip(&self.latency).map(|(bucket, count)| (bucket, count.load(Relaxed)));
         Counts {
             trials: self.trials.load(Relaxed),
             failures: self.failures.load(Relaxed),
-            latency: latency.filter(|(_, count)| *count > 0).collect(),
+            latency: self.latency.counts(),
             moved: self.moved.load(Relaxed),
         }
     }
@@ -172,8 +172,7 @@ impl Trial {
     /// Counts it. Where the caller left before an answer came, it took at least so long and failed nobody.
     pub(crate) fn end(self, took: Duration) {
         let (failed, took) = self.came_to.unwrap_or((false, took));
-        let bucket = latency_bucket(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-        self.of.latency[usize::from(bucket)].fetch_add(1, Relaxed);
+        self.of.latency.note(took);
         if failed {
             self.of.failures.fetch_add(1, Relaxed);
         }
@@ -185,6 +184,7 @@ impl Trial {
 #[cfg(test)]
 mod tests {
     use gilmok_config::document::Document;
+    use gilmok_config::wire::latency_bucket;
 
     use super::*;
 
@@ -198,7 +198,8 @@ mod tests {
     }
 
     fn split(version: usize, subject: u32) -> Split {
-        Split { version, why: Why::Place(1), moved_from: None, subject: Some(subject), passed_on: None }
+        let (why, subject) = (Why::Place(1), Some(subject));
+        Split { version, why, moved_from: None, subject, passed_on: None, mirror: None }
     }
 
     fn begins(trials: &Trials, split: &Split, now_ms: u64) -> bool {

@@ -1,9 +1,10 @@
 //! The versions of one service as they live now: what was counted of each, for as long as anything is under way to it.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use gilmok_config::name::Name;
 
+use super::mirrored::Mirrored;
 use crate::metrics::{Sums, TargetSeries};
 
 /// Most versions that have gone and are remembered for what is still under way to them.
@@ -17,6 +18,8 @@ pub(crate) struct VersionState {
     /// Its part of each shard that it ever had. A mutex: held for a look-up, by those who put a snapshot in force and
     /// those who tell what was counted.
     targets: Mutex<Vec<Arc<TargetSeries>>>,
+    /// What copies of other versions' requests came to here. Made with the first one.
+    mirrored: OnceLock<Box<Mirrored>>,
 }
 
 /// The versions of one service in one snapshot.
@@ -47,6 +50,16 @@ impl VersionState {
     /// What all its parts came to.
     pub(crate) fn sums(&self) -> Sums {
         self.targets().iter().map(|target| target.sums()).sum()
+    }
+
+    /// Where copies of other versions' requests to it are counted.
+    pub(crate) fn mirror(&self) -> &Mirrored {
+        self.mirrored.get_or_init(Box::default)
+    }
+
+    /// What they came to, if there were any.
+    pub(crate) fn mirrored(&self) -> Option<&Mirrored> {
+        self.mirrored.get().map(Box::as_ref)
     }
 
     fn targets(&self) -> std::sync::MutexGuard<'_, Vec<Arc<TargetSeries>>> {
@@ -84,7 +97,7 @@ impl Versions {
         version
     }
 
-    /// Those that somebody names, the traffic's first.
+    /// Those that somebody names: the traffic's first, at their places in it.
     pub(crate) fn known(&self) -> &[Arc<VersionState>] {
         &self.known
     }

@@ -1,0 +1,85 @@
+//! The series of versions at `/metrics`: who was moved to another one, and what copies of requests came to.
+
+use gilmok_config::name::ServiceName;
+
+use super::scrape::line;
+use crate::current::Current;
+use crate::upstream::latencies::Latencies;
+use crate::upstream::version::VersionState;
+
+pub(super) fn add(out: &mut String, current: &Current) {
+    add_breaches(out, current);
+    add_mirrored(out, current);
+}
+
+fn add_breaches(out: &mut String, current: &Current) {
+    let mut lines = String::new();
+    for upstream in &current.upstreams {
+        for trials in upstream.trials.versions().iter().filter(|trials| trials.moved() > 0) {
+            let (service, version, moved) = (&upstream.name, &trials.version, trials.moved());
+            line(
+                &mut lines,
+                format_args!(
+                    "gilmok_isolation_breaches_total{{service=\"{service}\",version=\"{version}\"}} {moved}"
+                ),
+            );
+        }
+    }
+    let help = "Requests of a version that the stable one took, because it had no healthy endpoint.";
+    add_family(out, "gilmok_isolation_breaches_total", "counter", help, &lines);
+}
+
+fn add_mirrored(out: &mut String, current: &Current) {
+    let (mut requests, mut durations) = (String::new(), String::new());
+    for upstream in &current.upstreams {
+        let service = &upstream.name;
+        for state in upstream.versions.known() {
+            let Some(mirrored) = state.mirrored() else { continue };
+            let version = &state.name;
+            for (outcome, count) in mirrored.outcomes().filter(|(_, count)| *count > 0) {
+                line(
+                    &mut requests,
+                    format_args!(
+                        "gilmok_mirrored_requests_total{{service=\"{service}\",version=\"{version}\",outcome=\"{outcome}\"}} {count}"
+                    ),
+                );
+            }
+            add_durations(&mut durations, service, state, "copy", &mirrored.copies);
+            add_durations(&mut durations, service, state, "real", &mirrored.answers);
+        }
+    }
+    let help = "Requests that were to be copied to a version, by what became of the copies.";
+    add_family(out, "gilmok_mirrored_requests_total", "counter", help, &requests);
+    let help =
+        "Until the head of the answer: of copies, and of the real answers that they were compared with.";
+    add_family(out, "gilmok_mirrored_duration_seconds", "histogram", help, &durations);
+}
+
+fn add_durations(
+    out: &mut String,
+    service: &ServiceName,
+    state: &VersionState,
+    of: &str,
+    latencies: &Latencies,
+) {
+    let (count, sum) = latencies.total();
+    if count == 0 {
+        return;
+    }
+    let labels = format!("service=\"{service}\",version=\"{}\",of=\"{of}\"", state.name);
+    for (bound, below) in latencies.below() {
+        let le = bound.as_secs_f64();
+        line(out, format_args!("gilmok_mirrored_duration_seconds_bucket{{{labels},le=\"{le}\"}} {below}"));
+    }
+    line(out, format_args!("gilmok_mirrored_duration_seconds_bucket{{{labels},le=\"+Inf\"}} {count}"));
+    let sum = sum.as_secs_f64();
+    line(out, format_args!("gilmok_mirrored_duration_seconds_sum{{{labels}}} {sum}"));
+    line(out, format_args!("gilmok_mirrored_duration_seconds_count{{{labels}}} {count}"));
+}
+
+fn add_family(out: &mut String, name: &str, kind: &str, help: &str, lines: &str) {
+    if !lines.is_empty() {
+        line(out, format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
+        out.push_str(lines);
+    }
+}
