@@ -104,6 +104,16 @@ pub enum Refusal {
     NoDestination,
 }
 
+impl Refusal {
+    /// Why, for those who ask.
+    #[must_use]
+    pub fn why(self) -> &'static str {
+        match self {
+            Self::NoDestination => "no service and no route answers to this host and path",
+        }
+    }
+}
+
 impl Listener {
     /// The word of the metric label `listener`.
     #[must_use]

@@ -5,7 +5,8 @@
 //! the tree is read ([`grammar`]), the words ([`name`], [`address`], [`mod@unit`]), the policies of a service
 //! ([`service`], [`health`]; who is asking and how often: [`subject`], [`baggage`], [`rate_limit`]; when calls fail: [`failure`],
 //! [`retry`], [`outlier`], [`breaker`], [`fallback`]; who gets which version: [`assignment`], [`traffic`]), the [`route`]s, the whole [`document`], what it means together
-//! with who is alive ([`snapshot`]), the brain ([`decide`]), and what the two planes tell each other ([`wire`]).
+//! with who is alive ([`snapshot`]), the brain ([`decide`]) and what it would do ([`explain`]), and what the two planes tell each
+//! other ([`wire`]).
 
 pub mod problem;
 
@@ -64,5 +65,7 @@ pub mod body_file;
 pub mod snapshot;
 
 pub mod decide;
+
+pub mod explain;
 
 pub mod wire;

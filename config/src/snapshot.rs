@@ -37,6 +37,15 @@ pub struct Service {
     pub implied: bool,
 }
 
+impl Service {
+    /// Whether anybody serves this version, by its place in [`crate::traffic::Traffic::versions`].
+    #[must_use]
+    pub fn has_endpoint(&self, version: usize) -> bool {
+        let version = self.policy.traffic.as_ref().and_then(|traffic| traffic.versions().get(version));
+        version.is_some_and(|version| self.endpoints.iter().any(|endpoint| endpoint.version == *version))
+    }
+}
+
 /// What a host leads to.
 #[derive(Debug, Default)]
 struct Host {

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use gilmok_config::decide::{Facts, Listener, Refusal, decide};
-use gilmok_config::host;
+use axum::http::StatusCode;
+use gilmok_config::baggage::SubjectKey;
+use gilmok_config::explain::{Described, Question};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
@@ -21,7 +21,7 @@ use super::told::Told;
 #[derive(Debug, Deserialize, ToSchema, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Question {
+pub(super) struct Asked {
     /// Instead of a host.
     service: Option<String>,
     host: Option<String>,
@@ -31,51 +31,42 @@ pub(super) struct Question {
     method: Option<String>,
     /// `outbound` (the default) or `edge`.
     listener: Option<String>,
+    /// Who is asking, put where the service looks for it.
+    subject: Option<String>,
     #[serde(default)]
     #[param(ignore)]
     headers: BTreeMap<String, String>,
 }
 
-#[utoipa::path(get, path = "/v1/explain", tag = "explain", summary = "Where would this request go, and why", params(Question),
+#[utoipa::path(get, path = "/v1/explain", tag = "explain", summary = "Where would this request go, and why", params(Asked),
     responses((status = 200, body = Value), (status = 400, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn by_query(
     State(admin): State<Arc<Admin>>,
-    question: Result<Query<Question>, QueryRejection>,
+    question: Result<Query<Asked>, QueryRejection>,
 ) -> Result<Json<Value>, Problem> {
     explain(&admin, &question?.0)
 }
 
-#[utoipa::path(post, path = "/v1/explain", tag = "explain", summary = "The same, with headers", request_body = Question,
+#[utoipa::path(post, path = "/v1/explain", tag = "explain", summary = "The same, with headers", request_body = Asked,
     responses((status = 200, body = Value), (status = 400, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn by_body(
     State(admin): State<Arc<Admin>>,
-    Told(question): Told<Question>,
+    Told(question): Told<Asked>,
 ) -> Result<Json<Value>, Problem> {
     explain(&admin, &question)
 }
 
-fn explain(admin: &Admin, question: &Question) -> Result<Json<Value>, Problem> {
-    let named = question.host.as_deref().or(question.service.as_deref());
-    let named = named.ok_or_else(|| Problem::bad_request("say which host or service is asked about"))?;
-    let host = host::canonical(named).ok_or_else(|| Problem::bad_request("host: this is no host"))?;
-    let path = question.path.as_deref().unwrap_or("/").split('?').next().unwrap_or("/");
-    if !path.starts_with('/') {
-        return Err(Problem::bad_request("path: a path begins with `/`"));
-    }
-    let method = Method::from_bytes(question.method.as_deref().unwrap_or("GET").as_bytes())
-        .map_err(|_| Problem::bad_request("method: this is no method"))?;
-    let listener = match question.listener.as_deref() {
-        None | Some("outbound") => Listener::Outbound,
-        Some("edge") => Listener::Edge,
-        Some(_) => return Err(Problem::bad_request("listener: outbound or edge")),
+fn explain(admin: &Admin, question: &Asked) -> Result<Json<Value>, Problem> {
+    let host = question.host.as_deref().or(question.service.as_deref());
+    let described = Described {
+        host: host.ok_or_else(|| Problem::bad_request("say which host or service is asked about"))?,
+        path: question.path.as_deref(),
+        method: question.method.as_deref(),
+        listener: question.listener.as_deref(),
+        subject: question.subject.as_deref(),
     };
-    let mut headers = HeaderMap::new();
-    for (name, value) in &question.headers {
-        let name = HeaderName::from_bytes(name.as_bytes());
-        let name = name.map_err(|_| Problem::bad_request("headers: one name is none"))?;
-        let value = HeaderValue::from_str(value);
-        headers.append(name, value.map_err(|_| Problem::bad_request("headers: one value is none"))?);
-    }
+    let headers = question.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let question = Question::new(&described, headers).map_err(Problem::bad_request)?;
     let published = admin.state.publisher.current().ok_or_else(|| {
         Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -83,31 +74,21 @@ fn explain(admin: &Admin, question: &Question) -> Result<Json<Value>, Problem> {
         )
     })?;
     let snapshot = published.snapshot();
-    let facts = Facts::of(listener, &host, path, &method, &headers);
-    let decision = match decide(snapshot, &facts, &|_, _| true) {
-        Err(Refusal::NoDestination) => json!({
-            "refused": "destination_not_found",
-            "why": "no service and no route answers to this host and path",
-        }),
-        Ok(decision) => {
+    let is_healthy = |service: usize, version| snapshot.services()[service].has_endpoint(version);
+    // As proxies that have no keys of their own: the first one decides.
+    let keys = &admin.state.store.identity().visitor_keys;
+    let key = keys.lines().next().map(|key| SubjectKey::new(key.as_bytes()));
+    let explained = question.explain(snapshot, key.as_ref(), &is_healthy);
+    let explained = explained.map_err(|why| Problem::bad_request(format!("subject: {why}")))?;
+    let decision = match explained.decision {
+        Err(refusal) => json!({ "refused": "destination_not_found", "why": refusal.why() }),
+        Ok((decision, mut told)) => {
             let service = &snapshot.services()[decision.service];
-            let route =
-                decision.route.map(|at| json!({ "place": at, "service": snapshot.routes()[at].service }));
-            let why = match decision.route {
-                Some(at) => format!("routes[{at}] is the first that matches"),
-                None => format!("`{host}` is one of the service's own names"),
-            };
-            json!({
-                "service": service.name,
-                "route": route,
-                "why": why,
-                "protocol": service.policy.protocol.as_str(),
-                "load_balancer": service.policy.load_balancer.as_str(),
-                "endpoints": service.endpoints,
-            })
+            told["protocol"] = json!(service.policy.protocol.as_str());
+            told["load_balancer"] = json!(service.policy.load_balancer.as_str());
+            told["endpoints"] = json!(service.endpoints);
+            told
         }
     };
-    let asked =
-        json!({ "listener": listener.as_str(), "method": method.as_str(), "host": host, "path": path });
-    Ok(Json(json!({ "request": asked, "revision": published.revision, "decision": decision })))
+    Ok(Json(json!({ "request": explained.request, "revision": published.revision, "decision": decision })))
 }

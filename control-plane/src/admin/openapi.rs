@@ -56,7 +56,7 @@ use super::{
         process::metrics,
         serve,
     ),
-    components(schemas(problem::Problem, author::Done, explain::Question)),
+    components(schemas(problem::Problem, author::Done, explain::Asked)),
     modifiers(&Token),
     security((), ("token" = []))
 )]

@@ -2,6 +2,7 @@
 
 mod connection;
 mod elsewhere;
+mod explain;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
