@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
+use gilmok_config::assignment::PLACES;
 use gilmok_control_plane::http_client::Origin;
 use hyper::Method;
 use serde_json::{Value as Json, json};
@@ -13,7 +14,7 @@ use crate::trouble::{Trouble, say};
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  gilmok explain ads\n  gilmok explain shop.example.com --path /api/ads --header 'x-beta: 1' --listener edge\n  gilmok explain ads --proxy http://127.0.0.1:15000    as this proxy would do it now"
+    after_help = "Examples:\n  gilmok explain ads\n  gilmok explain checkout --subject user-42           which version this user gets, and why\n  gilmok explain shop.example.com --path /api/ads --header 'x-beta: 1' --listener edge\n  gilmok explain ads --proxy http://127.0.0.1:15000    as this proxy would do it now"
 )]
 pub(crate) struct Arguments {
     /// The host or service that is called
@@ -25,6 +26,9 @@ pub(crate) struct Arguments {
     /// A header of the request, `name: value`; may be given again
     #[arg(long = "header", short = 'H', value_name = "LINE", value_parser = header)]
     headers: Vec<(String, String)>,
+    /// Who is asking; is put where the service looks for it
+    #[arg(long)]
+    subject: Option<String>,
     /// Where the request comes in: outbound or edge
     #[arg(long, default_value = "outbound", value_parser = ["outbound", "edge"])]
     listener: String,
@@ -44,7 +48,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Trouble> {
     let headers: BTreeMap<_, _> = arguments.headers.iter().cloned().collect();
     let question = json!({
         "host": arguments.host, "path": arguments.path, "method": arguments.method,
-        "listener": arguments.listener, "headers": headers,
+        "listener": arguments.listener, "headers": headers, "subject": arguments.subject,
     });
     let remote = &arguments.remote;
     let answer = match &arguments.proxy {
@@ -79,6 +83,12 @@ fn shown(answer: &Json) -> String {
         None => rows.push(("goes to", text(&decision["service"]))),
     }
     rows.extend(why.map(|why| ("because", why.to_owned())));
+    match &decision["split"] {
+        Json::Null if refused.is_none() && asked["subject"].is_string() => {
+            rows.push(("version", "any: it has no traffic table, all versions are one pool".to_owned()));
+        }
+        split => rows.extend(version_rows(split)),
+    }
     let endpoints = [&decision["endpoints"], &answer["service"]["endpoints"]];
     for endpoint in endpoints.into_iter().filter_map(Json::as_array).flatten() {
         let more = ["version", "shard", "zone", "health"].into_iter().filter_map(|field| {
@@ -95,6 +105,29 @@ fn shown(answer: &Json) -> String {
     }
     let rows: Vec<_> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
     indented(&rows)
+}
+
+/// Which version it is, and everything that this followed from.
+fn version_rows(split: &Json) -> Vec<(&'static str, String)> {
+    let Some(version) = split["version"].as_str() else { return Vec::new() };
+    let because = split["why"].as_str().map(|why| format!(": {why}")).unwrap_or_default();
+    let mut rows = vec![("version", format!("{version}{because}"))];
+    if let Some(place) = split["place"].as_u64() {
+        let salt = split["salt"].as_str().unwrap_or_default();
+        rows.push(("bucket", format!("{place} of {PLACES}, by the salt `{salt}`")));
+        let ranges = split["table"].as_array().into_iter().flatten();
+        let mut ranges =
+            ranges.filter_map(|range| Some((range[0].as_str()?, range[1].as_u64()?, range[2].as_u64()?)));
+        if let Some((owner, start, end)) = ranges.find(|(_, start, end)| (*start..*end).contains(&place)) {
+            rows.push(("range", format!("{start} up to {end} is {owner}'s")));
+        }
+    }
+    let moved = match split["moved_from"].as_str() {
+        None => "no".to_owned(),
+        Some(from) => format!("yes: it would be {from}, which has no healthy endpoint"),
+    };
+    rows.push(("moved", moved));
+    rows
 }
 
 #[cfg(test)]
@@ -119,5 +152,38 @@ mod tests {
             shown(&refused)
         );
         assert!(header("no colon").is_err());
+    }
+
+    #[test]
+    fn a_subjects_version_is_told_with_all_that_decided() {
+        let answer = |split: Json| {
+            json!({
+                "request": { "method": "GET", "path": "/", "host": "checkout", "listener": "outbound", "subject": "user-42" },
+                "revision": 3,
+                "decision": { "service": "checkout", "why": "its name", "split": split, "endpoints": [{ "address": "10.0.0.1:80" }] },
+            })
+        };
+        let split = json!({
+            "version": "v2", "why": "the subject's place in the table", "place": 4_711, "salt": "checkout", "stable": "v1",
+            "table": [["v2", 0, 10_000], ["v1", 10_000, 1_000_000]], "moved_from": null,
+        });
+        let told = shown(&answer(split.clone()));
+        let expected = "  request   GET / at checkout, outbound
+  goes to   checkout
+  because   its name
+  version   v2: the subject's place in the table
+  bucket    4711 of 1000000, by the salt `checkout`
+  range     0 up to 10000 is v2's
+  moved     no
+  endpoint  10.0.0.1:80
+  revision  3";
+        assert_eq!(told, expected);
+        let moved = json!({ "version": "v1", "why": "pins[0]", "place": null, "moved_from": "v2" });
+        let told = shown(&answer(moved));
+        assert!(
+            told.contains("version   v1: pins[0]\n  moved     yes: it would be v2, which has no healthy"),
+            "{told}"
+        );
+        assert!(shown(&answer(Json::Null)).contains("version   any: it has no traffic table"));
     }
 }
