@@ -41,6 +41,34 @@ pub(crate) fn ago(ms: u64) -> String {
     }
 }
 
+/// How long something takes, as people say it: whole seconds, two units.
+pub(crate) fn lasting(ms: u64) -> String {
+    match ms / 1_000 {
+        s @ 0..=59 => format!("{s}s"),
+        s @ 60..=3_599 => format!("{}m{:02}s", s / 60, s % 60),
+        s @ 3_600..=86_399 => format!("{}h{:02}m", s / 3_600, s / 60 % 60),
+        s => format!("{}d{:02}h", s / 86_400, s / 3_600 % 24),
+    }
+}
+
+/// A share of a hundred, with as many of four decimals as it has.
+pub(crate) fn percent(value: f64) -> String {
+    let text = format!("{value:.4}");
+    format!("{} %", text.trim_end_matches('0').trim_end_matches('.'))
+}
+
+/// A bar of so many cells, of which a share from 0 to 1 is full.
+pub(crate) fn bar(share: f64, cells: usize) -> String {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a few cells, and a share between 0 and 1; what is no number comes to 0"
+    )]
+    let full = (share.clamp(0.0, 1.0) * cells as f64).round() as usize;
+    "█".repeat(full) + &"░".repeat(cells - full)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,6 +87,18 @@ mod tests {
         {
             assert_eq!(ago(ms), told);
         }
+        for (seconds, told) in [(0, "0s"), (59, "59s"), (490, "8m10s"), (3_660, "1h01m"), (90_000, "1d01h")] {
+            assert_eq!(lasting(seconds * 1_000), told);
+        }
         assert_eq!((or_dash(""), or_dash("x")), ("-".to_owned(), "x".to_owned()));
+    }
+
+    #[test]
+    fn shares_are_told_exactly_and_drawn_roughly() {
+        for (value, told) in [(100.0, "100 %"), (12.5, "12.5 %"), (0.01, "0.01 %"), (0.0, "0 %")] {
+            assert_eq!(percent(value), told);
+        }
+        assert_eq!((bar(0.0, 4), bar(0.5, 4), bar(2.0, 4)), ("░░░░".into(), "██░░".into(), "████".into()));
+        assert_eq!(bar(f64::NAN, 2), "░░");
     }
 }

@@ -70,19 +70,35 @@ fn every_flag_of_the_demo_stands_in_the_reference() {
 #[test]
 fn every_command_and_flag_of_operators_stands_in_the_reference() {
     let page = page("cli.md");
-    let output = Command::new(program()).arg("--help").output().expect("it can be started");
-    let help = String::from_utf8_lossy(&output.stdout).into_owned();
-    let commands = help.split("Commands:").nth(1).unwrap().split("Options:").next().unwrap();
-    let names: Vec<_> = commands.lines().filter_map(|line| line.split_whitespace().next()).collect();
-    assert!(names.len() > 9, "{help}");
-    for name in names.into_iter().filter(|name| !matches!(*name, "help" | "demo")) {
+    let names = commands(&help(&[]));
+    assert!(names.len() > 9, "{names:?}");
+    for name in names.iter().filter(|name| *name != "demo") {
         assert!(page.contains(&format!("`gilmok {name}")), "docs/reference/cli.md lacks {name}");
-        let output = Command::new(program()).args([name, "--help"]).output().expect("it can be started");
-        let help = String::from_utf8_lossy(&output.stdout).into_owned();
-        for flag in help.split_whitespace().filter(|word| word.starts_with("--") && *word != "--help") {
-            assert!(page.contains(flag.trim_end_matches(',')), "docs/reference/cli.md lacks {name} {flag}");
+        let of_name = help(&[name]);
+        let inside =
+            commands(&of_name).into_iter().map(|word| (format!("{name} {word}"), help(&[name, &word])));
+        for (command, help) in std::iter::once((name.clone(), of_name.clone())).chain(inside) {
+            for flag in help.split_whitespace().filter(|word| word.starts_with("--") && *word != "--help") {
+                let flag = flag.trim_end_matches([',', ']']);
+                assert!(page.contains(flag), "docs/reference/cli.md lacks {command} {flag}");
+            }
         }
     }
+}
+
+fn help(command: &[&str]) -> String {
+    let output = Command::new(program()).args(command).arg("--help").output().expect("it can be started");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The commands that a help text lists.
+fn commands(help: &str) -> Vec<String> {
+    let listed =
+        help.split("Commands:").nth(1).unwrap_or_default().split("Options:").next().unwrap_or_default();
+    // A summary that goes on in the next line is indented further.
+    let lines = listed.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let names = lines.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help");
+    names.map(str::to_owned).collect()
 }
 
 #[test]

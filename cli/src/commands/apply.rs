@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
 }
 
 /// On what terms something is written.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct Terms {
     /// Write only if this is still the newest revision
     #[arg(long, value_name = "NUMBER")]
@@ -46,12 +46,23 @@ pub(super) struct Terms {
 }
 
 impl Terms {
-    /// What of the terms goes into the target.
-    pub(super) fn query(&self) -> String {
+    /// What of the terms goes into the target, and behind it what the command says itself.
+    pub(super) fn query(&self, more: Option<&str>) -> String {
         let wait = self.wait.map(|wait| format!("wait={}", format_duration(wait)));
         let reason = self.reason.as_deref().map(|reason| format!("reason={}", encoded(reason)));
-        let query: Vec<_> = wait.into_iter().chain(reason).collect();
+        let more = more.map(str::to_owned);
+        let query: Vec<_> = wait.into_iter().chain(reason).chain(more).collect();
         if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) }
+    }
+
+    /// The same terms, on which it is written only over this revision unless they name one already.
+    pub(super) fn over(&self, revision: u64) -> Self {
+        Self { revision: self.revision.or(Some(revision)), ..self.clone() }
+    }
+
+    /// Whether proxies are waited for.
+    pub(super) fn waits(&self) -> bool {
+        self.wait.is_some()
     }
 
     /// What of the terms goes into the head.
@@ -85,7 +96,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Trouble> {
         }
         return Ok(());
     }
-    let target = format!("/v1/mesh{}", terms.query());
+    let target = format!("/v1/mesh{}", terms.query(None));
     let answer = remote.call(terms.of(writing(Method::PUT, target, &document)))?;
     told(remote, &answer, &format!("{} is in force", file.display()))
 }

@@ -85,7 +85,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Trouble> {
                     body[key] = json!(value);
                 }
             }
-            let target = format!("/v1/services/{}/breaker{}", encoded(service), terms.query());
+            let target = format!("/v1/services/{}/breaker{}", encoded(service), terms.query(None));
             let answer = remote.call(terms.of(writing(Method::PUT, target, &body)))?;
             told(remote, &answer, &format!("the breaker of {service} is {word}"))
         }

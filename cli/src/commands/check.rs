@@ -62,6 +62,12 @@ pub(super) fn read(file: &Path) -> Result<Sound, Trouble> {
     parse(file, &text_of(file)?).map_err(|problems| faulty(file, &problems))
 }
 
+/// Reads what is written in TOML or JSON, whatever it is about.
+pub(super) fn read_tree(file: &Path) -> Result<Json, Trouble> {
+    let node = tree(file, &text_of(file)?).map_err(|problems| faulty(file, &problems))?;
+    Ok(node.to_json())
+}
+
 fn text_of(file: &Path) -> Result<String, Trouble> {
     let wrong = |error: std::io::Error| Trouble::Faulty(format!("{}: {error}", file.display()));
     let mut text = String::new();
@@ -76,9 +82,13 @@ fn text_of(file: &Path) -> Result<String, Trouble> {
 }
 
 /// JSON by its name or its first character, since no TOML begins with a brace.
-fn parse(file: &Path, text: &str) -> Result<Sound, Problems> {
+fn tree(file: &Path, text: &str) -> Result<Node, Problems> {
     let is_json = file.extension().is_some_and(|kind| kind == "json") || text.trim_start().starts_with('{');
-    let node = if is_json { Node::parse_json(text.as_bytes())? } else { Node::parse_toml(text)? };
+    if is_json { Node::parse_json(text.as_bytes()) } else { Node::parse_toml(text) }
+}
+
+fn parse(file: &Path, text: &str) -> Result<Sound, Problems> {
+    let node = tree(file, text)?;
     let mut bodies = BodyFiles::beside(file);
     let (document, node) = read_document(node, &mut |name| bodies.read(name))?;
     Ok(Sound { document, json: node.to_json() })

@@ -20,9 +20,15 @@ mod proxies;
 
 mod revisions;
 
+mod rollout;
+
 mod services;
 
+mod share;
+
 mod status;
+
+mod traffic;
 
 use std::process::ExitCode;
 
@@ -35,6 +41,10 @@ pub(crate) enum Command {
     Status(status::Arguments),
     /// The services of the mesh, or everything about one
     Services(services::Arguments),
+    /// Who gets which version: show and change shares, switch, roll back
+    Traffic(Box<traffic::Arguments>),
+    /// Plans that move traffic step by step: begin, watch, steer
+    Rollout(Box<rollout::Arguments>),
     /// What guards the services in a proxy; force it open or closed
     Breakers(Box<breakers::Arguments>),
     /// Who is alive: every instance of every service
@@ -59,6 +69,8 @@ pub(crate) fn run(command: &Command) -> ExitCode {
     let done = match command {
         Command::Status(arguments) => status::run(arguments),
         Command::Services(arguments) => services::run(arguments),
+        Command::Traffic(arguments) => traffic::run(arguments),
+        Command::Rollout(arguments) => rollout::run(arguments),
         Command::Breakers(arguments) => breakers::run(arguments),
         Command::Membership(arguments) => membership::run(arguments),
         Command::Proxies(arguments) => proxies::run(arguments),

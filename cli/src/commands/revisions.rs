@@ -48,7 +48,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Trouble> {
         None => list(&arguments.remote, arguments.limit),
         Some(Task::Show { number, remote }) => show(remote, *number),
         Some(Task::Restore { number, terms, remote }) => {
-            let target = format!("/v1/revisions/{number}/restore{}", terms.query());
+            let target = format!("/v1/revisions/{number}/restore{}", terms.query(None));
             let answer = remote.call(terms.of(writing(Method::POST, target, &json!({}))))?;
             told(remote, &answer, &format!("revision {number} is in force again"))
         }

@@ -8,6 +8,8 @@ use gilmok_config::document::Document;
 use gilmok_config::node::Node;
 use serde_json::{Value as Json, json};
 
+use super::share::shares;
+use super::status::now_ms;
 use crate::client::{Remote, encoded};
 use crate::table::{indented, or_dash, table};
 use crate::trouble::{Trouble, say};
@@ -73,6 +75,8 @@ fn row(name: &str, policy: &Json, members: &Json) -> [String; 6] {
         let values = members.iter().filter_map(|member| member["endpoint"][field].as_str());
         or_dash(values.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", "))
     };
+    let weights = &policy["traffic"]["weights"];
+    let versions = if weights.is_object() { shares(weights) } else { of("version") };
     let listed = policy["endpoints"].as_array().map_or(0, Vec::len);
     let alive = match (members.len(), listed) {
         (0, 0) => "0".to_owned(),
@@ -85,7 +89,7 @@ fn row(name: &str, policy: &Json, members: &Json) -> [String; 6] {
         (false, false) => "both",
     };
     let protocol = policy["protocol"].as_str().unwrap_or("http1");
-    [name.to_owned(), alive, of("version"), of("shard"), protocol.to_owned(), said_by.to_owned()]
+    [name.to_owned(), alive, versions, of("shard"), protocol.to_owned(), said_by.to_owned()]
 }
 
 /// Whether an instance may receive traffic, as the control plane tells it.
@@ -116,7 +120,9 @@ fn show(remote: &Remote, service: &str) -> Result<(), Trouble> {
         )));
     }
     let decision = remote.get(&format!("/v1/explain?service={}", encoded(service))).unwrap_or_default();
-    let whole = json!({ "service": service, "policy": policy, "members": members, "explain": decision });
+    // A control plane of another version may not know of traffic.
+    let traffic = remote.get(&format!("/v1/services/{}/traffic", encoded(service))).unwrap_or_default();
+    let whole = json!({ "service": service, "policy": policy, "members": members, "explain": decision, "traffic": traffic });
     if remote.json {
         say(&format!("{whole:#}"));
         return Ok(());
@@ -136,6 +142,9 @@ fn show(remote: &Remote, service: &str) -> Result<(), Trouble> {
             }
         }
     }
+    if traffic["traffic"].is_object() {
+        say(&format!("\nwho gets which version:\n{}", super::traffic::shown(&traffic, now_ms())));
+    }
     let members = members.as_array().map(Vec::as_slice).unwrap_or_default();
     if members.is_empty() {
         say("\nmembership knows no instance of it");
@@ -143,4 +152,19 @@ fn show(remote: &Remote, service: &str) -> Result<(), Trouble> {
         say(&format!("\n{}", super::membership::shown(service, members)));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_stand_in_the_list_where_there_are_any() {
+        let members = json!([
+            { "status": "passing", "endpoint": { "version": "v1" } }, { "status": "passing", "endpoint": { "version": "v3" } },
+        ]);
+        assert_eq!(row("shop", &json!({}), &members)[2], "v1, v3");
+        let split = json!({ "traffic": { "stable": "v1", "weights": { "v1": 99, "v2": 1 } } });
+        assert_eq!(row("shop", &split, &members)[2], "v1 99 %, v2 1 %");
+    }
 }
