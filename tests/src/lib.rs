@@ -1,7 +1,7 @@
 //! The harness: real processes on free ports, clients and upstreams that send bytes by hand, and load.
 //!
 //! In reading order: how a test waits ([`eventually`]), where it writes ([`scratch`]), how it starts and ends
-//! programs ([`process`]), the programs themselves ([`proxy`], [`control_plane`], [`demo_app`]), the two ends of
+//! programs ([`process`]), the programs themselves ([`proxy`], [`control_plane`], [`demo_app`]) and who types commands ([`operator`]), the two ends of
 //! a connection by hand ([`caller`], [`upstream`], [`sick`], [`h2_caller`]), many callers at once ([`load`]), and what is
 //! read off a running process ([`observe`]) or off the source tree ([`source_tree`]).
 
@@ -16,6 +16,8 @@ pub mod proxy;
 pub mod control_plane;
 
 pub mod demo_app;
+
+pub mod operator;
 
 pub mod consul;
 

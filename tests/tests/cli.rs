@@ -1,52 +1,18 @@
 //! What operators type, against a real control plane and a real proxy: what it says, and how it says no.
 
 use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 
 use gilmok_tests::control_plane::ControlPlane;
 use gilmok_tests::eventually::{eventually, soon};
-use gilmok_tests::process::program;
+use gilmok_tests::operator::{Said, command, gilmok};
 use gilmok_tests::proxy::{Proxy, ProxySettings};
 use gilmok_tests::scratch::Scratch;
-use serde_json::{Value as Json, json};
+use serde_json::json;
 use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 
 const MESH: &str =
     "[services.ads]\n[[services.ads.endpoints]]\naddress = \"127.0.0.1:9\"\nversion = \"v1\"\n";
-
-/// What a command said and how it ended.
-#[derive(Debug)]
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl Said {
-    fn json(&self) -> Json {
-        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
-    }
-}
-
-impl From<Output> for Said {
-    fn from(output: Output) -> Self {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let code = output.status.code().expect("it ends by itself");
-        Self { code, out: text(&output.stdout), err: text(&output.stderr) }
-    }
-}
-
-fn command(plane: &str, args: &[&str]) -> Command {
-    let mut command = Command::new(program());
-    command.args(args).env("GILMOK_CLI_CONTROL_PLANE", plane).env("USER", "kim").stdin(Stdio::null());
-    command
-}
-
-async fn gilmok(plane: &ControlPlane, args: &[&str]) -> Said {
-    let ended = command(&format!("http://{}", plane.address), args).output();
-    soon("the command to end", ended).await.expect("it can be started").into()
-}
 
 fn shown(path: &Path) -> String {
     path.display().to_string()
