@@ -54,6 +54,7 @@ impl Rollout {
                 self.halted = None;
                 // What did not agree is asked again.
                 self.agreed.clear();
+                "an operator resumed it".clone_into(&mut self.why);
                 self.note(What::Resumed, hand, None);
                 if self.phase == Phase::Gated {
                     // Its time-out begins anew; else it would be over at once.
@@ -96,6 +97,8 @@ impl Rollout {
         self.terms.unjudged |= force;
         let last = self.plan.steps.len() - 1;
         let what = if self.phase == Phase::Gated { What::Approved } else { What::Promoted };
+        let how = if force { ", whatever the evidence says" } else { "" };
+        self.why = format!("an operator promoted it{how}");
         self.note(what, hand, None);
         match self.phase {
             _ if to_end && self.step < last => {

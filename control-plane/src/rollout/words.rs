@@ -28,19 +28,26 @@ pub(super) fn why_worse(evidence: &Evidence, candidate: &Name, stable: &Name) ->
 
 /// What is still missing before the candidate is known to be as good.
 pub(super) fn what_is_missing(evidence: &Evidence, judging: &Judging, candidate: &Name) -> String {
-    let (what, comparison) =
-        match evidence.latency.iter().find(|latency| latency.comparison.finding != Finding::NotWorse) {
-            Some(latency) if evidence.failures.finding == Finding::NotWorse => {
-                ("slow answers", &latency.comparison)
-            }
-            Some(_) | None => ("failures", &evidence.failures),
-        };
-    let bound = comparison.ratio_at_most.map_or_else(
-        || "without a bound yet".to_owned(),
-        |bound| format!("at most {bound:.2} times as many as before"),
+    let slow = evidence.latency.iter().find(|latency| latency.comparison.finding != Finding::NotWorse);
+    if evidence.failures.finding == Finding::NotWorse
+        && let Some(LatencyComparison { percentile, comparison, .. }) = slow
+    {
+        let bound = comparison.percent_at_most.map_or_else(
+            || "nothing is shown yet".to_owned(),
+            |bound| format!("it is shown to be slower than the p{percentile} in less than {bound:.1} %"),
+        );
+        let trials = comparison.candidate.trials;
+        return format!("{candidate} is not known to be as fast after {trials} subjects: {bound}");
+    }
+    let Comparison { stable: base, candidate: new, floor_percent, percent_at_most, .. } = &evidence.failures;
+    let bound = percent_at_most.map_or_else(
+        || "nothing is shown yet".to_owned(),
+        |bound| format!("it is shown to fail in less than {bound:.2} %"),
     );
     format!(
-        "{candidate} has had {} subjects; its {what} are {bound}, and less than {} has to be shown",
-        comparison.candidate.trials, judging.max_ratio,
+        "{candidate} has failed {} of {} subjects: {bound}, and {:.2} % has to be shown",
+        new.events,
+        new.trials,
+        judging.max_ratio * base.percent.max(*floor_percent),
     )
 }

@@ -1,7 +1,8 @@
 //! What a split's versions came to, counted in trials: a subject's first request in ten minutes of one split.
 //!
 //! Counted by subject, because one broken client would else speak for all. Who was seen is kept in a table of a fixed
-//! size for each version; subjects for whom there is no place are no trials, which takes from both versions alike.
+//! size for each version. With millions of users it would be full in seconds, and nothing would be known of either
+//! version for the rest of ten minutes: so some begin at once, and the others are spread over that time.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -17,6 +18,10 @@ use super::latencies::Latencies;
 const SUBJECTS_MAX: usize = 1 << 15;
 /// Places in which a subject is looked for.
 const WAYS: usize = 8;
+/// Trials of one version that may begin at once, and those that are spread over the ten minutes: together they leave a
+/// quarter of the table free, so that a subject finds a place.
+const AT_ONCE: u64 = SUBJECTS_MAX as u64 / 4;
+const SPREAD: u64 = SUBJECTS_MAX as u64 / 2;
 /// A subject's next request after so long is a trial again.
 const EVERY_MS: u64 = 10 * 60 * 1_000;
 
@@ -38,6 +43,8 @@ pub(crate) struct VersionTrials {
     pub(crate) version: Name,
     /// Who was seen and when: a subject's hash above, split and ten minutes below. Made with the first trial.
     seen: OnceLock<Box<[AtomicU64]>>,
+    /// How many trials began in an epoch: the epoch above, the number below.
+    begun: AtomicU64,
     trials: AtomicU64,
     failures: AtomicU64,
     latency: Latencies,
@@ -95,7 +102,9 @@ impl Trials {
         let of = self.versions.get(split.version)?;
         let is_trial = match (split.why, split.subject) {
             (Why::Chance, None) => true,
-            (Why::Place(_) | Why::NewVisitor(_), Some(subject)) => of.is_first(subject, self.epoch(now_ms)),
+            (Why::Place(_) | Why::NewVisitor(_), Some(subject)) => {
+                of.is_first(subject, self.epoch(now_ms), now_ms)
+            }
             _ => false,
         };
         is_trial.then(|| Trial { of: Arc::clone(of), came_to: None })
@@ -117,6 +126,7 @@ impl VersionTrials {
         Self {
             version,
             seen: OnceLock::new(),
+            begun: AtomicU64::new(0),
             trials: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             latency: Latencies::default(),
@@ -124,8 +134,8 @@ impl VersionTrials {
         }
     }
 
-    /// Whether this subject was not seen in this epoch; it is from now on.
-    fn is_first(&self, subject: u32, epoch: u32) -> bool {
+    /// Whether this subject was not seen in this epoch, and may be looked at; it was seen from now on.
+    fn is_first(&self, subject: u32, epoch: u32, now_ms: u64) -> bool {
         let seen = self.seen.get_or_init(|| (0..SUBJECTS_MAX).map(|_| AtomicU64::new(0)).collect());
         let mark = u64::from(subject) << 32 | u64::from(epoch);
         // Whose place it is was decided by the hash's upper half: its lower half is as good as chance.
@@ -139,13 +149,39 @@ impl VersionTrials {
                 if found & u64::from(u32::MAX) == u64::from(epoch) {
                     break;
                 }
+                if !self.may_begin(epoch, now_ms) {
+                    return false;
+                }
                 match place.compare_exchange_weak(found, mark, Relaxed, Relaxed) {
-                    Ok(_) => return true,
+                    Ok(_) => {
+                        self.begin(epoch);
+                        return true;
+                    }
                     Err(other) => found = other,
                 }
             }
         }
         false
+    }
+
+    /// Whether another trial may begin now. Workers that ask at the same moment may begin one each: there is room.
+    fn may_begin(&self, epoch: u32, now_ms: u64) -> bool {
+        let allowed = AT_ONCE + SPREAD * (now_ms % EVERY_MS) / EVERY_MS;
+        self.begun_in(epoch) < allowed
+    }
+
+    fn begun_in(&self, epoch: u32) -> u64 {
+        let begun = self.begun.load(Relaxed);
+        if begun >> 32 == u64::from(epoch) { begun & u64::from(u32::MAX) } else { 0 }
+    }
+
+    fn begin(&self, epoch: u32) {
+        let first = u64::from(epoch) << 32;
+        let next = |begun: u64| if begun >> 32 == u64::from(epoch) { begun + 1 } else { first + 1 };
+        let mut begun = self.begun.load(Relaxed);
+        while let Err(other) = self.begun.compare_exchange_weak(begun, next(begun), Relaxed, Relaxed) {
+            begun = other;
+        }
     }
 
     /// What it came to so far.
@@ -247,13 +283,18 @@ mod tests {
     }
 
     #[test]
-    fn subjects_that_are_kept_are_bounded() {
+    fn however_many_subjects_come_some_are_looked_at_all_the_time() {
         let trials = Trials::of(Some(&traffic(1)), None);
-        let all = u32::try_from(SUBJECTS_MAX * 2).unwrap();
-        let spread = |subject: u32| subject.wrapping_mul(0x9E37_79B9);
-        let first = (0..all).filter(|subject| begins(&trials, &split(1, spread(*subject)), 5)).count();
-        assert!(first > SUBJECTS_MAX * 9 / 10 && first <= SUBJECTS_MAX, "{first}");
-        let again = (0..all).filter(|subject| begins(&trials, &split(1, spread(*subject)), 5)).count();
-        assert!(again <= SUBJECTS_MAX - first, "{again}");
+        let mut next = 0_u32;
+        let mut come = |now_ms: u64, many: u32| {
+            let from = next;
+            next += many;
+            let spread = |subject: u32| subject.wrapping_mul(0x9E37_79B9);
+            (from..next).filter(|subject| begins(&trials, &split(1, spread(*subject)), now_ms)).count() as u64
+        };
+        assert_eq!(come(0, 100_000), AT_ONCE);
+        let each_minute: Vec<u64> = (1..10).map(|minute| come(minute * 60_000, 20_000)).collect();
+        assert!(each_minute.iter().all(|begun| begun.abs_diff(SPREAD / 10) <= 1), "{each_minute:?}");
+        assert_eq!(come(EVERY_MS, 100_000), AT_ONCE, "the next ten minutes");
     }
 }
