@@ -46,6 +46,10 @@ impl Tally {
         if self.trials == 0 { 0.0 } else { self.events as f64 / self.trials as f64 }
     }
 
+    pub(super) fn halved(self) -> Self {
+        Self::new(self.trials / 2, self.events / 2)
+    }
+
     pub(super) fn plus(self, other: Self) -> Self {
         Self::new(self.trials.saturating_add(other.trials), self.events.saturating_add(other.events))
     }

@@ -13,9 +13,9 @@ pub struct Criteria {
     /// A candidate goes on when its failures have been shown to be fewer than this many times the stable version's; 1 to 30.
     /// Default 2.
     pub max_ratio: f64,
-    /// The share of failures that nobody minds: one minus the service's objective; 0 to 0.5. No candidate is rolled back for
-    /// failing up to this share, and one goes on if it is shown to stay below `max_ratio` times it, however few failures the
-    /// stable version has. Default 0.005.
+    /// The share of failures that nobody minds: one minus the service's objective; 0 to 0.5. No candidate is rolled back
+    /// while at most this share of its latest thousand or two trials fails, and one goes on if it is shown to stay below
+    /// `max_ratio` times it, however few failures the stable version has. Default 0.005.
     pub floor: f64,
     /// Whether latency is looked at, too. Default yes.
     pub latency: bool,

@@ -93,21 +93,27 @@ pub enum Finding {
 }
 
 impl Evidence {
-    /// Worse in one thing is worse. Not worse takes failures and, where latency is looked at, the 95th percentile.
+    /// The verdict that follows.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
-        let is_worse = |one: &LatencyComparison| one.comparison.finding == Finding::Worse;
-        let is_no_slower = |one: &LatencyComparison| {
-            one.percentile != PERCENTILE_OF_PROMOTION || one.comparison.finding == Finding::NotWorse
-        };
-        if self.failures.finding == Finding::Worse {
-            Verdict::Worse(Metric::Failures)
-        } else if self.latency.iter().any(is_worse) {
-            Verdict::Worse(Metric::Latency)
-        } else if self.failures.finding == Finding::NotWorse && self.latency.iter().all(is_no_slower) {
-            Verdict::NotWorse
-        } else {
-            Verdict::Unsure
+        let latency = self.latency.iter().map(|one| (one.percentile, one.comparison.finding));
+        Verdict::of(self.failures.finding, latency)
+    }
+}
+
+impl Verdict {
+    /// Worse in one thing is worse. Not worse takes failures and, where latency is looked at, the percentile of promotion.
+    pub(super) fn of(failures: Finding, latency: impl Iterator<Item = (u8, Finding)>) -> Self {
+        let (mut is_slower, mut is_no_slower) = (false, true);
+        for (percentile, finding) in latency {
+            is_slower |= finding == Finding::Worse;
+            is_no_slower &= percentile != PERCENTILE_OF_PROMOTION || finding == Finding::NotWorse;
+        }
+        match failures {
+            Finding::Worse => Self::Worse(Metric::Failures),
+            Finding::NotWorse | Finding::Unsure if is_slower => Self::Worse(Metric::Latency),
+            Finding::NotWorse if is_no_slower => Self::NotWorse,
+            Finding::NotWorse | Finding::Unsure => Self::Unsure,
         }
     }
 }

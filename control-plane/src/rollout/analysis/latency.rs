@@ -49,8 +49,14 @@ impl Latency {
         self.candidate.add(&candidate.latency);
     }
 
+    /// Each percentile with what was counted behind it.
+    pub(super) fn streams(&self) -> impl Iterator<Item = (u8, &Stream)> {
+        PERCENTILES.into_iter().zip(&self.streams)
+    }
+
+    /// The same with all that people want to know.
     pub(super) fn at_percentiles(&self) -> impl Iterator<Item = AtPercentile<'_>> {
-        PERCENTILES.into_iter().zip(&self.streams).map(|(percentile, stream)| {
+        self.streams().map(|(percentile, stream)| {
             let limit = self.stable.limit(percentile);
             AtPercentile {
                 percentile,
@@ -112,5 +118,64 @@ impl Histogram {
     fn limit(&self, percentile: u8) -> Option<u16> {
         let known = self.total() >= u128::from(LATENCIES_MIN);
         known.then(|| self.bucket_at(percentile))?.map(|bucket| bucket.max(latency_bucket(UNMINDED_US)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn came(latency: &[(u16, u64)]) -> Came {
+        Came { latency: latency.to_vec(), ..Came::default() }
+    }
+
+    fn at(latency: &Latency, percentile: u8) -> AtPercentile<'_> {
+        latency.at_percentiles().find(|at| at.percentile == percentile).unwrap()
+    }
+
+    #[test]
+    fn the_first_ticks_only_tell_where_the_quantiles_are() {
+        let mut latency = Latency::default();
+        latency.add(&came(&[(30, 499)]), &came(&[(40, 5)]));
+        latency.add(&came(&[(30, 1)]), &came(&[(40, 5)]));
+        assert_eq!(at(&latency, 50).stream, &Stream::default());
+        latency.add(&came(&[(30, 90), (31, 10)]), &came(&[(32, 4), (33, 5)]));
+        assert_eq!(at(&latency, 50).stream.stable(), Tally::new(100, 10));
+        // Somewhat slower is no slower.
+        assert_eq!(at(&latency, 50).stream.candidate(), Tally::new(9, 5));
+    }
+
+    #[test]
+    fn quantiles_are_the_ends_of_buckets() {
+        let mut latency = Latency::default();
+        latency.add(&came(&[(20, 500), (30, 450), (40, 50)]), &came(&[(30, 1)]));
+        let ends = |percentile| {
+            let at = at(&latency, percentile);
+            (at.stable_us, at.limit_us, at.allowed_us)
+        };
+        let end = latency_bucket_end_us;
+        assert_eq!(ends(50), (end(20), end(20), end(22)));
+        assert_eq!(ends(95), (end(30), end(30), end(32)));
+        assert_eq!(ends(99), (end(40), end(40), end(42)));
+        assert_eq!(at(&latency, 99).candidate_us, end(30));
+    }
+
+    #[test]
+    fn what_nobody_minds_is_no_limit() {
+        let mut latency = Latency::default();
+        latency.add(&came(&[(0, 500), (LATENCY_BUCKETS + 9, 1)]), &came(&[]));
+        assert_eq!(at(&latency, 50).stable_us, latency_bucket_end_us(0));
+        assert!(at(&latency, 50).limit_us.is_some_and(|limit| limit > UNMINDED_US));
+        latency.add(&came(&[(latency_bucket(900), 50)]), &came(&[(latency_bucket(1_100), 50)]));
+        assert_eq!(at(&latency, 50).stream.stable().events(), 0);
+        assert_eq!(at(&latency, 50).stream.candidate().events(), 0);
+    }
+
+    #[test]
+    fn a_third_slower_is_always_within_the_slack() {
+        for us in (2_000..4_000_000).step_by(1_777) {
+            let limit = latency_bucket(us);
+            assert!(latency_bucket(us * 4 / 3) <= limit + SLACK_BUCKETS, "{us}");
+        }
     }
 }
