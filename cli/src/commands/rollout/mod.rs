@@ -37,7 +37,7 @@ enum Task {
         service: String,
         #[command(flatten)]
         wanted: Wanted,
-        /// Although nobody of that version is alive yet
+        /// Although no endpoint of that version is known yet
         #[arg(long)]
         force: bool,
         /// Stay, and show how it goes until it ends

@@ -20,6 +20,9 @@ pub(super) struct Wanted {
     /// The version that everybody is to come to
     #[arg(long, value_name = "VERSION", value_parser = version_named, required_unless_present = "file")]
     to: Option<Name>,
+    /// The version that everybody has now; needed where the service has no traffic table yet
+    #[arg(long, value_name = "VERSION", value_parser = version_named)]
+    stable: Option<Name>,
     #[command(flatten)]
     way: Way,
     /// When the version is bad: back to where everybody was, or stop and ask a human
@@ -64,6 +67,9 @@ impl Wanted {
         };
         if let Some(to) = &self.to {
             plan["candidate"] = json!(to);
+        }
+        if let Some(stable) = &self.stable {
+            plan["stable"] = json!(stable);
         }
         if let Some(preset) = &self.way.preset {
             plan["preset"] = json!(preset);
@@ -150,10 +156,10 @@ mod tests {
             "on_fail": "freeze",
         });
         assert_eq!(told, expected);
-        let told = plan(&["--to", "v2", "--preset", "AllAtOnce", "--max-ratio", "1.5"]);
+        let told = plan(&["--to", "v2", "--preset", "AllAtOnce", "--stable", "v1", "--max-ratio", "1.5"]);
         assert_eq!(
             told,
-            json!({ "candidate": "v2", "preset": "AllAtOnce", "analysis": { "max_ratio": 1.5 } })
+            json!({ "candidate": "v2", "stable": "v1", "preset": "AllAtOnce", "analysis": { "max_ratio": 1.5 } })
         );
     }
 
