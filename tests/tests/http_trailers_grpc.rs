@@ -97,7 +97,9 @@ async fn answer_grpc(request: Request<h2::RecvStream>, mut respond: h2::server::
     let Ok(mut sending) = respond.send_response(head.body(()).expect("a head"), false) else { return };
     drop(sending.send_data(Bytes::from(body), false));
     let mut trailers = HeaderMap::new();
-    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    // `14-later`: a message, and then the status.
+    let later = status.strip_suffix("-later").and_then(|status| HeaderValue::from_str(status).ok());
+    trailers.insert("grpc-status", later.unwrap_or(HeaderValue::from_static("0")));
     if let Some(value) = came.get("x-sum") {
         trailers.insert("x-sum", value.clone());
     }
@@ -135,6 +137,31 @@ async fn a_grpc_error_keeps_its_status_and_message() {
     let answer = call(&proxy, "echo", "7", b"\0\0\0\0\0").await;
     assert_eq!((answer.status, answer.field("grpc-status")), (200, Some("7")), "{answer:?}");
     assert_eq!(answer.field("grpc-message"), Some("so%20it%20is"));
+}
+
+#[tokio::test]
+async fn statuses_that_are_listed_count_as_failures_before_and_behind_a_message() {
+    let (address, _serving) = grpc_server().await;
+    let text = service("echo", "protocol = \"h2\"", &[address]);
+    for (listed, method, opens) in [
+        ("grpc:unavailable", "14", true),
+        ("grpc:unavailable", "14-later", true),
+        ("grpc:unavailable", "5", false),
+        ("5xx", "14", false),
+    ] {
+        let breaker = format!(
+            "[services.echo.circuit_breaker]\nmin_requests = 4\nopen_for = \"1m\"\nfailures = [\"{listed}\"]\n"
+        );
+        let proxy = Proxy::start(format!("{text}{breaker}")).await;
+        for _ in 0..4 {
+            let answer = call(&proxy, "echo", method, b"\0\0\0\0\x02hi").await;
+            let status = method.trim_end_matches("-later");
+            assert_eq!(answer.field("grpc-status"), Some(status), "{method}: the application's own");
+        }
+        let answer = call(&proxy, "echo", "0", b"\0\0\0\0\x02hi").await;
+        let said = answer.field("proxy-status").unwrap_or_default().to_owned();
+        assert_eq!(said.contains("breaker=open"), opens, "{listed} {method}: {answer:?}");
+    }
 }
 
 #[tokio::test]

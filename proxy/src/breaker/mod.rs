@@ -271,8 +271,8 @@ impl Breaker {
         self.judge(now_ms, dice);
     }
 
-    /// An answer whose head was good has broken off in its body.
-    pub(crate) fn broke_off(&self, now_ms: u64, dice: f64) {
+    /// An answer whose head was good has broken off in its body, or is told to be a failure behind it.
+    pub(crate) fn failed_late(&self, now_ms: u64, dice: f64) {
         if self.load().state == State::Closed {
             self.window.failure(now_ms);
             self.streak.fetch_add(1, Relaxed);

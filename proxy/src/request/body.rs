@@ -129,6 +129,9 @@ impl Relay {
                 untaken::given(self.idle.limit());
                 self.record.sent(frame.data_ref().map_or(0, |data| data.len() as u64));
                 self.take_along(&frame);
+                if let Some(trailers) = frame.trailers_ref() {
+                    self.record.trailed(trailers);
+                }
                 if self.incoming.is_end_stream() {
                     self.end();
                 }

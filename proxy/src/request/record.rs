@@ -16,6 +16,7 @@ use super::head::Seen;
 use super::headers::X_REQUEST_ID;
 use super::mirror::Comparison;
 use super::split::Visitor;
+use super::trying::is_grpc_failure;
 use crate::access_log::Entry;
 use crate::caller::Caller;
 use crate::clock;
@@ -315,6 +316,14 @@ impl Record {
         }
         if let (Some(upstream), Some(endpoint)) = (self.admitted.as_ref(), &self.endpoint) {
             upstream.answer_broke_off(endpoint);
+        }
+    }
+
+    /// What stands behind the body: gRPC tells there what became of a call that had brought messages.
+    pub(crate) fn trailed(&mut self, trailers: &HeaderMap) {
+        let (Some(upstream), Some(endpoint)) = (self.admitted.as_ref(), &self.endpoint) else { return };
+        if is_grpc_failure(upstream.failures(), trailers) {
+            upstream.answer_failed(endpoint);
         }
     }
 

@@ -153,6 +153,11 @@ pub(super) fn has_answer(set: &FailureSet, status: StatusCode, headers: &HeaderM
         return true;
     }
     // gRPC tells a failure that has no message in the head: "Trailers-Only".
+    is_grpc_failure(set, headers)
+}
+
+/// Whether a head or trailers tell one of gRPC's codes that are failures.
+pub(super) fn is_grpc_failure(set: &FailureSet, headers: &HeaderMap) -> bool {
     set.asks_grpc() && grpc_status(headers).is_some_and(|code| set.has_grpc(code))
 }
 

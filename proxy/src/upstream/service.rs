@@ -250,13 +250,17 @@ impl Upstream {
 
     /// An answer whose head was good has broken off in its body: a reset that came late.
     pub(crate) fn answer_broke_off(&self, endpoint: &EndpointState) {
-        if !self.failures.has(Failure::Reset) {
-            return;
+        if self.failures.has(Failure::Reset) {
+            self.answer_failed(endpoint);
         }
+    }
+
+    /// An answer whose head was good turned out to be a failure.
+    pub(crate) fn answer_failed(&self, endpoint: &EndpointState) {
         let (now_ms, dice) = (clock::now_ms(), fastrand::f64());
         self.endpoint_outcome(endpoint, Verdict::Failure, now_ms, dice);
         if let Some(breaker) = self.breakers.as_ref().and_then(|breakers| breakers.of(&endpoint.endpoint)) {
-            breaker.broke_off(now_ms, dice);
+            breaker.failed_late(now_ms, dice);
         }
     }
 
