@@ -242,11 +242,13 @@ async fn answers_that_break_off_in_their_bodies_count() {
     })
     .await;
     let text = service("app", "", &[broken.address]);
-    let proxy = Proxy::start(format!("{text}{TABLE}min_requests = 4\nopen_for = \"1m\"\n")).await;
-    for _ in 0..4 {
-        let mut caller = proxy.caller().await;
-        caller.send(caller::get("app", "/")).await;
-        drop(caller.try_answer(Duration::from_secs(5)).await);
+    for opens in ["min_requests = 4", "consecutive_failures = 4"] {
+        let proxy = Proxy::start(format!("{text}{TABLE}{opens}\nopen_for = \"1m\"\n")).await;
+        for _ in 0..4 {
+            let mut caller = proxy.caller().await;
+            caller.send(caller::get("app", "/")).await;
+            drop(caller.try_answer(Duration::from_secs(5)).await);
+        }
+        eventually("it to open", async || if is_open(&proxy).await { Ok(()) } else { Err(opens) }).await;
     }
-    eventually("it to open", async || if is_open(&proxy).await { Ok(()) } else { Err("closed") }).await;
 }

@@ -78,3 +78,22 @@ async fn when_all_fail_half_of_them_stay_and_it_is_told() {
     assert!((ejected - 1.0).abs() < f64::EPSILON, "{ejected}");
     assert!(proxy.metric("gilmok_ejections_refused_total", &["service=\"app\""]).await >= 1.0);
 }
+
+#[tokio::test]
+async fn an_endpoint_whose_answers_break_off_in_their_bodies_is_left_out() {
+    let broken = Upstream::start(|mut conversation| async move {
+        drop(conversation.request().await);
+        conversation.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf of it").await;
+        conversation.reset();
+    })
+    .await;
+    let fine = Upstream::saying("fine").await;
+    let proxy = Proxy::start(mesh(&[broken.address, fine.address])).await;
+    let mut broke_off = 0;
+    for _ in 0..20 {
+        let answer = proxy.get("app", "/").await;
+        assert_eq!(answer.status(), 200);
+        broke_off += usize::from(!answer.is_complete);
+    }
+    assert_eq!(broke_off, 2, "two in a row, then no more, although every head was good");
+}

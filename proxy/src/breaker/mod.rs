@@ -5,6 +5,8 @@
 //! make the same transition and a half-open breaker never has more probes than it may. Everything else is counted beside
 //! it and may be a call late.
 
+mod row;
+
 mod window;
 
 use std::sync::atomic::{
@@ -15,6 +17,7 @@ use std::time::Duration;
 
 use gilmok_config::breaker::BreakerPolicy;
 
+pub(crate) use row::Row;
 pub(crate) use window::Counts;
 use window::Window;
 
@@ -113,7 +116,7 @@ pub(crate) struct Breaker {
     /// Openings since it was closed for the length of a window, which make the next one longer.
     openings: AtomicU32,
     /// Failures in a row.
-    streak: AtomicU32,
+    row: Row,
     window: Window,
     /// 0, or [`Forced`] in one word: the time above two bits of the state.
     forced: AtomicU64,
@@ -166,7 +169,7 @@ impl Breaker {
             ramp_until_ms: AtomicU64::new(0),
             probed_at_ms: AtomicU64::new(0),
             openings: AtomicU32::new(0),
-            streak: AtomicU32::new(0),
+            row: Row::default(),
             forced: AtomicU64::new(0),
             transitions: Transitions::default(),
         }
@@ -258,11 +261,9 @@ impl Breaker {
         }
         if verdict == Verdict::Failure {
             self.window.failure(now_ms);
-            self.streak.fetch_add(1, Relaxed);
+            self.row.fail();
         } else {
-            if self.streak.load(Relaxed) != 0 {
-                self.streak.store(0, Relaxed);
-            }
+            self.row.good_head();
             // On good days nothing is added up.
             if !self.window.may_be_bad(now_ms) {
                 return;
@@ -275,9 +276,14 @@ impl Breaker {
     pub(crate) fn failed_late(&self, now_ms: u64, dice: f64) {
         if self.load().state == State::Closed {
             self.window.failure(now_ms);
-            self.streak.fetch_add(1, Relaxed);
+            self.row.fail_late();
             self.judge(now_ms, dice);
         }
+    }
+
+    /// An answer with a good head is whole.
+    pub(crate) fn whole(&self) {
+        self.row.whole();
     }
 
     /// The call has lasted `slow_call` and is not finished: it counts as slow from now on, so that what hangs is noticed
@@ -302,8 +308,7 @@ impl Breaker {
     /// Opens if what the window holds is bad enough.
     fn judge(&self, now_ms: u64, dice: f64) {
         let policy = &self.policy;
-        let in_a_row =
-            policy.consecutive_failures > 0 && self.streak.load(Relaxed) >= policy.consecutive_failures;
+        let in_a_row = policy.consecutive_failures > 0 && self.row.length() >= policy.consecutive_failures;
         if !in_a_row {
             let counts = self.window.counts(now_ms);
             let is_slow =
@@ -344,7 +349,7 @@ impl Breaker {
         // Before the transition: what is counted after it stays.
         if state == State::Closed {
             self.window.clear();
-            self.streak.store(0, Relaxed);
+            self.row.set(0);
         }
         let entered = self.swap(word, word.next(state));
         if entered {
@@ -423,7 +428,7 @@ impl Breaker {
             return;
         }
         self.window.clear();
-        self.streak.store(0, Relaxed);
+        self.row.set(0);
         loop {
             let word = self.load();
             if self.swap(word, word.next(State::Closed)) {

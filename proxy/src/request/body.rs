@@ -157,7 +157,7 @@ impl Relay {
     fn end(&mut self) {
         if let Some(lease) = self.lease.take() {
             lease.give_back();
-            self.record.whole();
+            self.record.ended();
             if let Some(recorder) = self.recorder.take() {
                 recorder.finish();
             }

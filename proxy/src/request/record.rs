@@ -54,6 +54,8 @@ pub(crate) struct Record {
     grpc: bool,
     explain: bool,
     upload: Option<Rc<Progress>>,
+    /// Whether the end of the answer told that the call had failed.
+    failed_late: bool,
     /// Which version was decided on, and why.
     split: Option<Split>,
     /// Whether what becomes of it counts for its version.
@@ -99,6 +101,7 @@ impl Record {
             grpc: false,
             explain: false,
             upload: None,
+            failed_late: false,
             split: None,
             trial: None,
             comparison: None,
@@ -324,6 +327,16 @@ impl Record {
         let (Some(upstream), Some(endpoint)) = (self.admitted.as_ref(), &self.endpoint) else { return };
         if is_grpc_failure(upstream.failures(), trailers) {
             upstream.answer_failed(endpoint);
+            self.failed_late = true;
+        }
+    }
+
+    /// The endpoint's answer has come to its end.
+    pub(crate) fn ended(&mut self) {
+        self.whole();
+        let is_good = !self.failed_late && matches!(self.code, Code::Hundred(..5) | Code::Fallback);
+        if let (true, Some(upstream), Some(endpoint)) = (is_good, &self.admitted, &self.endpoint) {
+            upstream.answer_was_whole(endpoint);
         }
     }
 

@@ -11,6 +11,7 @@ use gilmok_config::endpoint::Endpoint;
 use gilmok_config::failure::{Failure, FailureSet};
 use gilmok_config::fallback::Action;
 use gilmok_config::name::{Name, ServiceName};
+use gilmok_config::outlier::OutlierDetection;
 use gilmok_config::service::ServicePolicy;
 use gilmok_config::wire::{COUNTED_VERSIONS_MAX, ServiceCounts, VersionCounts};
 use http::HeaderValue;
@@ -22,7 +23,7 @@ use super::endpoint::{EndpointState, Health, Peer};
 use super::mirrored::Mirrored;
 use super::trials::Trials;
 use super::version::{VersionState, Versions};
-use crate::breaker::Verdict;
+use crate::breaker::{Breaker, Verdict};
 use crate::clock;
 use crate::metrics::TargetSeries;
 use crate::rate_limit::Limiter;
@@ -258,10 +259,28 @@ impl Upstream {
     /// An answer whose head was good turned out to be a failure.
     pub(crate) fn answer_failed(&self, endpoint: &EndpointState) {
         let (now_ms, dice) = (clock::now_ms(), fastrand::f64());
-        self.endpoint_outcome(endpoint, Verdict::Failure, now_ms, dice);
-        if let Some(breaker) = self.breakers.as_ref().and_then(|breakers| breakers.of(&endpoint.endpoint)) {
+        if let Some(policy) = &self.policy.outlier_detection
+            && endpoint.ejection.note_late(policy)
+        {
+            self.leave_out(endpoint, policy, now_ms, dice);
+        }
+        if let Some(breaker) = self.breaker_of(endpoint) {
             breaker.failed_late(now_ms, dice);
         }
+    }
+
+    /// An answer whose head was good is whole: it ends the rows of those that broke off.
+    pub(crate) fn answer_was_whole(&self, endpoint: &EndpointState) {
+        if self.policy.outlier_detection.is_some() {
+            endpoint.ejection.whole();
+        }
+        if let Some(breaker) = self.breaker_of(endpoint) {
+            breaker.whole();
+        }
+    }
+
+    fn breaker_of(&self, endpoint: &EndpointState) -> Option<&Arc<Breaker>> {
+        self.breakers.as_ref().and_then(|breakers| breakers.of(&endpoint.endpoint))
     }
 
     /// Takes what one try at an endpoint came to; leaves the endpoint out if that is one failure in a row too many.
@@ -273,9 +292,17 @@ impl Upstream {
         now_ms: u64,
         dice: f64,
     ) {
-        let Some(policy) = &self.policy.outlier_detection else { return };
+        if let Some(policy) = &self.policy.outlier_detection
+            && endpoint.ejection.note(verdict, policy, now_ms)
+        {
+            self.leave_out(endpoint, policy, now_ms, dice);
+        }
+    }
+
+    /// Leaves an endpoint out whose row is full, if one more may be.
+    fn leave_out(&self, endpoint: &EndpointState, policy: &OutlierDetection, now_ms: u64, dice: f64) {
         let ejections = &self.shared.ejections;
-        if !endpoint.ejection.note(verdict, policy, now_ms) || ejections.is_full(&endpoint.ejection, now_ms) {
+        if ejections.is_full(&endpoint.ejection, now_ms) {
             return;
         }
         let deciding = ejections.decide();

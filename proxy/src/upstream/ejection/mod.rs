@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use gilmok_config::outlier::OutlierDetection;
 
-use crate::breaker::Verdict;
+use crate::breaker::{Row, Verdict};
 
 /// Ejections vary by so much, so that endpoints which went together do not come back together.
 const JITTER: f64 = 0.1;
@@ -24,7 +24,7 @@ const FULL_PAUSE_MS: u64 = 100;
 #[derive(Debug, Default)]
 pub(crate) struct Ejection {
     /// Failures in a row. It goes on over an ejection: whoever comes back and fails at once goes again.
-    row: AtomicU32,
+    row: Row,
     /// Left out until then; 0 is not left out.
     until_ms: AtomicU64,
     /// Ejections in a row, as far as they are not forgotten.
@@ -127,22 +127,27 @@ impl Ejection {
                 if self.succeeded_at_ms.load(Relaxed) != now_ms {
                     self.succeeded_at_ms.store(now_ms, Relaxed);
                 }
-                if self.row.load(Relaxed) != 0 {
-                    self.row.store(0, Relaxed);
-                }
+                self.row.good_head();
                 false
             }
             // What was under way when it was left out says nothing new.
-            Verdict::Failure => {
-                !self.is_ejected()
-                    && self.row.fetch_add(1, Relaxed).saturating_add(1) >= policy.consecutive_failures
-            }
+            Verdict::Failure => !self.is_ejected() && self.row.fail() >= policy.consecutive_failures,
         }
+    }
+
+    /// Takes a failure that was told behind a good head; whether the row is full.
+    pub(crate) fn note_late(&self, policy: &OutlierDetection) -> bool {
+        !self.is_ejected() && self.row.fail_late() >= policy.consecutive_failures
+    }
+
+    /// An answer with a good head is whole.
+    pub(crate) fn whole(&self) {
+        self.row.whole();
     }
 
     /// Goes on as what was there before.
     pub(crate) fn follow(&self, before: &Self) {
-        self.row.store(before.row.load(Relaxed), Relaxed);
+        self.row.set(before.row.length());
         self.times.store(before.times.load(Relaxed), Relaxed);
         for (new, old) in [
             (&self.until_ms, &before.until_ms),
@@ -157,7 +162,7 @@ impl Ejection {
         let since_return = now_ms.saturating_sub(self.returned_at_ms.load(Relaxed));
         let times = next_times(policy, self.times.load(Relaxed), since_return);
         self.times.store(times, Relaxed);
-        self.row.store(policy.consecutive_failures - 1, Relaxed);
+        self.row.set(policy.consecutive_failures - 1);
         self.until_ms.store(now_ms.saturating_add(length_ms(policy, times, dice)), Relaxed);
     }
 
@@ -169,7 +174,7 @@ impl Ejection {
     /// Comes back before its time, which makes the next ejection no longer than this one.
     fn come_back_early(&self, now_ms: u64) {
         self.times.store(self.times.load(Relaxed).saturating_sub(1), Relaxed);
-        self.row.store(0, Relaxed);
+        self.row.set(0);
         self.come_back(now_ms);
     }
 }
@@ -200,7 +205,7 @@ impl Ejections {
     }
 
     fn refuse(&self, endpoint: &Ejection) {
-        endpoint.row.store(0, Relaxed);
+        endpoint.row.set(0);
         self.refused.fetch_add(1, Relaxed);
     }
 
@@ -223,7 +228,7 @@ impl Deciding<'_> {
         dice: f64,
     ) -> Option<u64> {
         // Another worker may have decided meanwhile, or a success come between.
-        let is_full = endpoint.row.load(Relaxed) >= policy.consecutive_failures;
+        let is_full = endpoint.row.length() >= policy.consecutive_failures;
         if !is_full || endpoint.is_ejected() || !candidates.iter().any(|it| std::ptr::eq(*it, endpoint)) {
             return None;
         }
