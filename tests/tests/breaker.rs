@@ -195,7 +195,7 @@ async fn operators_open_it_in_a_service_that_has_none_and_close_one_that_would_o
 }
 
 #[tokio::test]
-async fn what_the_application_stopped_with_a_signal_does_not_leak() {
+async fn no_sickness_of_the_application_leaks_anything() {
     let app = Sick::start("well").await;
     let breaker = "min_requests = 3\nslow_call = \"50ms\"\nopen_for = \"100ms\"\nopen_for_max = \"100ms\"";
     let proxy = Proxy::start(mesh("request_timeout = \"300ms\"", breaker, &app)).await;
