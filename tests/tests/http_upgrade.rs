@@ -96,6 +96,25 @@ async fn upgrade_that_connection_does_not_name_is_not_passed_on() {
 }
 
 #[tokio::test]
+async fn no_upgrade_leads_past_the_proxy() {
+    for offered in ["h2c", "H2C", "websocket, h2c", "HTTP/2.0", "TLS/1.0", "websocket\r\nUpgrade: h2c"] {
+        let upstream = Upstream::saying("plain").await;
+        let proxy = Proxy::start(service("app", "", &[upstream.address])).await;
+        let request = format!(
+            "GET / HTTP/1.1\r\nHost: app\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: {offered}\r\n\
+             HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n"
+        );
+        let answer = proxy.caller().await.ask(request).await;
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "plain"), "{offered}");
+        let seen = upstream.only_request().await;
+        assert!(
+            seen.all("upgrade").is_empty() && seen.all("http2-settings").is_empty(),
+            "{offered}: {seen:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_101_that_nobody_asked_for_is_an_error() {
     let upstream = Upstream::answering(SWITCHING).await;
     let proxy = Proxy::start(service("app", "", &[upstream.address])).await;

@@ -96,7 +96,7 @@ impl Seen {
     pub(crate) fn read(request: &Request<impl Body>, limits: &Limits) -> Result<Self, Fault> {
         let mut seen = Self::default();
         let mut hosts = 0;
-        let mut upgrade_field = false;
+        let (mut upgrade_field, mut leads_past_us) = (false, false);
         for (name, value) in request.headers() {
             match name.as_str() {
                 "host" => hosts += 1,
@@ -111,6 +111,7 @@ impl Seen {
                 "upgrade" => {
                     seen.hop_fields = true;
                     upgrade_field = true;
+                    leads_past_us |= tokens(value).any(leads_past);
                 }
                 "keep-alive" | "proxy-connection" | "proxy-authenticate" | "proxy-authorization" => {
                     seen.hop_fields = true;
@@ -147,8 +148,8 @@ impl Seen {
                 _ => {}
             }
         }
-        seen.upgrade &=
-            upgrade_field && request.version() == Version::HTTP_11 && request.body().is_end_stream();
+        let may_switch = request.version() == Version::HTTP_11 && request.body().is_end_stream();
+        seen.upgrade &= upgrade_field && !leads_past_us && may_switch;
         seen.check(request, hosts, limits)?;
         Ok(seen)
     }
@@ -210,6 +211,13 @@ pub(crate) fn authority<'r>(
         return Err(Fault::BadRequest("Host is no host"));
     }
     host::canonical(named).map(Some).ok_or(Fault::BadRequest("Host is no host"))
+}
+
+/// Whether an upgrade to this protocol would carry requests through a tunnel, where nobody routes them, takes off what
+/// a caller must not say, or refuses anything: HTTP in another version, or inside TLS. It is left out (RFC 9110, 7.8).
+fn leads_past(protocol: &str) -> bool {
+    let name = protocol.split('/').next().unwrap_or_default();
+    ["h2c", "http", "tls"].iter().any(|hidden| name.eq_ignore_ascii_case(hidden))
 }
 
 /// The comma-separated tokens of a field's line.
