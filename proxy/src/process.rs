@@ -124,7 +124,7 @@ async fn serve(
         Some((log, writer)) => (Some(log), Some(writer)),
         None => (None, None),
     };
-    let shared = Arc::new(share(settings, &in_force, &drain, access_log.clone()));
+    let shared = Arc::new(share(settings, &sockets, &in_force, &drain, access_log.clone()));
     let (workers, mut deaths) = start_workers(settings.workers, &shared, &sockets)?;
     let health = health::start(&settings.apps, &in_force, &mut tasks);
     tasks.spawn(resolve::run(Arc::clone(&in_force)));
@@ -325,6 +325,7 @@ fn local_app(app: &App) -> LocalApp {
 
 fn share(
     settings: &Settings,
+    sockets: &Sockets,
     in_force: &Arc<InForce>,
     drain: &Drain,
     access_log: Option<AccessLog>,
@@ -335,6 +336,7 @@ fn share(
         limits: settings.limits.clone(),
         trusted: settings.listen.trusted.clone(),
         unknown_hosts: settings.outbound.unknown_hosts,
+        outbound: sockets.outbound.as_ref().and_then(|socket| socket.local_addr().ok()),
         access_log,
         phase: drain.phases(),
         connections: Arc::new(Semaphore::new(settings.limits.connections as usize)),

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -28,6 +28,8 @@ pub(crate) struct Shared {
     /// Who may set the mesh's own headers.
     pub(crate) trusted: Vec<Network>,
     pub(crate) unknown_hosts: UnknownHosts,
+    /// Where the outbound listener is: what is passed on to it would come back for ever.
+    pub(crate) outbound: Option<SocketAddr>,
     pub(crate) access_log: Option<AccessLog>,
     pub(crate) phase: watch::Receiver<Phase>,
     /// One permit for each connection that may be open; admin and metrics listeners need none.

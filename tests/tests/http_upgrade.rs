@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gilmok_tests::caller::Caller;
+use gilmok_tests::caller::{self, Caller};
 use gilmok_tests::eventually::eventually;
 use gilmok_tests::proxy::{Proxy, ProxySettings, service};
 use gilmok_tests::upstream::{Upstream, ok};
@@ -177,4 +177,15 @@ async fn unknown_hosts_pass_as_they_are_for_loopback_callers() {
     let answer = proxy.get(&upstream.address.to_string(), "/x").await;
     assert_eq!((answer.status(), answer.text().as_str()), (200, "outside"), "{answer:?}");
     assert_eq!(upstream.only_request().await.header("host"), Some(upstream.address.to_string().as_str()));
+}
+
+#[tokio::test]
+async fn what_would_come_back_to_the_proxy_is_not_passed_on() {
+    let settings = ProxySettings::of_mesh("[services.app]\n").table("[outbound]\nunknown_hosts = \"pass\"");
+    let proxy = Proxy::start_with(settings).await;
+    let own = proxy.outbound().to_string();
+    for request in [caller::get(&own, "/"), format!("CONNECT {own} HTTP/1.1\r\nHost: {own}\r\n\r\n")] {
+        let answer = proxy.caller().await.ask(request).await;
+        assert_eq!(answer.status(), 403, "{answer:?}");
+    }
 }

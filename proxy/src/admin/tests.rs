@@ -40,6 +40,7 @@ async fn listening(scope: Scope) -> Listening {
         limits: settings.limits.clone(),
         trusted: settings.listen.trusted.clone(),
         unknown_hosts: settings.outbound.unknown_hosts,
+        outbound: None,
         access_log: None,
         phase: drain.phases(),
         connections: Arc::new(Semaphore::new(1)),

@@ -42,7 +42,7 @@ pub(super) async fn pass(
     let authority: http::uri::Authority =
         host.to_str().ok().and_then(|host| host.parse().ok()).ok_or(Fault::BadRequest("Host is no host"))?;
     let port = authority.port_u16().unwrap_or(HTTP_PORT);
-    let address = tunnel::resolve(authority.host(), port).await?;
+    let address = tunnel::resolve(worker, authority.host(), port).await?;
     let nowhere = Arc::clone(&worker.shared.nowhere);
     let endpoint = Endpoint::at(Address::Socket(address));
     let (id, peer) = (EndpointState::OUTSIDE, Peer::Tcp(address));

@@ -1,7 +1,7 @@
 //! Tunnels: after a 101 or a granted CONNECT bytes are passed on as they are, both ways.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -48,7 +48,7 @@ pub(super) async fn connect(
     }
     let authority = request.uri().authority().ok_or(Fault::BadRequest("CONNECT names no host and port"))?;
     let port = authority.port_u16().ok_or(Fault::BadRequest("CONNECT names no port"))?;
-    let address = resolve(authority.host(), port).await?;
+    let address = resolve(worker, authority.host(), port).await?;
     let to = match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => return Err(Fault::Refused),
@@ -59,8 +59,8 @@ pub(super) async fn connect(
     Ok(Tunnel { caller: hyper::upgrade::on(&mut request), to })
 }
 
-/// The address of a host outside the mesh; link-local ones, where clouds keep their secrets, are refused.
-pub(super) async fn resolve(host: &str, port: u16) -> Result<SocketAddr, Fault> {
+/// The address of a host outside the mesh; link-local ones, where clouds keep their secrets, are refused, and our own.
+pub(super) async fn resolve(worker: &Worker, host: &str, port: u16) -> Result<SocketAddr, Fault> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let found = timeout(CONNECT_TIMEOUT, lookup_host((host, port))).await;
     let mut addresses = found.map_err(|_| Fault::ConnectTimeout)?.map_err(|_| Fault::NoDestination)?;
@@ -68,7 +68,28 @@ pub(super) async fn resolve(host: &str, port: u16) -> Result<SocketAddr, Fault> 
     if is_link_local(address.ip()) {
         return Err(Fault::Denied("link-local addresses are not passed on"));
     }
+    if worker.shared.outbound.is_some_and(|own| is_at(own, address)) {
+        return Err(Fault::Denied("the host leads back to this proxy, for ever"));
+    }
     Ok(address)
+}
+
+/// Whether who connects to `address` reaches the listener at `own`.
+fn is_at(own: SocketAddr, address: SocketAddr) -> bool {
+    let (listens, asked) = (own.ip().to_canonical(), address.ip().to_canonical());
+    own.port() == address.port()
+        && (listens == asked || (listens.is_unspecified() && is_of_this_machine(asked)))
+}
+
+/// Whether an address is one of this machine's: the kernel would then call it from itself. Nothing is sent.
+fn is_of_this_machine(ip: IpAddr) -> bool {
+    let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let calls_from = || {
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect((ip, 1))?;
+        io::Result::Ok(socket.local_addr()?.ip())
+    };
+    ip.is_loopback() || calls_from().is_ok_and(|from| from == ip)
 }
 
 fn is_link_local(ip: IpAddr) -> bool {
@@ -179,6 +200,22 @@ mod tests {
             ("2001:db8::1", false),
         ] {
             assert_eq!(is_link_local(text.parse().unwrap()), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_would_come_back_is_known() {
+        for (own, address, expected) in [
+            ("127.0.0.1:15001", "127.0.0.1:15001", true),
+            ("127.0.0.1:15001", "[::ffff:127.0.0.1]:15001", true),
+            ("127.0.0.1:15001", "127.0.0.1:15002", false),
+            ("127.0.0.1:15001", "10.0.0.1:15001", false),
+            ("0.0.0.0:15001", "127.0.0.1:15001", true),
+            ("[::]:15001", "127.0.0.1:15001", true),
+            // One of the addresses that documents use, and so nobody's.
+            ("0.0.0.0:15001", "192.0.2.1:15001", false),
+        ] {
+            assert_eq!(is_at(own.parse().unwrap(), address.parse().unwrap()), expected, "{own} {address}");
         }
     }
 }
