@@ -3,7 +3,7 @@
 //! In reading order: what a process is told ([`settings`]), how it lives (`process`), where it listens
 //! (`sockets`) and how it leaves (`drain`), where snapshots come from (`source`) and what is in force
 //! (`current`, with names kept by `resolve`), the threads (`thread`) that take connections (`listen`, `caller`,
-//! for whom: `client`, `visitor`)
+//! for whom: `client`, `visitor`, and what they may not say: `claims`)
 //! and act on requests (`request`) with what each `worker` owns, as far as callers take it (`untaken`),
 //! the called side (`upstream`) with its `breaker`s and limits (`rate_limit`), and its `health`, what is given again when it brings nothing (`last_good`),
 //! and what is told of it all (`admin`, `metrics`, `telemetry`, `access_log`).
@@ -33,6 +33,8 @@ mod caller;
 mod client;
 
 mod visitor;
+
+mod claims;
 
 mod worker;
 

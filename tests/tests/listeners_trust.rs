@@ -9,7 +9,9 @@ use gilmok_tests::upstream::Upstream;
 
 const CLAIMS: &str = "Feature-Flags: new-ui;v=on\r\nGilmok-Version: v2\r\nGilmok-Shard: 7\r\nGilmok-Anything: 1\r\n\
     X-Forwarded-For: 9.9.9.9\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil.example\r\n\
-    X-Request-Id: chosen\r\nFeature-Policy: kept\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n";
+    X-Request-Id: chosen\r\n\
+    X-Forwarded-Client-Cert: Hash=1\r\nX-Forwarded-User: root\r\nForwarded: for=9.9.9.9\r\n\
+    Gilmok_Version: v2\r\nfeature_flags: new-ui\r\nX_Forwarded-For: 9.9.9.9\r\nuser_id: kept\r\nFeature-Policy: kept\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n";
 
 async fn through(listener: SocketAddr, host: &str, upstream: &Upstream) -> Message {
     let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n{CLAIMS}\r\n");
@@ -24,12 +26,24 @@ fn claims_are_gone(seen: &Message) {
     assert_ne!(seen.header("gilmok-shard"), Some("7"), "{seen:?}");
     assert_eq!(seen.header("gilmok-anything"), None, "{seen:?}");
     assert_eq!(seen.header("feature-policy"), Some("kept"), "only our own fields are ours: {seen:?}");
+    look_alikes_are_gone(seen);
+}
+
+/// What an application behind CGI's names would take for a field of ours.
+fn look_alikes_are_gone(seen: &Message) {
+    for name in ["gilmok_version", "feature_flags", "x_forwarded-for"] {
+        assert_eq!(seen.header(name), None, "{seen:?}");
+    }
+    assert_eq!(seen.header("user_id"), Some("kept"), "{seen:?}");
 }
 
 fn forwarding_is_overwritten(seen: &Message, host: &str) {
     assert_eq!(seen.all("x-forwarded-for"), ["127.0.0.1"], "{seen:?}");
     assert_eq!(seen.all("x-forwarded-proto"), ["http"], "{seen:?}");
     assert_eq!(seen.all("x-forwarded-host"), [host], "{seen:?}");
+    for name in ["x-forwarded-client-cert", "x-forwarded-user", "forwarded"] {
+        assert_eq!(seen.header(name), None, "{seen:?}");
+    }
     assert_ne!(seen.header("x-request-id"), Some("chosen"), "{seen:?}");
     assert_eq!(seen.all("x-request-id").len(), 1, "{seen:?}");
 }
@@ -88,6 +102,22 @@ async fn an_inbound_listener_believes_trusted_addresses() {
     assert_eq!(seen.header("x-forwarded-proto"), Some("https"));
     assert_eq!(seen.header("x-forwarded-host"), Some("evil.example"));
     assert_eq!(seen.header("x-request-id"), Some("chosen"));
+    assert_eq!(seen.header("x-forwarded-user"), Some("root"));
+    look_alikes_are_gone(&seen);
+}
+
+#[tokio::test]
+async fn nothing_is_claimed_in_trailers() {
+    let upstream = Upstream::saying("fine").await;
+    let proxy = Proxy::start(service("app", "", &[upstream.address])).await;
+    let names = "Gilmok-Version, X-Forwarded-For, X_Request_Id, X-Sum";
+    let request = format!(
+        "POST / HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\nTrailer: {names}\r\n\r\n1\r\na\r\n0\r\n\
+         Gilmok-Version: v2\r\nX-Forwarded-For: 9.9.9.9\r\nX_Request_Id: 1\r\nX-Sum: 7\r\n\r\n"
+    );
+    assert_eq!(caller::ask(proxy.outbound(), request).await.status(), 200);
+    let seen = upstream.only_request().await;
+    assert_eq!(seen.trailers, [("x-sum".to_owned(), "7".to_owned())], "{seen:?}");
 }
 
 #[tokio::test]

@@ -8,10 +8,11 @@ use http_body_util::Empty;
 use super::head::{Seen, authority};
 use super::headers::{TRACEPARENT, X_REQUEST_ID, prepare_answer, prepare_request};
 use crate::caller::Downstream;
+use crate::claims;
 use crate::settings::Limits;
 
 /// Names and values that rules speak of; the rest is made of the bytes themselves.
-const NAMES: [&str; 24] = [
+const NAMES: [&str; 28] = [
     "host",
     "connection",
     "te",
@@ -32,6 +33,10 @@ const NAMES: [&str; 24] = [
     "x-forwarded-proto",
     "x-forwarded-host",
     "x-request-id",
+    "x-forwarded-client-cert",
+    "forwarded",
+    "gilmok_version",
+    "x_forwarded_for",
     "traceparent",
     "content-type",
     "x-a",
@@ -127,6 +132,9 @@ pub fn request(bytes: &[u8]) {
             _ if text.starts_with("gilmok-") || text == "feature-flags" => {
                 assert!(keeps_mesh_fields, "{text} was believed: {before:?}");
             }
+            "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" => {}
+            _ if claims::is_forwarding(text) => assert!(trusted, "{text} was believed: {before:?}"),
+            _ if claims::is_look_alike(text) => panic!("{text} went on: {before:?}"),
             _ => {}
         }
     }

@@ -11,6 +11,7 @@ use http::{HeaderValue, Request, Version};
 use hyper::body::Body;
 
 use super::fault::Fault;
+use crate::claims;
 use crate::settings::Limits;
 
 /// What one pass over a request's headers saw.
@@ -29,6 +30,8 @@ pub(crate) struct Seen {
     pub(crate) upgrade: bool,
     /// Fields that the mesh owns: `Gilmok-*`, `Feature-Flags`.
     pub(crate) mesh_fields: bool,
+    /// Other fields that speak for the mesh, or look as if they did.
+    pub(crate) claims: bool,
     pub(crate) baggage: bool,
     pub(crate) forwarded_for: bool,
     pub(crate) forwarded_proto: bool,
@@ -134,7 +137,6 @@ impl Seen {
                 "x-forwarded-host" => seen.forwarded_host = true,
                 "x-request-id" => seen.request_id = true,
                 "traceparent" => seen.traceparent = true,
-                "feature-flags" => seen.mesh_fields = true,
                 "grpc-timeout" => seen.patience.grpc = grpc_timeout(value),
                 "gilmok-timeout" => {
                     seen.mesh_fields = true;
@@ -144,8 +146,8 @@ impl Seen {
                     seen.mesh_fields = true;
                     seen.explain = value.as_bytes() == b"1";
                 }
-                other if other.starts_with("gilmok-") => seen.mesh_fields = true,
-                _ => {}
+                other if claims::is_mesh(other) => seen.mesh_fields = true,
+                other => seen.claims |= claims::is_forwarding(other) || claims::is_look_alike(other),
             }
         }
         let may_switch = request.version() == Version::HTTP_11 && request.body().is_end_stream();

@@ -5,10 +5,10 @@ use http::{Method, StatusCode, Version};
 
 use super::head::{Seen, tokens};
 use crate::caller::Downstream;
+use crate::claims;
 use gilmok_config::baggage;
 use gilmok_config::decide::Listener;
 
-const FEATURE_FLAGS: HeaderName = HeaderName::from_static("feature-flags");
 pub(crate) const GILMOK_TIMEOUT: HeaderName = HeaderName::from_static("gilmok-timeout");
 pub(crate) const GILMOK_VERSION: HeaderName = HeaderName::from_static("gilmok-version");
 pub(crate) const GILMOK_SHARD: HeaderName = HeaderName::from_static("gilmok-shard");
@@ -64,7 +64,13 @@ pub(crate) fn prepare_request(
         headers.remove(header::EXPECT);
     }
     if seen.mesh_fields && !(from.listener == Listener::Inbound && from.trusted) {
-        strip_mesh_fields(headers);
+        claims::strip(headers, claims::is_mesh);
+    }
+    if seen.claims {
+        let believed = from.trusted;
+        claims::strip(headers, |name| {
+            claims::is_look_alike(name) || (!believed && claims::is_forwarding(name))
+        });
     }
     if seen.baggage && !from.trusted {
         baggage::strip(headers);
@@ -157,21 +163,10 @@ fn strip_named(headers: &mut HeaderMap) {
     }
 }
 
-fn is_mesh_field(name: &HeaderName) -> bool {
-    name.as_str().starts_with("gilmok-") || *name == FEATURE_FLAGS
-}
-
 /// Whether a field is set or overwritten here.
 fn is_ours(name: &HeaderName) -> bool {
-    is_mesh_field(name)
+    claims::is_mesh(name.as_str())
         || [X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, TRACEPARENT].contains(name)
-}
-
-fn strip_mesh_fields(headers: &mut HeaderMap) {
-    let names: Vec<HeaderName> = headers.keys().filter(|name| is_mesh_field(name)).cloned().collect();
-    for name in names {
-        headers.remove(name);
-    }
 }
 
 /// One `Cookie` line, as HTTP/1 wants it (RFC 9113, 8.2.3).
@@ -206,10 +201,11 @@ fn forwarded(headers: &mut HeaderMap, seen: &Seen, from: Downstream<'_>, host: O
     if !(seen.forwarded_proto && believed) {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
-    if !(seen.forwarded_host && believed)
-        && let Some(host) = host
-    {
-        headers.insert(X_FORWARDED_HOST, host);
+    if !(seen.forwarded_host && believed) {
+        match host {
+            Some(host) => headers.insert(X_FORWARDED_HOST, host),
+            None => headers.remove(X_FORWARDED_HOST),
+        };
     }
 }
 

@@ -11,6 +11,8 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::claims;
+
 /// Longer bodies are not kept to be sent once more.
 const KEPT_BYTES_MAX: usize = 64 << 10;
 
@@ -221,7 +223,10 @@ impl UploadStream {
                 self.progress.end();
                 return Poll::Ready(None);
             }
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    claims::strip_trailers(trailers);
+                }
                 self.idle.moved();
                 let length = frame.data_ref().map_or(0, |data| data.len() as u64);
                 self.progress.bytes.set(self.progress.bytes.get() + length);
