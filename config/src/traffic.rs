@@ -1,6 +1,7 @@
 //! How a service's requests spread over its versions: stable and weights, whose subject is kept where, and who is an exception.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use http::Method;
 
@@ -15,6 +16,8 @@ use crate::unit::Ppm;
 pub const VERSIONS_MAX: usize = 32;
 /// Most exceptions of one service.
 const PINS_MAX: usize = 100;
+/// How long what is in flight to a version that is asked no more may go on, unless the document says otherwise.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest value of a pin and longest salt, in bytes.
 const TEXT_BYTES_MAX: usize = 256;
 
@@ -34,6 +37,8 @@ pub struct Traffic {
     pub when_unhealthy: WhenUnhealthy,
     pub pins: Vec<Pin>,
     pub mirror: Option<Mirror>,
+    /// How long what is in flight to a version that is asked no more may go on; `None` is for ever.
+    pub drain_timeout: Option<Duration>,
     pub table: Table,
     /// Whether the document wrote the table; else it follows from the weights.
     pub has_table: bool,
@@ -106,6 +111,10 @@ impl Traffic {
         let when_unhealthy = table.optional("when_unhealthy").and_then(|v| v.choice(&WHEN_UNHEALTHY));
         let pins = table.optional("pins").map_or_else(|| Some(Vec::new()), |v| read_pins(&v));
         let mirror = table.optional("mirror").map(|v| read_mirror(&v));
+        let drain_timeout = table.optional("drain_timeout").and_then(|v| {
+            // A fault leaves the default, and the document is refused.
+            v.duration_or_none(Duration::ZERO, Duration::from_hours(24))
+        });
         let written = table.optional("table");
         table.finish();
         let (stable, weights) = (stable?, weights?);
@@ -130,6 +139,7 @@ impl Traffic {
             when_unhealthy: when_unhealthy.unwrap_or_default(),
             pins: pins?,
             mirror,
+            drain_timeout: drain_timeout.unwrap_or(Some(DRAIN_TIMEOUT)),
             table: ranges,
             has_table: written.is_some(),
             owners: Vec::new(),
@@ -186,6 +196,16 @@ impl Traffic {
     pub fn owner(&self, place: u32) -> usize {
         let at = self.table.ranges().partition_point(|range| range.end <= place);
         self.owners[at.min(self.owners.len() - 1)]
+    }
+
+    /// Whether requests may go to a version: it has a share, stands in for others as the stable one, or is named by a pin or
+    /// the mirror.
+    #[must_use]
+    pub fn asks(&self, version: &Name) -> bool {
+        self.weights.get(version).is_some_and(|share| share.get() > 0)
+            || self.stable_name() == version
+            || self.pins.iter().any(|pin| pin.version == *version)
+            || self.mirror.as_ref().is_some_and(|mirror| mirror.version == *version)
     }
 
     /// The place of a version in [`Traffic::versions`].
@@ -415,6 +435,7 @@ mod tests {
         assert_eq!(traffic.salt.as_str(), "checkout");
         assert_eq!((traffic.when_no_subject, traffic.when_unhealthy), Default::default());
         assert_eq!(traffic.subject, Inputs::default());
+        assert_eq!(traffic.drain_timeout, Some(Duration::from_secs(30)));
         assert_eq!(traffic.versions()[traffic.owner(9_999)].as_str(), "v2");
         assert_eq!(traffic.versions()[traffic.owner(10_000)].as_str(), "v1");
         let grouped = read(&format!("{SPLIT}\ngroup = \"storefront\"")).unwrap();
@@ -429,6 +450,7 @@ mod tests {
             ("stable = \"v1\"", "`weights` is missing"),
             ("stable = \"v1\"\nweights = {}", "0 versions"),
             ("stable = \"v1\"\nweights = { v1 = 100, v2 = 0.00001 }", "0.00001 is no percentage"),
+            (&format!("{SPLIT}\ndrain_timeout = \"25h\""), "drain_timeout: 25h is out of range"),
             (&format!("{SPLIT}\nsalts = \"x\""), "unknown key (did you mean `salt`?)"),
             (&format!("{SPLIT}\nsalt = \"\""), "salt: 0 bytes"),
             (&format!("{SPLIT}\nsubject = [\"ip\"]"), "subject[0]: \"ip\" is not understood"),
@@ -449,6 +471,20 @@ mod tests {
             let told = read(text).unwrap_err();
             assert!(told.contains(expected), "{text}\n{told}");
         }
+    }
+
+    #[test]
+    fn whoever_a_request_may_go_to_is_asked() {
+        let traffic = read(
+            "stable = \"v1\"\nweights = { v1 = 0, v2 = 100, v3 = 0, v4 = 0, v5 = 0 }\ndrain_timeout = \"none\"\n\
+             pins = [{ subject = \"me\", version = \"v3\" }]\nmirror = { version = \"v4\", percent = 1 }",
+        )
+        .unwrap();
+        let asked: Vec<&str> =
+            traffic.versions().iter().filter(|version| traffic.asks(version)).map(Name::as_str).collect();
+        assert_eq!(asked, ["v1", "v2", "v3", "v4"]);
+        assert!(!traffic.asks(&Name::parse("v9").unwrap()));
+        assert_eq!(traffic.drain_timeout, None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The series of versions at `/metrics`: who was moved to another one, and what copies of requests came to.
+//! The series of versions at `/metrics`: who was moved to another one, what copies of requests came to, and what was ended.
 
 use gilmok_config::name::ServiceName;
 
@@ -10,6 +10,7 @@ use crate::upstream::version::VersionState;
 pub(super) fn add(out: &mut String, current: &Current) {
     add_breaches(out, current);
     add_mirrored(out, current);
+    add_cuts(out, current);
 }
 
 fn add_breaches(out: &mut String, current: &Current) {
@@ -75,6 +76,26 @@ fn add_durations(
     let sum = sum.as_secs_f64();
     line(out, format_args!("gilmok_mirrored_duration_seconds_sum{{{labels}}} {sum}"));
     line(out, format_args!("gilmok_mirrored_duration_seconds_count{{{labels}}} {count}"));
+}
+
+fn add_cuts(out: &mut String, current: &Current) {
+    let mut lines = String::new();
+    for upstream in &current.upstreams {
+        let (service, versions) = (&upstream.name, &upstream.versions);
+        let all = versions.known().iter().cloned().chain(versions.gone());
+        for state in all.filter(|state| state.cuts() > 0) {
+            let (version, cuts) = (&state.name, state.cuts());
+            line(
+                &mut lines,
+                format_args!(
+                    "gilmok_version_drain_cut_total{{service=\"{service}\",version=\"{version}\"}} {cuts}"
+                ),
+            );
+        }
+    }
+    let help =
+        "Requests, streams and tunnels that were ended drain_timeout after no request went to their version.";
+    add_family(out, "gilmok_version_drain_cut_total", "counter", help, &lines);
 }
 
 fn add_family(out: &mut String, name: &str, kind: &str, help: &str, lines: &str) {

@@ -68,6 +68,7 @@ impl Failed {
             Expired::Caller => Self::sent(Fault::CallerTimeout, Outcome::Timeout),
             Expired::Idle => Self::sent(Fault::UploadUntaken, Outcome::Timeout),
             Expired::Service => Self::sent(Fault::Timeout, Outcome::Timeout),
+            Expired::Version => Self::sent(Fault::Drained, Outcome::Cancelled),
         }
     }
 

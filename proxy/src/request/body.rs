@@ -12,7 +12,8 @@ use super::record::Record;
 use crate::last_good::Recorder;
 use crate::untaken;
 use crate::upstream::pool::Lease;
-use crate::upstream::upload::IdleTimer;
+use crate::upstream::upload::{IdleTimer, Rung};
+use crate::upstream::version::{LASTING, Over};
 
 /// An answer as it goes to the caller.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub(crate) struct Relay {
     lease: Option<Lease>,
     record: Box<Record>,
     idle: IdleTimer,
+    /// The end of its version's time, once it has lasted long enough to listen for it.
+    over: Option<Over>,
     /// Takes the answer along, as the last good one.
     recorder: Option<Box<Recorder>>,
 }
@@ -38,6 +41,9 @@ pub(crate) struct Relay {
 /// An answer that broke off. hyper then breaks the caller's stream off too, so that it never ends cleanly.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AnswerBroken {
+    /// HTTP/2 callers are told the reason.
+    #[error("the time of its version is over")]
+    Drained(#[source] h2::Error),
     #[error("nothing came from the endpoint for the idle timeout")]
     Stalled,
     #[error("the endpoint broke off: {0}")]
@@ -63,7 +69,8 @@ impl Answer {
         idle: Duration,
         recorder: Option<Box<Recorder>>,
     ) -> Self {
-        let mut relay = Relay { incoming, lease: Some(lease), record, idle: IdleTimer::new(idle), recorder };
+        let idle = IdleTimer::ringing_early(idle, LASTING);
+        let mut relay = Relay { incoming, lease: Some(lease), record, idle, over: None, recorder };
         if relay.incoming.is_end_stream() {
             relay.end();
         }
@@ -114,12 +121,11 @@ impl Body for Answer {
 impl Relay {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerBroken>>> {
         untaken::asked();
+        if self.record.is_over() {
+            return Poll::Ready(Some(Err(self.drained())));
+        }
         match Pin::new(&mut self.incoming).poll_frame(cx) {
-            Poll::Pending => {
-                ready!(self.idle.poll_expired(cx));
-                self.record.broke_off();
-                Poll::Ready(Some(Err(AnswerBroken::Stalled)))
-            }
+            Poll::Pending => Poll::Ready(Some(Err(ready!(self.poll_broken(cx))))),
             Poll::Ready(None) => {
                 self.end();
                 Poll::Ready(None)
@@ -142,6 +148,30 @@ impl Relay {
                 Poll::Ready(Some(Err(broken.into())))
             }
         }
+    }
+
+    /// Waits for what ends it while nothing comes.
+    fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<AnswerBroken> {
+        loop {
+            if let Some(over) = &mut self.over
+                && Pin::new(over).poll(cx).is_ready()
+            {
+                return Poll::Ready(self.drained());
+            }
+            match ready!(self.idle.poll_rung(cx)) {
+                Rung::Early => self.over = self.record.over(),
+                Rung::Expired => {
+                    self.record.broke_off();
+                    return Poll::Ready(AnswerBroken::Stalled);
+                }
+            }
+        }
+    }
+
+    /// Not the endpoint's fault, and nobody's failure.
+    fn drained(&self) -> AnswerBroken {
+        self.record.drained();
+        AnswerBroken::Drained(h2::Reason::CANCEL.into())
     }
 
     fn take_along(&mut self, frame: &Frame<Bytes>) {

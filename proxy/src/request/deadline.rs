@@ -35,6 +35,8 @@ pub(super) enum Expired {
     Caller,
     /// That in which the endpoint has to take something of the upload.
     Idle,
+    /// That of a version to which no request may go any more.
+    Version,
     /// The service's, or that of one try.
     Service,
 }
@@ -159,7 +161,7 @@ impl Deadline {
                 }
                 timer.as_mut().reset(trying.next_alarm(self));
             }
-            Poll::Pending
+            trying.poll_over(cx).map(|()| Err(Expired::Version))
         })
         .await
     }

@@ -19,6 +19,8 @@ pub(crate) enum Fault {
     ConnectTimeout,
     /// The request may not be made here; the words say why.
     Denied(&'static str),
+    /// The version that was asked has been left, and its time is over.
+    Drained,
     /// An expectation other than 100-continue.
     Expectation,
     NoDestination,
@@ -60,6 +62,8 @@ impl Fault {
         let told = |status, error, grpc, details| Told { status, error, grpc, details, retry_after: None };
         let late = |details| told(StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", 4, details);
         let later = |told: Told| Told { retry_after: Some(1), ..told };
+        let unavailable =
+            |details| told(StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", 14, details);
         match self {
             Self::BadRequest(what) => told(StatusCode::BAD_REQUEST, "http_request_error", 3, what),
             Self::BodyTooLarge => told(
@@ -68,10 +72,7 @@ impl Fault {
                 8,
                 "the body is larger than limits.body_bytes",
             ),
-            Self::BreakerOpen(seconds) => Told {
-                retry_after: Some(seconds),
-                ..told(StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", 14, "breaker=open")
-            },
+            Self::BreakerOpen(seconds) => Told { retry_after: Some(seconds), ..unavailable("breaker=open") },
             Self::CallerTimeout => late("no answer in the time that the caller gave"),
             Self::ConnectTimeout => told(
                 StatusCode::GATEWAY_TIMEOUT,
@@ -80,6 +81,7 @@ impl Fault {
                 "no connection within connect_timeout",
             ),
             Self::Denied(why) => told(StatusCode::FORBIDDEN, "http_request_denied", 7, why),
+            Self::Drained => later(unavailable("no answer within drain_timeout of the version")),
             Self::Expectation => told(
                 StatusCode::EXPECTATION_FAILED,
                 "http_request_error",
@@ -92,12 +94,7 @@ impl Fault {
                 12,
                 "no service and no route answers to this host and path",
             ),
-            Self::NoEndpoint => later(told(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "destination_unavailable",
-                14,
-                "no endpoint of the service is available",
-            )),
+            Self::NoEndpoint => later(unavailable("no endpoint of the service is available")),
             Self::Overflow(which) => {
                 later(told(StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", 14, which))
             }
@@ -174,6 +171,7 @@ impl Fault {
             Self::BadRequest(_)
             | Self::BodyTooLarge
             | Self::Denied(_)
+            | Self::Drained
             | Self::Expectation
             | Self::NoDestination
             | Self::RateLimited(_)
@@ -195,6 +193,7 @@ impl Fault {
             | Self::BreakerOpen(_)
             | Self::CallerTimeout
             | Self::Denied(_)
+            | Self::Drained
             | Self::Expectation
             | Self::NoDestination
             | Self::RateLimited(_)

@@ -26,6 +26,7 @@ use crate::upstream::endpoint::EndpointState;
 use crate::upstream::service::Upstream;
 use crate::upstream::trials::Trial;
 use crate::upstream::upload::Progress;
+use crate::upstream::version::Over;
 use crate::visitor::NewVisitor;
 use crate::worker::{View, Worker};
 
@@ -262,6 +263,9 @@ impl Record {
 
     /// The proxy answers for this reason.
     pub(super) fn refused(&mut self, fault: Fault) {
+        if fault == Fault::Drained {
+            self.drained();
+        }
         if Reason::Fault(fault).is_versions_fault() {
             self.tried(true);
         }
@@ -337,6 +341,23 @@ impl Record {
         let is_good = !self.failed_late && matches!(self.code, Code::Hundred(..5) | Code::Fallback);
         if let (true, Some(upstream), Some(endpoint)) = (is_good, &self.admitted, &self.endpoint) {
             upstream.answer_was_whole(endpoint);
+        }
+    }
+
+    /// The end of the time that the version has at which it is, waited for.
+    pub(crate) fn over(&self) -> Option<Over> {
+        self.endpoint.as_ref().map(|endpoint| endpoint.version.over())
+    }
+
+    /// Whether that time is over.
+    pub(crate) fn is_over(&self) -> bool {
+        self.endpoint.as_ref().is_some_and(|endpoint| endpoint.version.is_over())
+    }
+
+    /// It is ended for that.
+    pub(crate) fn drained(&self) {
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.version.cut();
         }
     }
 

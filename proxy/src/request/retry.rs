@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::attempt::Failed;
 use super::deadline::Deadline;
+use super::fault::Fault;
 use super::trying::has_answer;
 use crate::upstream::service::{Shared, Upstream};
 
@@ -38,7 +39,9 @@ impl<'u> Retries<'u> {
 
     /// Whether what failed may be tried once more at all.
     pub(super) fn may_follow(&self, failed: &Failed, method: &Method) -> bool {
-        self.made < self.policy.attempts
+        // Tries again stay with the version.
+        failed.fault != Fault::Drained
+            && self.made < self.policy.attempts
             && (!failed.sent || (method.is_idempotent() && self.is_listed(failed)))
     }
 

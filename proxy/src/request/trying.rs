@@ -1,6 +1,8 @@
 //! One try at one endpoint, watched from its begin to its end: it is counted, and its breaker and its endpoint's ejection hear of it, once.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use gilmok_config::failure::{Failure, FailureSet};
@@ -13,6 +15,7 @@ use crate::clock;
 use crate::metrics::Outcome;
 use crate::upstream::endpoint::EndpointState;
 use crate::upstream::service::Upstream;
+use crate::upstream::version::{LASTING, Over};
 
 /// A try under way. Dropped, it was cancelled; whatever becomes of it is reported exactly once.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub(super) struct Trying<'t> {
     slow_call: Option<Duration>,
     /// How often it was looked at since it may be slow.
     looks: u32,
+    /// The end of its version's time, once it has lasted long enough to listen for it.
+    over: Option<Over>,
     /// Whether it may be given up for a fallback: it is safe, and there is one.
     has_stand_in: bool,
     outcome: Outcome,
@@ -62,6 +67,7 @@ impl<'t> Trying<'t> {
             per_try_timeout: upstream.policy.retry.per_try_timeout,
             slow_call,
             looks: 0,
+            over: None,
             has_stand_in: is_safe && !upstream.policy.fallback.is_empty(),
             outcome: Outcome::Cancelled,
             verdict: if gone { Verdict::Failure } else { Verdict::Neutral },
@@ -73,11 +79,15 @@ impl<'t> Trying<'t> {
     pub(super) fn next_alarm(&self, deadline: &Deadline) -> Instant {
         let timeout = self.per_try_timeout.map(|timeout| deadline.since(self.began) + timeout);
         let slow = self.slow_call.map(|slow| deadline.slow_since(self.began) + slow * (self.looks + 1));
-        timeout.into_iter().chain(slow).fold(deadline.next_look(), Instant::min)
+        let lasting = if self.over.is_none() { Some(self.began + LASTING) } else { None };
+        timeout.into_iter().chain(slow).chain(lasting).fold(deadline.next_look(), Instant::min)
     }
 
     /// Looks at it: whether its time is up, and whether it is slow by now.
     pub(super) fn ring(&mut self, deadline: &Deadline, now: Instant) -> Result<(), Expired> {
+        if self.over.is_none() && self.began + LASTING <= now {
+            self.over = Some(self.endpoint.version.over());
+        }
         if self.note_slow(deadline, now) {
             return Err(Expired::Service);
         }
@@ -86,6 +96,11 @@ impl<'t> Trying<'t> {
         }
         let is_over = |limit| deadline.since(self.began) + limit <= now;
         if self.per_try_timeout.is_some_and(is_over) { Err(Expired::Service) } else { Ok(()) }
+    }
+
+    /// Ready when its version's time is over.
+    pub(super) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.over.as_mut().map_or(Poll::Pending, |over| Pin::new(over).poll(cx))
     }
 
     /// Looks whether it is slow by now, and tells the breaker once. Whether that ends it: where something stands in,

@@ -1,5 +1,6 @@
 //! Tunnels: after a 101 or a granted CONNECT bytes are passed on as they are, both ways.
 
+use std::future::pending;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::pin::Pin;
@@ -12,7 +13,9 @@ use http::Request;
 use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
+use tokio::io::{
+    AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf, copy, copy_bidirectional_with_sizes, sink,
+};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{sleep, timeout};
 
@@ -20,6 +23,7 @@ use super::fault::Fault;
 use super::may_pass;
 use super::record::Record;
 use crate::caller::Caller;
+use crate::upstream::version::Over;
 use crate::worker::Worker;
 
 /// Buffer of a tunnel, each way. 4 KiB are a bottleneck; tens of thousands of quiet tunnels should fit into memory.
@@ -27,6 +31,8 @@ const BUFFER_BYTES: usize = 16 << 10;
 /// How long it may take to connect, and how long nothing may move, where no service's policy says it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_mins(5);
+/// How long both sides of a tunnel that is ended are heard out.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// A granted CONNECT that begins when its answer is out.
 #[derive(Debug)]
@@ -131,19 +137,63 @@ async fn run(
     let moved = Arc::new(AtomicU64::new(0));
     let mut caller = Watched { io: TokioIo::new(caller), moved: Arc::clone(&moved) };
     let copy = copy_bidirectional_with_sizes(&mut caller, &mut other, BUFFER_BYTES, BUFFER_BYTES);
+    match until_end(copy, &moved, idle, record.over()).await {
+        End::Copied(Ok((_, to_caller))) => {
+            record.sent(to_caller);
+            record.whole();
+        }
+        End::Copied(Err(_)) | End::Idle => {}
+        End::Over => {
+            record.drained();
+            // Whoever does not listen is left all the same.
+            drop(timeout(LINGER, part(&mut caller, &mut other)).await);
+        }
+    }
+}
+
+/// Why a tunnel ends.
+enum End {
+    Copied(io::Result<(u64, u64)>),
+    Idle,
+    /// The time of its version is over.
+    Over,
+}
+
+async fn until_end(
+    copy: impl Future<Output = io::Result<(u64, u64)>>,
+    moved: &AtomicU64,
+    idle: Duration,
+    over: Option<Over>,
+) -> End {
     let mut copy = std::pin::pin!(copy);
+    // A tunnel lasts: it listens from its begin.
+    let over = async {
+        match over {
+            Some(over) => over.await,
+            None => pending().await,
+        }
+    };
+    let mut over = std::pin::pin!(over);
     loop {
         let before = moved.load(Relaxed);
         tokio::select! {
-            copied = &mut copy => {
-                if let Ok((_, to_caller)) = copied {
-                    record.sent(to_caller);
-                    record.whole();
-                }
-                return;
-            }
-            () = sleep(idle) => if moved.load(Relaxed) == before { return },
+            copied = &mut copy => return End::Copied(copied),
+            () = &mut over => return End::Over,
+            () = sleep(idle) => if moved.load(Relaxed) == before { return End::Idle },
         }
+    }
+}
+
+/// Says to both sides that nothing more comes, and hears them out: to close on what is unread would take back what they
+/// were sent last.
+async fn part(
+    one: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    other: &mut (impl AsyncRead + AsyncWrite + Unpin),
+) {
+    let (first, second) = tokio::join!(one.shutdown(), other.shutdown());
+    if first.is_ok() && second.is_ok() {
+        let (mut nowhere, mut neither) = (sink(), sink());
+        drop(tokio::join!(copy(one, &mut nowhere), copy(other, &mut neither)));
     }
 }
 

@@ -44,8 +44,7 @@ pub(crate) struct EndpointState {
     /// Its version and shard as they are told to the application, made once; absent where it has none.
     pub(crate) version_header: Option<HeaderValue>,
     pub(crate) shard_header: Option<HeaderValue>,
-    /// Held, so that it is known while anything is under way to it.
-    _version: Arc<VersionState>,
+    pub(crate) version: Arc<VersionState>,
     pub(crate) series: Arc<TargetSeries>,
     /// Requests in flight, over all workers.
     pub(crate) in_flight: AtomicU32,
@@ -80,7 +79,7 @@ impl EndpointState {
             shard_header: told(&endpoint.shard),
             endpoint,
             peer,
-            _version: version,
+            version,
             series,
             in_flight: AtomicU32::new(0),
             ewma_ns: AtomicU64::new(0),

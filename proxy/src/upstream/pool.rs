@@ -142,7 +142,12 @@ impl Pools {
             return Rc::new(pool);
         }
         let mut by_id = self.by_id.borrow_mut();
-        let pool = by_id.entry(state.id).or_insert_with(|| Rc::new(self.make(state)));
+        let pool = by_id.entry(state.id).or_insert_with(|| {
+            let pool = self.make(state);
+            // For whoever decided before its version was left: it keeps no connection.
+            pool.closed.set(!state.version.is_asked());
+            Rc::new(pool)
+        });
         Rc::clone(pool)
     }
 
@@ -160,15 +165,18 @@ impl Pools {
         });
     }
 
-    /// Closes every connection to endpoints that are no longer among `alive`. Called when something else is in force.
+    /// Closes every connection to endpoints that are no longer among `alive`, or whose version is asked no more; those
+    /// that are lent to a request close when they come back. Called when something else is in force.
     pub(crate) fn keep<'s>(&self, alive: impl Iterator<Item = &'s Arc<EndpointState>>) {
         let mut by_id = self.by_id.borrow_mut();
         if by_id.is_empty() {
             return;
         }
-        let alive: HashSet<u64> = alive.map(|state| state.id).collect();
+        let alive: HashSet<u64> =
+            alive.filter(|state| state.version.is_asked()).map(|state| state.id).collect();
         by_id.retain(|id, pool| {
-            let keep = alive.contains(id);
+            // One that was closed when it was made is made anew.
+            let keep = alive.contains(id) && !pool.closed.get();
             if !keep {
                 pool.close();
             }

@@ -162,6 +162,7 @@ impl Upstream {
             seen_changes: AtomicU32::new(0),
             zone: around.zone.clone(),
         };
+        upstream.versions.settle(name, policy.traffic.as_deref());
         upstream.refresh(around.now_ms);
         upstream
     }

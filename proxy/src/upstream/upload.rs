@@ -72,10 +72,10 @@ pub(crate) enum UploadFault {
     TooLarge,
 }
 
-/// An upload that broke off, as hyper is told; the request looks at [`Progress`].
+/// An upload that broke off, as hyper is told; the request looks at [`Progress`]. HTTP/2 endpoints are told the reason.
 #[derive(Debug, thiserror::Error)]
 #[error("the upload broke off")]
-pub(crate) struct UploadBroken;
+pub(crate) struct UploadBroken(#[source] h2::Error);
 
 impl Progress {
     /// When the last byte of the request was handed on; `None` while it is on its way.
@@ -247,7 +247,7 @@ impl UploadStream {
             Poll::Ready(Some(Err(_broken))) => UploadFault::CallerLeft,
         };
         self.progress.fault.set(Some(fault));
-        Poll::Ready(Some(Err(UploadBroken)))
+        Poll::Ready(Some(Err(UploadBroken(h2::Reason::CANCEL.into()))))
     }
 }
 
@@ -255,13 +255,20 @@ impl UploadStream {
 #[derive(Debug)]
 pub(crate) struct IdleTimer {
     limit: Duration,
+    /// Rings once before, for whoever does something about what lasts.
+    early: Option<Duration>,
     sleep: Option<Pin<Box<Sleep>>>,
     moved_at: Option<Instant>,
 }
 
 impl IdleTimer {
     pub(crate) fn new(limit: Duration) -> Self {
-        Self { limit, sleep: None, moved_at: None }
+        Self { limit, early: None, sleep: None, moved_at: None }
+    }
+
+    /// One that rings once when it has been waited for so long, whether anything moved or not.
+    pub(crate) fn ringing_early(limit: Duration, early: Duration) -> Self {
+        Self { early: Some(early), ..Self::new(limit) }
     }
 
     pub(crate) fn limit(&self) -> Duration {
@@ -275,16 +282,37 @@ impl IdleTimer {
     }
 
     pub(crate) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let timer = self.sleep.get_or_insert_with(|| Box::pin(sleep(self.limit)));
+        while ready!(self.poll_rung(cx)) == Rung::Early {}
+        Poll::Ready(())
+    }
+
+    /// What it rings for. To be polled again after it rang early.
+    pub(crate) fn poll_rung(&mut self, cx: &mut Context<'_>) -> Poll<Rung> {
+        let first = self.early.map_or(self.limit, |early| early.min(self.limit));
+        let timer = self.sleep.get_or_insert_with(|| Box::pin(sleep(first)));
         loop {
             ready!(timer.as_mut().poll(cx));
+            let early = self.early.take();
             // Moving does not touch the timer; it is set on when it rings.
-            match self.moved_at.take() {
-                Some(moved_at) => timer.as_mut().reset(moved_at + self.limit),
-                None => return Poll::Ready(()),
+            let still_since = match (self.moved_at.take(), early) {
+                (Some(moved_at), _) => moved_at,
+                (None, Some(early)) if early < self.limit => timer.deadline() - early,
+                (None, _) => return Poll::Ready(Rung::Expired),
+            };
+            timer.as_mut().reset(still_since + self.limit);
+            if early.is_some() {
+                return Poll::Ready(Rung::Early);
             }
         }
     }
+}
+
+/// Why an [`IdleTimer`] rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rung {
+    Early,
+    /// Nothing has moved for the limit.
+    Expired,
 }
 
 #[cfg(test)]
@@ -307,6 +335,35 @@ mod tests {
         assert!(!Kept::new(WORKER_BYTES_MAX).take(&part.slice(..1)), "all bodies");
         drop((kept, others));
         assert_eq!(WORKER_KEPT_BYTES.get(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timer_that_rings_early_expires_when_it_would_have() {
+        let (limit, early) = (Duration::from_secs(10), Duration::from_secs(1));
+        let expectations: [(_, _, Vec<(u128, Rung)>); 4] = [
+            (limit, false, vec![(1_000, Rung::Early), (10_000, Rung::Expired)]),
+            (limit, true, vec![(1_000, Rung::Early), (10_500, Rung::Expired)]),
+            (early / 2, false, vec![(500, Rung::Expired)]),
+            (early / 4, true, vec![(250, Rung::Early), (375, Rung::Expired)]),
+        ];
+        for (limit, moves, expected) in expectations {
+            let begin = Instant::now();
+            let mut timer = IdleTimer::ringing_early(limit, early);
+            let mut rung = Vec::new();
+            let at = limit.min(early) / 2;
+            let polled = std::future::poll_fn(|cx| Poll::Ready(timer.poll_rung(cx).is_pending()));
+            assert!(polled.await);
+            tokio::time::sleep(at).await;
+            if moves {
+                timer.moved();
+            }
+            while rung.last().is_none_or(|(_, last)| *last != Rung::Expired) {
+                let why = std::future::poll_fn(|cx| timer.poll_rung(cx)).await;
+                // Tokio's timers are right to a millisecond.
+                rung.push((begin.elapsed().as_millis() / 5 * 5, why));
+            }
+            assert_eq!(rung, expected, "{limit:?} {moves}");
+        }
     }
 
     #[test]
