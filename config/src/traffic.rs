@@ -17,7 +17,7 @@ pub const VERSIONS_MAX: usize = 32;
 /// Most exceptions of one service.
 const PINS_MAX: usize = 100;
 /// How long what is in flight to a version that is asked no more may go on, unless the document says otherwise.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest value of a pin and longest salt, in bytes.
 const TEXT_BYTES_MAX: usize = 256;
 

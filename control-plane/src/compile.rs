@@ -38,6 +38,12 @@ pub struct EndpointSet {
 }
 
 impl Published {
+    /// What operators want, as this version understands it.
+    #[must_use]
+    pub fn intent(&self) -> &Document {
+        &self.intent
+    }
+
     /// The snapshot that proxies join of the same lines; made when it is first asked for.
     pub fn snapshot(&self) -> &Snapshot {
         self.snapshot.get_or_init(|| {

@@ -7,6 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use gilmok_config::document::Document;
 use gilmok_config::name::{Name, ServiceName};
 use gilmok_config::unit::Ppm;
 use serde::Deserialize;
@@ -19,7 +20,7 @@ use super::author::{Author, Done, Heads, Terms, etag};
 use super::named::Named;
 use super::problem::Problem;
 use super::told::Told;
-use crate::intent::{self, Command, Intent};
+use crate::intent::{self, Command};
 use crate::rollout::tally::Counted;
 
 /// Where everybody is to go.
@@ -54,11 +55,12 @@ pub(super) async fn read(State(admin): State<Arc<Admin>>, service: Named) -> Res
             "percent": rollout.percent().percent(),
         })
     });
+    let published = admin.state.publisher.current();
     let body = json!({
         "service": name,
         "revision": head.number,
         "traffic": table,
-        "versions": versions(&admin, &head.document, &name),
+        "versions": published.map(|published| versions(&admin, published.intent(), &name)),
         "release": release,
         "rollout": rollout,
     });
@@ -66,9 +68,8 @@ pub(super) async fn read(State(admin): State<Arc<Admin>>, service: Named) -> Res
 }
 
 /// Every version that has a share or an endpoint, with what live proxies counted of it.
-fn versions(admin: &Admin, document: &Value, name: &ServiceName) -> Vec<Value> {
-    let parsed = Intent::parse(document).unwrap_or_else(|_| Intent::empty()).document;
-    let traffic = parsed.services.get(name).and_then(|policy| policy.traffic.as_deref());
+fn versions(admin: &Admin, document: &Document, name: &ServiceName) -> Vec<Value> {
+    let traffic = document.services.get(name).and_then(|policy| policy.traffic.as_deref());
     let alive = intent::versions_alive(document, &admin.state.view().endpoints, name);
     let mut counted: BTreeMap<&Name, (Counted, u64)> = BTreeMap::new();
     let named = traffic.into_iter().flat_map(|traffic| traffic.weights.keys());

@@ -16,8 +16,8 @@ use gilmok_config::wire::Ack;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::intent::{Command, Conduct, versions_alive};
-use crate::rollout::progress::{Hand, Owed, Rollout, Seen};
+use crate::intent::{Command, Conduct, drain_timeout, versions_alive};
+use crate::rollout::progress::{Event, Hand, Owed, Rollout, Seen, Shift};
 use crate::rollout::record::Record;
 use crate::state::{Author, State, WriteError};
 use crate::store::now_ms;
@@ -152,71 +152,71 @@ impl Conductor {
         let records = self.state.store.records();
         let Some(record) = records.get(service) else { return };
         let Some(before) = self.current(service, record) else { return };
-        let head = self.state.store.head();
-        let number = head.as_ref().map_or(0, |head| head.number);
+        let Some(published) = self.state.publisher.current() else { return };
         let mut rollout = before.rollout.clone();
-        let candidate = rollout.plan.candidate.clone();
-        let alive = head.map(|head| versions_alive(&head.document, &self.state.view().endpoints, service));
-        let alive = alive.and_then(|alive| alive.get(&candidate).copied()).unwrap_or_default();
-        let now_ms = now_ms();
+        let (stable, candidate) = (rollout.stable.clone(), rollout.plan.candidate.clone());
+        let alive = versions_alive(published.intent(), &self.state.view().endpoints, service);
+        let alive = alive.get(&candidate).copied().unwrap_or_default();
+        let (now_ms, revision) = (now_ms(), published.revision + 1);
         if let Some(answer) = answer.filter(|answer| answer.id == rollout.id) {
-            let hand = Hand { by: "webhook", why: "", now_ms, revision: number + 1, alive };
+            let hand = Hand { by: "webhook", why: "", now_ms, revision, alive };
             rollout.answered(&answer.owed, answer.answer.clone(), &hand);
         }
-        let stable = rollout.stable.clone();
         let news = rollout.tally.hear(acks.iter().copied(), service, &stable, &candidate);
-        let shift = rollout.tick(&Seen { now_ms, elapsed, alive, news: &news }, number + 1);
-        let happened =
-            rollout.history.len() != before.rollout.history.len() || rollout.owed != before.rollout.owed;
-        let is_due = before.kept.elapsed() >= KEEP_EVERY;
-        if shift.is_none() && !happened && !is_due {
-            self.lock().insert(service.clone(), Live { rollout, ..before });
-            return;
-        }
-        let news: Vec<_> = rollout.history.iter().skip(before.rollout.history.len()).cloned().collect();
-        let kept = if shift.is_some() {
-            let conduct =
-                Conduct { service: service.clone(), seq: record.seq, rollout: rollout.clone(), shift };
-            let author = Author {
-                who: "rollout".to_owned(),
-                reason: rollout.why.clone(),
-                expected: Some(number),
-                force: false,
-            };
-            match self.state.write(&Command::Conduct(conduct), &author).await {
-                Ok(_) => true,
-                // Somebody else wrote meanwhile: the next tick decides anew, with the same news.
-                Err(WriteError::Behind { .. } | WriteError::Contended) => false,
-                Err(WriteError::Refused(refusal)) => {
-                    tracing::warn!("the rollout of {service} cannot go on: {refusal:?}");
-                    false
-                }
-                Err(WriteError::Store(error)) => {
-                    tracing::error!("the rollout of {service} is not written: {error}");
-                    false
-                }
-            }
-        } else {
-            let record = Record { rollout: Some(rollout.clone()), ..record.clone() };
-            match self.state.store.keep_records(vec![(service.clone(), record)]).await {
-                Ok(kept) => kept,
-                Err(error) => {
+        let shift = rollout.tick(&Seen { now_ms, elapsed, alive, news: &news }, revision);
+        let events = rollout.happened - before.rollout.happened;
+        let happened = events > 0 || rollout.owed != before.rollout.owed;
+        let kept = match shift {
+            Some(shift) => self.carry_out(service, record.seq, &rollout, shift, published.revision).await,
+            None if happened || before.kept.elapsed() >= KEEP_EVERY => {
+                let record = Record { rollout: Some(rollout.clone()), ..record.clone() };
+                self.state.store.keep_records(vec![(service.clone(), record)]).await.unwrap_or_else(|error| {
                     tracing::error!("the rollout of {service} is not kept: {error}");
                     false
-                }
+                })
+            }
+            None => {
+                self.lock().insert(service.clone(), Live { rollout, ..before });
+                return;
             }
         };
+        // What was not kept is decided anew by the next tick, with the same news.
         if kept {
-            for event in news {
-                tracing::info!(
-                    "rollout of {service}: {:?} at {} %: {}",
-                    event.what,
-                    event.percent,
-                    event.why
-                );
-                metrics::counter!("gilmok_rollout_decisions_total", "service" => service.to_string(), "decision" => event.what.as_str()).increment(1);
-            }
+            let known = rollout.history.len().saturating_sub(events);
+            tell_of(service, &rollout.history[known..]);
             self.lock().insert(service.clone(), Live { seq: record.seq + 1, rollout, kept: Instant::now() });
+        }
+    }
+
+    /// Writes what becomes of the traffic; whether that was done.
+    async fn carry_out(
+        &self,
+        service: &ServiceName,
+        seq: u64,
+        rollout: &Rollout,
+        shift: Shift,
+        number: u64,
+    ) -> bool {
+        let conduct =
+            Conduct { service: service.clone(), seq, rollout: Box::new(rollout.clone()), shift: Some(shift) };
+        let author = Author {
+            who: "rollout".to_owned(),
+            reason: rollout.why.clone(),
+            expected: Some(number),
+            force: false,
+        };
+        match self.state.write(&Command::Conduct(conduct), &author).await {
+            Ok(_) => true,
+            // Somebody else wrote meanwhile.
+            Err(WriteError::Behind { .. } | WriteError::Contended) => false,
+            Err(WriteError::Refused(refusal)) => {
+                tracing::warn!("the rollout of {service} cannot go on: {refusal:?}");
+                false
+            }
+            Err(WriteError::Store(error)) => {
+                tracing::error!("the rollout of {service} is not written: {error}");
+                false
+            }
         }
     }
 
@@ -278,8 +278,8 @@ impl Conductor {
     pub fn drain(&self, service: &ServiceName) -> Option<Drain> {
         let records = self.state.store.records();
         let release = records.get(service)?.release.as_ref()?;
-        let head = self.state.store.head()?;
-        let timeout = crate::intent::drain_timeout(&head.document, service);
+        let published = self.state.publisher.current()?;
+        let timeout = drain_timeout(published.intent(), service);
         Some(drain(
             service,
             release,
@@ -293,6 +293,16 @@ impl Conductor {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<ServiceName, Live>> {
         // Whoever panicked left whole entries: each is replaced in one step.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says what has happened, in the log and in the metrics.
+fn tell_of(service: &ServiceName, events: &[Event]) {
+    for event in events {
+        let what = event.what.as_str();
+        tracing::info!("rollout of {service}: {what} at {} %: {}", event.percent, event.why);
+        let labels = [("service", service.to_string()), ("decision", what.to_owned())];
+        metrics::counter!("gilmok_rollout_decisions_total", &labels).increment(1);
     }
 }
 

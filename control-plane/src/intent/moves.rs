@@ -6,31 +6,22 @@ use std::time::Duration;
 use gilmok_config::document::Document;
 use gilmok_config::name::{Name, ServiceName};
 use gilmok_config::snapshot::Membership;
-use gilmok_config::unit::parse_duration;
+use gilmok_config::traffic::DRAIN_TIMEOUT;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{Intent, shares};
 
-/// What a traffic table says of draining when it says nothing.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// How long what is under way to a version may go on when it has lost its users; `None` is for ever.
 #[must_use]
-pub fn drain_timeout(document: &Value, name: &ServiceName) -> Option<Duration> {
-    let said = shares::table(document, name).and_then(|table| table.get("drain_timeout")?.as_str());
-    match said {
-        Some("none") => None,
-        Some(text) => parse_duration(text).ok(),
-        None => Some(DRAIN_TIMEOUT),
-    }
+pub fn drain_timeout(document: &Document, name: &ServiceName) -> Option<Duration> {
+    shares::traffic(document, name).map_or(Some(DRAIN_TIMEOUT), |traffic| traffic.drain_timeout)
 }
 
 /// How many endpoints of each version of a service are known to be alive.
 #[must_use]
-pub fn versions_alive(document: &Value, alive: &Membership, name: &ServiceName) -> BTreeMap<Name, u64> {
-    let parsed = Intent::parse(document).unwrap_or_else(|_| Intent::empty()).document;
-    shares::alive(&parsed, alive, name)
+pub fn versions_alive(document: &Document, alive: &Membership, name: &ServiceName) -> BTreeMap<Name, u64> {
+    shares::alive(document, alive, name)
 }
 
 /// Which users of a service a write would move, before anything moves.

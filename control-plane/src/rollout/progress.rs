@@ -66,6 +66,9 @@ pub struct Rollout {
     #[serde(default)]
     pub alarms: Alarms,
     pub history: Vec<Event>,
+    /// How much has happened, that which the history does not have any more included.
+    #[serde(default)]
+    pub happened: usize,
 }
 
 /// What the rollout is at.
@@ -244,6 +247,7 @@ impl Rollout {
             tally: Tally::default(),
             alarms: Alarms::default(),
             history: Vec::new(),
+            happened: 0,
         };
         rollout.note(What::Started, hand, None);
         rollout
@@ -539,6 +543,7 @@ impl Rollout {
         if self.history.len() >= HISTORY_MAX {
             self.history.remove(HISTORY_MAX / 2);
         }
+        self.happened += 1;
         let why = if hand.why.is_empty() { self.why.clone() } else { hand.why.to_owned() };
         self.history.push(Event {
             at_ms: hand.now_ms,

@@ -59,7 +59,9 @@ async fn the_key_of_baggage_decides_and_stays_secret() {
         serde_json::from_str::<Value>(&first).unwrap()["begin"]["visitor_keys"].as_str().unwrap().to_owned();
     assert!(secret.len() >= 32 && !told.to_string().contains(&secret), "{told}");
     let traffic = json!({"stable": "v1", "weights": {"v1": 50, "v2": 50}, "subject": ["client_ip"]});
-    served.ask(Method::PATCH, "/v1/services/shop?force=true", &[], &json!({ "traffic": traffic }).to_string()).await;
+    served
+        .ask(Method::PATCH, "/v1/services/shop?force=true", &[], &json!({ "traffic": traffic }).to_string())
+        .await;
     let (status, problem) = served.get(USER).await;
     assert_eq!(status, StatusCode::BAD_REQUEST, "{problem}");
 }
