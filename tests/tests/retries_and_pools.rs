@@ -174,7 +174,9 @@ async fn what_a_closed_connection_swallowed_is_sent_again_where_nobody_can_notic
         ("POST /a HTTP/1.1\r\nHost: app\r\nX-A: 1\r\nContent-Length: 0\r\n\r\n", 502),
     ] {
         let upstream = ending_with("").await;
-        let proxy = Proxy::start(service("app", "", &[upstream.address])).await;
+        // One failure would open it.
+        let breaker = "[services.app.circuit_breaker]\nconsecutive_failures = 1\n";
+        let proxy = Proxy::start(service("app", "", &[upstream.address]) + breaker).await;
         assert_eq!(proxy.get("app", "/first").await.status(), 200);
         let answer = proxy.caller().await.ask(request).await;
         assert_eq!(answer.status(), expected, "{request}: {answer:?}");
@@ -186,6 +188,8 @@ async fn what_a_closed_connection_swallowed_is_sent_again_where_nobody_can_notic
         }
         let stale = proxy.metric("gilmok_upstream_attempts_total", &["outcome=\"stale_connection\""]).await;
         assert!((stale - 1.0).abs() < f64::EPSILON, "{request}: {stale} counted as stale");
+        let opened = proxy.metric("gilmok_breaker_transitions_total", &["to=\"open\""]).await;
+        assert!(opened.abs() < f64::EPSILON, "{request}: a closed connection is no failure");
     }
 }
 
