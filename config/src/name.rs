@@ -59,6 +59,14 @@ impl Name {
         if sound { Ok(Self(text.into())) } else { Err("at most 63 of a-z, A-Z, 0-9, '-', '_', '.'") }
     }
 
+    /// Checks a name where there must be one.
+    ///
+    /// # Errors
+    /// What would be right.
+    pub fn parse_given(text: &str) -> Result<Self, &'static str> {
+        if text.is_empty() { Err("a name") } else { Self::parse(text) }
+    }
+
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

@@ -259,11 +259,7 @@ fn transposed<T>(read: Option<Option<T>>) -> Option<Option<T>> {
 }
 
 fn read_version(value: &Value<'_>) -> Option<Name> {
-    value.named(|text| match Name::parse(text) {
-        Ok(name) if !text.is_empty() => Ok(name),
-        Ok(_) => Err("a name"),
-        Err(hint) => Err(hint),
-    })
+    value.named(Name::parse_given)
 }
 
 fn read_text<'d>(value: &Value<'d>) -> Option<&'d str> {

@@ -46,7 +46,11 @@ pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Json<Value> {
         .filter(|report| report.is_live(now) && report.ack.refused.is_some())
         .map(|report| report.ack.node.as_str())
         .collect();
-    let view = state.view();
+    let published = state.publisher.current();
+    // Those of membership, and those that the document lists where membership knows none.
+    let endpoints = published.map_or(0, |published| {
+        published.snapshot().services().iter().map(|service| service.endpoints.len()).sum::<usize>()
+    });
     let consul = admin.contacts.as_ref().map(|contacts| {
         let ages = contacts.ages();
         let oldest = ages.iter().map(|(_, age)| *age).fold(0.0, f64::max);
@@ -59,7 +63,7 @@ pub(super) async fn status(State(admin): State<Arc<Admin>>) -> Json<Value> {
         "hash": head.as_ref().map(|head| head.hash.as_str()),
         "written_at_ms": head.as_ref().map(|head| head.at_ms),
         "services": state.names().borrow().len(),
-        "endpoints": view.endpoints.values().map(|endpoints| endpoints.len()).sum::<usize>(),
+        "endpoints": endpoints,
         "proxies": {
             "live": live,
             "known": reports.len(),

@@ -143,8 +143,8 @@ pub(super) async fn switch(
     author: Author,
     Told(destination): Told<Destination>,
 ) -> Result<Response, Problem> {
-    let to = Name::parse(&destination.to).ok().filter(|name| !name.is_empty());
-    let to = to.ok_or_else(|| Problem::bad_request("to: the name of a version"))?;
+    let to = Name::parse_given(&destination.to);
+    let to = to.map_err(|hint| Problem::bad_request(format!("to: {hint}")))?;
     author.write(&admin, Command::Switch(service.0, to)).await
 }
 

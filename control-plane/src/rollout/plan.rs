@@ -166,8 +166,8 @@ impl Plan {
 
     fn read(root: &Value<'_>, hosts: usize) -> Option<Self> {
         let mut table = root.table()?;
-        let candidate = table.required("candidate").and_then(|v| read_version(&v));
-        let stable = table.optional("stable").and_then(|v| read_version(&v));
+        let candidate = table.required("candidate").and_then(|v| v.named(Name::parse_given));
+        let stable = table.optional("stable").and_then(|v| v.named(Name::parse_given));
         let (preset, steps) = (table.optional("preset"), table.optional("steps"));
         let analysis = table.optional("analysis").map_or(Some(Judging::default()), |v| read_analysis(&v));
         let on_fail = table.optional("on_fail").and_then(|v| v.choice(&ON_FAIL));
@@ -222,14 +222,6 @@ impl TryFrom<Json> for Plan {
     fn try_from(json: Json) -> Result<Self, Problems> {
         Self::parse(&json, 1)
     }
-}
-
-pub(super) fn read_version(value: &Value<'_>) -> Option<Name> {
-    value.named(|text| match Name::parse(text) {
-        Ok(name) if !text.is_empty() => Ok(name),
-        Ok(_) => Err("a name"),
-        Err(hint) => Err(hint),
-    })
 }
 
 fn read_salt(value: &Value<'_>) -> Option<String> {
