@@ -62,7 +62,8 @@ impl App {
         }
         let is_health = path == "/healthz";
         if let Some(status) = self.misbehave(is_health).await {
-            let said = json!({"service": self.arguments.service, "failed": "it was told to fail"});
+            let Arguments { service, version, .. } = &self.arguments;
+            let said = json!({"service": service, "version": version, "failed": "it was told to fail"});
             return Ok(respond(status, "application/json", format!("{said}\n")));
         }
         if is_health {

@@ -72,9 +72,11 @@ async fn any_path_is_answered_with_who_answers() {
 
 #[tokio::test]
 async fn it_fails_as_told_and_is_well_again_when_told() {
-    let ads = start(&["--service", "ads"]).await;
+    let ads = start(&["--service", "ads", "--version", "v7"]).await;
     assert_eq!(ads.order("fail?percent=100&status=503").await, 200);
-    assert_eq!(ads.get("/").await.0, 503);
+    let (status, said) = ads.get("/").await;
+    assert_eq!(status, 503);
+    assert!(said.contains("\"version\":\"v7\""), "who fails is told: {said}");
     assert_eq!(ads.get("/healthz").await.0, 200);
     assert_eq!(ads.order("fail?status=500&health=false").await, 200);
     assert_eq!(ads.get("/healthz").await.0, 500);
