@@ -19,8 +19,9 @@ const CALLERS: usize = 2;
 const REST: Duration = Duration::from_millis(25);
 /// Failures that are kept word for word.
 const KEPT_MAX: usize = 5;
-/// Requests under way at a time at a rate; beyond that one is left out.
-const UNDER_WAY_MAX: usize = 1_000;
+/// Requests under way at a time at a rate, several times what a hang of the ads makes of it. Beyond that one is left out, so
+/// that a machine that is busy with other things has fewer pages and no queue of them.
+const UNDER_WAY_MAX: usize = 100;
 /// Pages that are remembered one by one.
 const PAGES_MAX: usize = 100_000;
 /// What stands where there is no advertisement.
