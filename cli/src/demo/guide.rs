@@ -1,7 +1,9 @@
 //! What the reader is shown: what is where, and what to try.
 
+use super::chapters::bad_version::PLAN_FILE;
 use super::layout::{App, Machine};
 use super::mesh::Mesh;
+use super::settings::VERSION_WANTED;
 use crate::table::indented;
 
 /// A table of every process and its addresses.
@@ -59,7 +61,7 @@ pub(crate) fn what_to_try(mesh: &Mesh) -> String {
         ),
         (
             "another app is slow; also fail?percent=50, hang, and ok",
-            format!("curl -s -X POST '{}/control/slow?ms=800'", app("checkout-v1")),
+            format!("curl -s -X POST '{}/control/slow?ms=800'", app("checkout-v2")),
         ),
         (
             "the ads hang: the shop shows the house's picture instead; ok ends it",
@@ -68,6 +70,25 @@ pub(crate) fn what_to_try(mesh: &Mesh) -> String {
         (
             "the drill: what does the shop look like without ads? Then auto",
             gilmok("breakers force ads open --for 1m"),
+        ),
+        (
+            "everybody has v2 of checkout; a tester sees whichever version the header names",
+            format!("curl -s -H 'Host: checkout' -H '{VERSION_WANTED}: v3' http://{outbound}/"),
+        ),
+        ("which version a user gets, and why", gilmok("explain checkout --subject user-1")),
+        (
+            "v3 comes to everybody, by the plan in this file; a few users go on coming to checkout for it",
+            gilmok(&format!("rollout start checkout --file '{}'", mesh.dir.join(PLAN_FILE).display())),
+        ),
+        (
+            "how it goes, until it ends; also rollout pause, promote, abort, and show with the evidence",
+            gilmok("rollout watch checkout"),
+        ),
+        ("everybody to v2 at once; traffic rollback is the way back", gilmok("traffic switch checkout v2")),
+        ("who gets what, and whether the old version may be stopped", gilmok("traffic show checkout")),
+        (
+            "v3 fails one request in five: the same rollout again takes itself back",
+            format!("curl -s -X POST '{}/control/fail?percent=20'", app("checkout-v3")),
         ),
         ("what guards the services", format!("'{program}' breakers --proxy http://{admin}")),
         ("whom the proxy of web-1 would call", format!("curl -s http://{admin}/endpoints")),

@@ -43,7 +43,7 @@ pub(crate) struct Layout {
 pub(crate) const CONTROL_PLANE: &str = "control-plane";
 const MACHINES: [&str; 3] = ["web-1", "app-1", "app-2"];
 /// name, service, version, shard, machine
-const APPS: [(&str, &str, &str, &str, usize); 7] = [
+const APPS: [(&str, &str, &str, &str, usize); 8] = [
     ("shop", "shop", "v1", "", 0),
     ("ads-1", "ads", "v1", "", 1),
     ("ads-2", "ads", "v1", "", 2),
@@ -51,6 +51,7 @@ const APPS: [(&str, &str, &str, &str, usize); 7] = [
     ("checkout-v2", "checkout", "v2", "", 2),
     ("profile-0", "profile", "v1", "0", 1),
     ("profile-1", "profile", "v1", "1", 2),
+    ("checkout-v3", "checkout", "v3", "", 1),
 ];
 
 const CLAIM_PORT: u16 = 7069;

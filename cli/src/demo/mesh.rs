@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use gilmok_control_plane::http_client::{Client, Request};
+use hyper::header::{HeaderName, HeaderValue};
 use hyper::{Method, StatusCode};
 use serde_json::Value;
 
@@ -220,7 +221,10 @@ impl Mesh {
 
 /// The process that answers a call of this app's service.
 async fn answering_pid(client: &Client, app: &App) -> anyhow::Result<u64> {
-    let answer = client.send(&talk::of_service(app.service, "/who")?).await?;
+    let request = talk::of_service(app.service, "/who")?;
+    // Where versions are split, it is a tester who asks: the others do not all reach it.
+    let wanted = HeaderName::from_static(settings::VERSION_WANTED);
+    let answer = client.send(&request.header(wanted, HeaderValue::from_static(app.version))).await?;
     let said = talk::json(&answer, StatusCode::OK)?;
     said["pid"].as_u64().with_context(|| format!("no pid in {said}"))
 }

@@ -1,8 +1,8 @@
 //! `gilmok demo`: a whole mesh on loopback, all of it children of this one process, and a story told with it.
 //!
 //! In reading order: who is where (`layout`, `settings`), the processes (`process`, `mesh`), how they are talked to
-//! (`talk`, `traffic`), the story (`stage`, `chapters`, `story`), how it is told (`tell`, `guide`), and where it keeps its
-//! files (`scratch`).
+//! (`talk`, `traffic`, `crowd`, `users`), the story (`stage`, `rollout`, `chapters`, `story`), how it is told (`tell`,
+//! `guide`), and where it keeps its files (`scratch`).
 
 mod layout;
 
@@ -16,7 +16,13 @@ mod talk;
 
 mod traffic;
 
+mod crowd;
+
+mod users;
+
 mod stage;
+
+mod rollout;
 
 mod chapters;
 
@@ -38,6 +44,7 @@ use gilmok_proxy::settings::Server;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::EXIT_INTERNAL;
+use crowd::Crowd;
 use mesh::{Concerning, Mesh};
 use scratch::Scratch;
 use stage::Stage;
@@ -46,6 +53,8 @@ use tell::Teller;
 
 /// How long an app that the reader killed stays dead.
 const DEAD_FOR: Duration = Duration::from_secs(5);
+/// Users who go on coming to checkout, so that a rollout has something to go by.
+const CROWD_PER_SECOND: u32 = 50;
 /// How often it is looked whether one is dead.
 const WATCH: Duration = Duration::from_millis(200);
 
@@ -106,10 +115,12 @@ async fn demo(arguments: &Arguments, teller: &Teller) -> anyhow::Result<ExitCode
         teller.say("everything came as told");
     } else {
         teller.show(&guide::what_to_try(&mesh));
+        let crowd = Crowd::start(&mesh.layout, "checkout", CROWD_PER_SECOND)?;
         let outcome = tokio::select! {
             outcome = keep_whole(teller, &mut mesh) => outcome,
             () = stop.asked() => Ok(()),
         };
+        drop(crowd);
         teller.say("ending every process");
         mesh.end().await;
         return outcome.map(|()| ExitCode::SUCCESS);

@@ -14,6 +14,9 @@ const REGISTRATION_TTL: &str = "6s";
 const HEALTH_CHECK: &str =
     r#"{ path = "/healthz", interval = "500ms", timeout = "2s", unhealthy_threshold = 2 }"#;
 
+/// The header in which a tester of checkout says which version to show.
+pub(crate) const VERSION_WANTED: &str = "x-version";
+
 /// control-plane.toml.
 pub(crate) fn control_plane(layout: &Layout, dir: &Path, consul: Option<&str>) -> String {
     let store = toml_text(&dir.join("store").to_string_lossy());
@@ -63,12 +66,23 @@ pub(crate) fn document() -> Value {
             "shop": {"request_timeout": "10s"},
             // Shorter than the shop's own patience, so that a hang is the ads' time-out and not a caller that left.
             "ads": {"request_timeout": "2s"},
-            "checkout": {"request_timeout": "5s"},
+            "checkout": {"request_timeout": "5s", "traffic": checkout()},
             "profile": {"request_timeout": "5s"},
         },
         "routes": [
             {"hosts": ["shop.example.com"], "service": "shop"},
         ],
+    })
+}
+
+/// Who gets which version of checkout: everybody the first one, but for testers, who say which they want to see.
+fn checkout() -> Value {
+    let tester = |version: &str| json!({"header": VERSION_WANTED, "equals": version, "version": version});
+    json!({
+        "stable": "v1",
+        "weights": {"v1": 100},
+        "subject": ["header:x-user-id"],
+        "pins": [tester("v1"), tester("v2"), tester("v3")],
     })
 }
 

@@ -22,6 +22,9 @@ pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     chapters::bad_document::play(stage).await.context(chapters::bad_document::TITLE)?;
     chapters::ads_hang::play(stage).await.context(chapters::ads_hang::TITLE)?;
     chapters::control_plane_dies::play(stage).await.context(chapters::control_plane_dies::TITLE)?;
+    chapters::canary::play(stage).await.context(chapters::canary::TITLE)?;
+    chapters::bad_version::play(stage).await.context(chapters::bad_version::TITLE)?;
+    chapters::switch::play(stage).await.context(chapters::switch::TITLE)?;
     stage.mesh.whole().await.context("the shop is not whole at the end")
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use gilmok_control_plane::http_client::{Client, Origin, Request, Response, Settings};
-use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode};
 use serde_json::Value;
 
@@ -32,6 +32,14 @@ pub(crate) async fn ask(address: SocketAddr, method: Method, target: &str) -> an
 /// `GET target` of a service, through the outbound listener of a proxy.
 pub(crate) fn of_service(service: &str, target: &str) -> anyhow::Result<Request> {
     Ok(Request::get(target).timeout(TIMEOUT).header(HOST, HeaderValue::from_str(service)?))
+}
+
+/// The same request, for a user: what splits go by, and what apps pass on.
+///
+/// # Errors
+/// A name that no header can hold.
+pub(crate) fn as_user(request: Request, user: &str) -> anyhow::Result<Request> {
+    Ok(request.header(HeaderName::from_static("x-user-id"), HeaderValue::from_str(user)?))
 }
 
 /// A request with a JSON body.

@@ -104,9 +104,8 @@ impl Traffic {
     }
 
     fn counted(&self, machine: &Machine, service: &str, caller: usize) -> anyhow::Result<Counted> {
-        let user = format!("user-{caller}").parse()?;
         let request = talk::of_service(service, "/?format=json")?;
-        let request = request.header(hyper::header::HeaderName::from_static("x-user-id"), user);
+        let request = talk::as_user(request, &format!("user-{caller}"))?;
         let (tally, under_way) = (Arc::clone(&self.tally), Arc::clone(&self.under_way));
         Ok(Counted { client: talk::client(machine.outbound)?, request, tally, under_way })
     }

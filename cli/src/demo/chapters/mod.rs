@@ -9,3 +9,9 @@ pub(crate) mod config_change;
 pub(crate) mod bad_document;
 
 pub(crate) mod control_plane_dies;
+
+pub(crate) mod canary;
+
+pub(crate) mod bad_version;
+
+pub(crate) mod switch;
