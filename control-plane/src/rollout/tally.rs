@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::analysis::Came;
 
+/// Hearings in a row, one a second, after which a process that is not heard of is forgotten: as long as proxies are
+/// remembered at all.
+const ABSENT_MAX: u16 = 3_600;
+
 /// What was counted of one version.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counted {
@@ -35,10 +39,25 @@ pub struct Both {
 /// Where counting stands. The first word of a process is where its counting begins: what it counted before is no news.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tally {
-    /// By node and start: what it had counted when it was last heard.
-    heard: BTreeMap<String, Both>,
+    /// By node and start: what it had counted when it was last heard. Whoever is silent is remembered for a while: a control
+    /// plane that has just started has heard of nobody, and what was counted meanwhile is news.
+    heard: BTreeMap<String, Heard>,
     /// Since the current step began, without latencies.
     pub step: Both,
+}
+
+/// What one process had counted when it was last heard.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Heard {
+    counted: Both,
+    /// For how many hearings it has been silent.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    absent: u16,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]
+fn is_zero(number: &u16) -> bool {
+    *number == 0
 }
 
 impl Counted {
@@ -108,7 +127,9 @@ impl Tally {
         candidate: &Name,
     ) -> Both {
         let mut news = Both::default();
-        let mut heard = BTreeMap::new();
+        for heard in self.heard.values_mut() {
+            heard.absent = heard.absent.saturating_add(1);
+        }
         for ack in acks {
             let counts = ack.counts.iter().find(|counts| counts.service == *service);
             let of = |version: &Name| {
@@ -118,14 +139,13 @@ impl Tally {
             };
             let now = Both { stable: of(stable), candidate: of(candidate) };
             let key = format!("{} {}", ack.node, ack.instance);
-            if let Some(before) = self.heard.get(&key) {
+            if let Some(Heard { counted: before, .. }) = self.heard.get(&key) {
                 news.stable.add(&now.stable.since(&before.stable));
                 news.candidate.add(&now.candidate.since(&before.candidate));
             }
-            heard.insert(key, now);
+            self.heard.insert(key, Heard { counted: now, absent: 0 });
         }
-        // Whoever is not remembered by the acks any more has nothing more to say.
-        self.heard = heard;
+        self.heard.retain(|_, heard| heard.absent < ABSENT_MAX);
         self.step.stable.add(&news.stable.without_latency());
         self.step.candidate.add(&news.candidate.without_latency());
         news
@@ -191,5 +211,18 @@ mod tests {
         tally.next_step();
         assert_eq!(tally.step, Both::default());
         assert_eq!(hear(&mut tally, &[ack("a", "2", 8)]), (0, 0));
+    }
+
+    #[test]
+    fn what_a_silent_process_counts_meanwhile_is_news_when_it_speaks_again() {
+        let mut tally = Tally::default();
+        hear(&mut tally, &[ack("a", "1", 100)]);
+        let mut next: Tally = serde_json::from_value(serde_json::to_value(&tally).unwrap()).unwrap();
+        assert_eq!(hear(&mut next, &[]), (0, 0), "a control plane that has just started has heard of nobody");
+        assert_eq!(hear(&mut next, &[ack("a", "1", 140)]), (40, 20));
+        for _ in 0..ABSENT_MAX {
+            hear(&mut next, &[]);
+        }
+        assert!(next.heard.is_empty(), "nobody is remembered for ever");
     }
 }
