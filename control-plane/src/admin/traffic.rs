@@ -152,7 +152,7 @@ pub(super) async fn switch(
     summary = "Everybody back to where they were before the last switch or rollout; ends a rollout that runs",
     params(("service" = String, Path), Terms, Heads),
     responses((status = 200, body = Done), (status = 202, body = Done), (status = 404, body = Problem),
-        (status = 409, description = "There is nothing to roll back", body = Problem), (status = 412, body = Problem)))]
+        (status = 409, description = "There is nothing to roll back, or no endpoint of where everybody was is alive", body = Problem), (status = 412, body = Problem)))]
 pub(super) async fn roll_back(
     State(admin): State<Arc<Admin>>,
     service: Named,

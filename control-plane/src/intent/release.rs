@@ -1,5 +1,7 @@
 //! Moving everybody at once: to another version, and back.
 
+use std::collections::BTreeMap;
+
 use gilmok_config::document::Document;
 use gilmok_config::name::{Name, ServiceName};
 use gilmok_config::problem::{Problem, Problems};
@@ -23,11 +25,7 @@ pub(super) fn switched(
     if !context.force && !named && !alive.contains_key(to) {
         return Err(unknown_version("to", service, to, alive.keys()));
     }
-    if !context.force && alive.get(to).copied().unwrap_or_default() == 0 {
-        return Err(Refusal::Conflict(format!(
-            "no endpoint of `{service}` with the version `{to}` is alive, so everybody would get an error; start it first, or use ?force=true"
-        )));
-    }
+    expect_alive(service, to.as_str(), &alive, context)?;
     let record = context.records.get(service).cloned().unwrap_or_default();
     if let Some(rollout) = record.running().filter(|_| !context.force) {
         return Err(Refusal::Conflict(format!(
@@ -91,6 +89,10 @@ pub(super) fn rolled_back(
             last.revision
         )));
     }
+    // The old version may have been stopped since: it was told drainable.
+    if let Some(stable) = last.before.get(service).and_then(|table| table.get("stable")?.as_str()) {
+        expect_alive(service, stable, &shares::alive(parsed, context.alive, service), context)?;
+    }
     let release = Release {
         kind: ReleaseKind::Rollback,
         revision: context.number + 1,
@@ -105,6 +107,22 @@ pub(super) fn rolled_back(
         .records
         .push((service.clone(), Some(crate::rollout::record::Record { release: Some(release), ..record })));
     Ok(changed)
+}
+
+/// Nobody is moved to where nobody answers, unless that is forced.
+fn expect_alive(
+    service: &ServiceName,
+    version: &str,
+    alive: &BTreeMap<Name, u64>,
+    context: &Context<'_>,
+) -> Result<(), Refusal> {
+    let is_alive = alive.iter().any(|(known, count)| known.as_str() == version && *count > 0);
+    if is_alive || context.force {
+        return Ok(());
+    }
+    Err(Refusal::Conflict(format!(
+        "no endpoint of `{service}` with the version `{version}` is alive, so everybody would get an error; start it first, or use ?force=true"
+    )))
 }
 
 pub(super) fn unknown_version<'n>(

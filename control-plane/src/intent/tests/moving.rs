@@ -201,6 +201,19 @@ fn a_switch_moves_everybody_and_a_rollback_brings_the_exact_cohorts_back() {
 }
 
 #[test]
+fn nobody_is_rolled_back_to_where_nobody_answers() {
+    let mut plane = Plane::new(&["v1", "v2"]);
+    plane.switch("v2").unwrap();
+    // The old version was drainable, and was stopped.
+    plane.has("shop", &["v2"]);
+    let back = Command::RollBack(name("shop"));
+    conflict(&plane.write(&back), "no endpoint of `shop` with the version `v1` is alive");
+    assert_eq!(plane.traffic("shop")["stable"], "v2");
+    plane.forced(&back).unwrap();
+    assert_eq!(plane.traffic("shop")["stable"], "v1");
+}
+
+#[test]
 fn services_of_a_group_move_together() {
     let mut plane = Plane::new(&["v1", "v2"]);
     plane.has("ads", &["w1", "w2"]);
