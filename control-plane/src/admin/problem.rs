@@ -104,7 +104,7 @@ impl Problem {
             Refusal::NoRollout(name) => Self::not_found(format!("there is no rollout of `{name}`")),
             Refusal::NoService(name) => Self::not_found(format!("there is no service `{name}`")),
             Refusal::Faulty(problems) => {
-                let faulty = Self::faulty(problems, "the document would not be sound; nothing was changed");
+                let faulty = Self::faulty(problems, unsound(command));
                 match command {
                     // Nothing is wrong with what was asked for; what is there stands against it.
                     Command::DeleteService(_) | Command::Restore { .. } | Command::RollBack(_) => {
@@ -122,6 +122,24 @@ impl Problem {
                 }
             }
         }
+    }
+}
+
+/// What of a command is faulty, for people.
+fn unsound(command: &Command) -> &'static str {
+    match command {
+        Command::PutRollout(..) => "the plan cannot be carried out; nothing was changed",
+        Command::Switch(..) => "nobody can be switched there; nothing was changed",
+        Command::Conduct(_)
+        | Command::DeleteService(_)
+        | Command::ForceBreaker(..)
+        | Command::PatchService(..)
+        | Command::PutMesh(_)
+        | Command::PutService(..)
+        | Command::PutTraffic(..)
+        | Command::Restore { .. }
+        | Command::RollBack(_)
+        | Command::Rollout(..) => "the document would not be sound; nothing was changed",
     }
 }
 
@@ -154,6 +172,9 @@ impl From<FeedRefusal> for Problem {
 
 impl From<BytesRejection> for Problem {
     fn from(rejection: BytesRejection) -> Self {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            return Self::new(rejection.status(), "the body is longer than what is taken here");
+        }
         Self::new(rejection.status(), rejection.body_text())
     }
 }
@@ -166,7 +187,10 @@ impl From<PathRejection> for Problem {
 
 impl From<QueryRejection> for Problem {
     fn from(rejection: QueryRejection) -> Self {
-        Self::bad_request(rejection.body_text())
+        // The outermost error only says that there is another one below.
+        let text = rejection.body_text();
+        let what = text.split_once(": ").map_or(text.as_str(), |(_, what)| what);
+        Self::bad_request(format!("the query is not understood: {what}"))
     }
 }
 

@@ -18,7 +18,7 @@ use super::named::Named;
 use super::problem::Problem;
 use super::told::Told;
 use crate::intent::{Command, Deed};
-use crate::rollout::plan::Step;
+use crate::rollout::plan::{Plan, Step};
 use crate::rollout::progress::Rollout;
 
 /// How far it is promoted.
@@ -115,7 +115,8 @@ pub(super) async fn put(
     Told(plan): Told<Value>,
 ) -> Result<Response, Problem> {
     let tells = plan.get("webhooks").and_then(Value::as_array).is_some_and(|webhooks| !webhooks.is_empty());
-    if tells && !admin.conductor.can_tell() {
+    // What else is wrong with the plan is told first, all at once.
+    if tells && !admin.conductor.can_tell() && Plan::parse(&plan, 1).is_ok() {
         let fault = Fault {
             path: "webhooks".to_owned(),
             line: None,

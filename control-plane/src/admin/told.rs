@@ -19,6 +19,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Told<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let bytes = Bytes::from_request(request, state).await?;
+        if bytes.is_empty() {
+            return Err(Problem::bad_request("there is no body; it is JSON, as /openapi.json tells"));
+        }
         // In two steps: what is no JSON at all is another mistake than JSON that says something else.
         let json: Value = serde_json::from_slice(&bytes)
             .map_err(|error| Problem::bad_request(format!("the body is not JSON: {error}")))?;

@@ -144,7 +144,7 @@ pub(super) async fn switch(
     Told(destination): Told<Destination>,
 ) -> Result<Response, Problem> {
     let to = Name::parse_given(&destination.to);
-    let to = to.map_err(|hint| Problem::bad_request(format!("to: {hint}")))?;
+    let to = to.map_err(|hint| Problem::bad_request(format!("to, the name of a version: {hint}")))?;
     author.write(&admin, Command::Switch(service.0, to)).await
 }
 

@@ -277,12 +277,17 @@ fn read_step(value: &Value<'_>) -> Option<Step> {
                 None => Some(default),
                 Some(value) => value.integer(0, COUNT_MAX).and_then(|count| u64::try_from(count).ok()),
             };
+            let percent = percent.percent();
+            let hold = hold.map_or(Some(Duration::ZERO), |hold| hold.duration(Duration::ZERO, HOLD_MAX));
+            let [requests, subjects, endpoints] =
+                [count(&counts[0], 0), count(&counts[1], 0), count(&counts[2], 1)];
+            // Only now, so that every fault is told.
             Some(Step::Share(Share {
-                percent: percent.percent()?,
-                hold: hold.map_or(Some(Duration::ZERO), |hold| hold.duration(Duration::ZERO, HOLD_MAX))?,
-                min_requests: count(&counts[0], 0)?,
-                min_subjects: count(&counts[1], 0)?,
-                min_endpoints: count(&counts[2], 1)?,
+                percent: percent?,
+                hold: hold?,
+                min_requests: requests?,
+                min_subjects: subjects?,
+                min_endpoints: endpoints?,
             }))
         }
         (Some(_), Some(percent)) => {
@@ -413,6 +418,14 @@ mod tests {
             (
                 json!({"candidate": "v2", "steps": [{"percent": 130}]}),
                 "steps[0].percent: 130 is no percentage",
+            ),
+            (
+                json!({"candidate": "v2", "steps": [{"percent": -1, "hold": 5, "min_requests": -3}]}),
+                "steps[0].hold: expected a text, found 5",
+            ),
+            (
+                json!({"candidate": "v2", "steps": [{"percent": -1, "hold": 5, "min_requests": -3}]}),
+                "steps[0].min_requests: -3 is out of range",
             ),
             (json!({"candidate": "v2", "steps": [{"hold": "5m"}]}), "steps[0]: a step is a share or a gate"),
             (json!({"candidate": "v2", "preset": "Canary5"}), "preset: no preset has this name"),
