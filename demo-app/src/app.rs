@@ -67,7 +67,8 @@ impl App {
             return Ok(respond(status, "application/json", format!("{said}\n")));
         }
         if is_health {
-            return Ok(respond(StatusCode::OK, "text/plain", "well\n"));
+            let Arguments { service, version, .. } = &self.arguments;
+            return Ok(respond(StatusCode::OK, "text/plain", format!("{service} {version} is well\n")));
         }
         if path == HOUSE_AD {
             return Ok(respond(StatusCode::OK, "image/svg+xml", HOUSE_AD_SVG));

@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use serde_json::{Value as Json, json};
+
 use crate::process::{Process, program};
 use crate::scratch::Scratch;
 
@@ -19,6 +21,14 @@ impl DemoApp {
     /// # Panics
     /// When it does not listen.
     pub async fn start(service: &str, version: &str) -> Self {
+        Self::start_at("127.0.0.1:0", service, version).await
+    }
+
+    /// Starts the demo app for this service at this address.
+    ///
+    /// # Panics
+    /// When it does not listen.
+    pub async fn start_at(listen: &str, service: &str, version: &str) -> Self {
         let scratch = Scratch::new();
         let ports = scratch.path().join("ports.json");
         let port_file = ports.to_string_lossy();
@@ -29,7 +39,7 @@ impl DemoApp {
             "--version",
             version,
             "--listen",
-            "127.0.0.1:0",
+            listen,
             "--port-file",
             &port_file,
         ];
@@ -37,5 +47,21 @@ impl DemoApp {
         let ports = process.ports(&ports).await;
         let address = ports["listen"].as_str().and_then(|text| text.parse().ok());
         Self { process, address: address.expect("the demo app says where it listens"), _scratch: scratch }
+    }
+
+    /// Gives it an order: `ok`, `fail?percent=20`, `slow?ms=100`.
+    ///
+    /// # Panics
+    /// When it does not follow.
+    pub async fn told(&self, order: &str) {
+        let request = format!("POST /control/{order} HTTP/1.1\r\nHost: app\r\nContent-Length: 0\r\n\r\n");
+        let answer = crate::caller::ask(self.address, request).await;
+        assert_eq!(answer.status(), 200, "{order}: {answer:?}");
+    }
+
+    /// How it is registered at a control plane.
+    #[must_use]
+    pub fn endpoint(&self, version: &str) -> Json {
+        json!({ "address": self.address.to_string(), "version": version, "ttl": "1h" })
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! In reading order: how a test waits ([`eventually`]), where it writes ([`scratch`]), how it starts and ends
 //! programs ([`process`]), the programs themselves ([`proxy`], [`control_plane`], [`demo_app`]) and who types commands ([`operator`]), the two ends of
-//! a connection by hand ([`caller`], [`upstream`], [`sick`], [`h2_caller`]), many callers at once ([`load`]), and what is
+//! a connection by hand ([`caller`], [`upstream`], [`sick`], [`h2_caller`]), many callers at once ([`load`]) and
+//! users who remember who answered ([`users`]), and what is
 //! read off a running process ([`observe`]) or off the source tree ([`source_tree`]).
 
 pub mod eventually;
@@ -36,6 +37,8 @@ pub mod sick;
 pub mod h2_caller;
 
 pub mod load;
+
+pub mod users;
 
 pub mod observe;
 

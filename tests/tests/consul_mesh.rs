@@ -10,6 +10,7 @@ use gilmok_tests::process::Signal;
 use gilmok_tests::proxy::{Proxy, ProxySettings};
 use gilmok_tests::scratch::Scratch;
 use gilmok_tests::upstream::Upstream;
+use gilmok_tests::users::{Crowd, Users};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -136,4 +137,48 @@ async fn a_consul_that_dies_or_hangs_fails_no_request_and_is_followed_again() {
     consul.start_again().await;
     consul.register("ads", "other", other.address.port(), json!({})).await;
     says(&proxy, "other").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_versions_on_one_node_are_switched_and_the_old_one_leaves_consul() {
+    let consul = Consul::start().await;
+    let (blue, green) = (Upstream::saying("blue").await, Upstream::saying("green").await);
+    consul.register("ads", "blue", blue.address.port(), json!({ "Tags": ["version=blue"] })).await;
+    let plane = plane_on(&consul).await;
+    let traffic = json!({ "stable": "blue", "weights": { "blue": 100 } });
+    plane.put("/v1/services/ads", &json!({ "traffic": traffic })).await;
+    let proxy = Proxy::start_with(ProxySettings::of_control_planes(&[plane.address])).await;
+    says(&proxy, "blue").await;
+    let users = Users::start(proxy.outbound(), &Crowd::of("ads", 20));
+    users.flow(100).await;
+    let post = async |path: &str, body| {
+        plane.call("POST", &format!("/v1/services/ads/{path}"), Some(&body)).await.status()
+    };
+    assert_eq!(post("switch", json!({ "to": "green" })).await, 422, "nobody has heard of it");
+    consul.register("ads", "green", green.address.port(), json!({ "Meta": { "version": "green" } })).await;
+    eventually("green to be known", async || {
+        let status = post("switch?wait=20s", json!({ "to": "green" })).await;
+        if status == 200 { Ok(()) } else { Err(status) }
+    })
+    .await;
+    eventually("blue to be drainable", async || {
+        let release = plane.json("/v1/services/ads/traffic").await["release"].clone();
+        if release["drain"]["drainable"] == true { Ok(()) } else { Err(release) }
+    })
+    .await;
+    users.flow(100).await;
+    // Stopped first and said so afterwards: nobody asks it any more.
+    drop(blue);
+    users.flow(100).await;
+    consul.deregister("blue").await;
+    eventually("blue to be gone", async || {
+        let membership = plane.json("/v1/membership/ads").await.to_string();
+        if membership.contains("blue") { Err(membership) } else { Ok(()) }
+    })
+    .await;
+    assert_eq!(post("rollback", json!({})).await, 409, "there is nobody to go back to");
+    users.flow(100).await;
+    let heard = users.stop().await;
+    heard.expect_no_failure();
+    assert!(heard.paths().values().all(|path| path == &["blue", "green"]), "{:?}", heard.paths());
 }
