@@ -28,7 +28,7 @@ impl ControlPlane {
         Self::start_with("", Scratch::new()).await
     }
 
-    /// Starts one on a free port with these tables beside the store's.
+    /// Starts one on a free port with these keys and tables beside the store's.
     ///
     /// # Panics
     /// When it does not become ready.
@@ -41,7 +41,7 @@ impl ControlPlane {
     /// # Panics
     /// When it does not become ready.
     pub async fn start_at(listen: &str, tables: &str, scratch: Scratch) -> Self {
-        let text = format!("listen = \"{listen}\"\n[store]\ndir = \"data\"\n{tables}\n");
+        let text = format!("listen = \"{listen}\"\nstore.dir = \"data\"\n{tables}\n");
         let config = scratch.write("control-plane.toml", text);
         let ports = scratch.path().join("control-plane-ports.json");
         // Left behind by the process that was here before.
