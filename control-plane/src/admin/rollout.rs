@@ -19,7 +19,7 @@ use super::problem::Problem;
 use super::told::Told;
 use crate::intent::{Command, Deed};
 use crate::rollout::plan::{Plan, Step};
-use crate::rollout::progress::Rollout;
+use crate::rollout::state::Rollout;
 
 /// How far it is promoted.
 #[derive(Debug, Default, Deserialize, ToSchema)]

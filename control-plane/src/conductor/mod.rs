@@ -17,8 +17,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::intent::{Command, Conduct, drain_timeout, versions_alive};
-use crate::rollout::progress::{Event, Hand, Owed, Rollout, Seen, Shift};
 use crate::rollout::record::Record;
+use crate::rollout::state::{Event, Hand, Owed, Rollout, Seen, Shift};
 use crate::state::{Author, State, WriteError};
 use crate::store::now_ms;
 
@@ -32,6 +32,9 @@ const TICK_MAX: Duration = Duration::from_secs(3);
 /// How often what was counted is kept, beside every time that something happened. It is the time by which a step is held
 /// longer when the process is killed; nothing that was counted is lost.
 const KEEP_EVERY: Duration = Duration::from_secs(5);
+/// How long after its start a control plane may not have heard of every endpoint: what registers itself does so again within
+/// this time.
+const SETTLED_AFTER: Duration = Duration::from_secs(15);
 /// Answers of webhooks that wait to be heard.
 const ANSWERS_MAX: usize = 256;
 
@@ -39,6 +42,7 @@ const ANSWERS_MAX: usize = 256;
 #[derive(Debug)]
 pub struct Conductor {
     state: Arc<State>,
+    started: Instant,
     /// Holds what messages are signed with; without it nobody can be told.
     secret_file: Option<PathBuf>,
     /// Rollouts as of the last tick, ahead of what is kept. A std mutex: nothing is awaited under it.
@@ -66,7 +70,7 @@ struct Answer {
 impl Conductor {
     #[must_use]
     pub fn new(state: Arc<State>, secret_file: Option<PathBuf>) -> Arc<Self> {
-        Arc::new(Self { state, secret_file, live: Mutex::default() })
+        Arc::new(Self { state, started: Instant::now(), secret_file, live: Mutex::default() })
     }
 
     /// Whether messages can be signed.
@@ -163,7 +167,8 @@ impl Conductor {
             rollout.answered(&answer.owed, answer.answer.clone(), &hand);
         }
         let news = rollout.tally.hear(acks.iter().copied(), service, &stable, &candidate);
-        let shift = rollout.tick(&Seen { now_ms, elapsed, alive, news: &news }, revision);
+        let settled = self.started.elapsed() >= SETTLED_AFTER;
+        let shift = rollout.tick(&Seen { now_ms, elapsed, alive, settled, news: &news }, revision);
         let events = rollout.happened - before.rollout.happened;
         let happened = events > 0 || rollout.owed != before.rollout.owed;
         let kept = match shift {

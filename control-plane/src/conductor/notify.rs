@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::http_client::{Client, Origin, Request, Settings};
-use crate::rollout::progress::{Owed, Rollout};
+use crate::rollout::state::{Owed, Rollout};
 use crate::rollout::webhook::Webhook;
 
 /// The pause before a message is tried again; doubles up to [`PAUSE_MAX`].

@@ -4,7 +4,7 @@ use gilmok_config::name::{Name, ServiceName};
 use serde_json::Value;
 
 use super::Force;
-use crate::rollout::progress::{Rollout, Shift};
+use crate::rollout::state::{Rollout, Shift};
 
 /// What an operator asks for.
 #[derive(Clone, Debug, PartialEq)]

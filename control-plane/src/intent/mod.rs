@@ -32,8 +32,8 @@ use gilmok_config::problem::Problems;
 use gilmok_config::snapshot::Membership;
 use serde_json::{Map, Value};
 
-use crate::rollout::progress::Hand;
 use crate::rollout::record::{Record, Records};
+use crate::rollout::state::Hand;
 
 /// What a command is decided by, beside the document.
 #[derive(Clone, Copy, Debug)]

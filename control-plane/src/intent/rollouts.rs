@@ -12,8 +12,8 @@ use super::release::unknown_version;
 use super::shares::{self, Spread};
 use super::{Changed, Conduct, Context, Deed, Refusal};
 use crate::rollout::plan::Plan;
-use crate::rollout::progress::{Hand, Rollout, Shift};
 use crate::rollout::record::{Record, Release, ReleaseKind, Tables};
+use crate::rollout::state::{Hand, Rollout, Shift};
 
 /// Begins a rollout. Its first step is taken by whoever conducts it.
 pub(super) fn begun(

@@ -1,6 +1,6 @@
 //! What operators and those who are told may say of a rollout, and what follows at once.
 
-use super::progress::{Halt, Hand, Owed, Phase, Rollout, Shift, What};
+use super::state::{End, Halt, Hand, Owed, Phase, Rollout, Shift, What};
 use super::webhook::Occasion;
 
 /// Why an operator's word changes nothing.
@@ -140,7 +140,7 @@ impl Rollout {
     }
 
     fn leave(&mut self, hand: &Hand<'_>) {
-        self.end(super::progress::End::Aborted, hand.now_ms);
+        self.end(End::Aborted, hand.now_ms);
         self.why =
             if hand.why.is_empty() { "an operator aborted it".to_owned() } else { hand.why.to_owned() };
     }

@@ -6,7 +6,7 @@ use gilmok_config::name::{Name, ServiceName};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::progress::Rollout;
+use super::state::Rollout;
 
 /// The traffic tables of the services that move together, as they are in the document.
 pub type Tables = BTreeMap<ServiceName, Json>;

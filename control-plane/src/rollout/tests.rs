@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::deed::Unfit;
 use super::plan::Plan;
-use super::progress::{Hand, Rollout, Seen, Shift, What};
 use super::record::Tables;
+use super::state::{Hand, Rollout, Seen, Shift, What};
 use super::tally::Both;
 use super::webhook::Occasion;
 
@@ -56,6 +56,7 @@ impl World {
                 now_ms: self.now_ms,
                 elapsed: Duration::from_secs(1),
                 alive: self.alive,
+                settled: true,
                 news: &self.news,
             };
             self.shifts.extend(self.rollout.tick(&seen, 2));
@@ -215,6 +216,15 @@ fn hard_stops_wait_for_no_statistics() {
         (world.rollout.state(), world.rollout.why.as_str()),
         ("rolled_back", "no endpoint of v2 is alive")
     );
+
+    let mut world = World::new(&steps(&json!({})));
+    world.seconds(1);
+    world.alive = 0;
+    for _ in 0..10 {
+        let (now_ms, news) = (world.now_ms, Both::default());
+        let seen = Seen { now_ms, elapsed: Duration::from_secs(1), alive: 0, settled: false, news: &news };
+        assert_eq!(world.rollout.tick(&seen, 2), None, "who has just started may not have heard of all");
+    }
 
     let mut world = World::new(&steps(&json!({})));
     world.comes(99, 1, 0);

@@ -4,8 +4,8 @@ use gilmok_config::endpoint::Endpoint;
 use serde_json::json;
 
 use super::super::*;
-use crate::rollout::progress::Rollout;
 use crate::rollout::record::ReleaseKind;
+use crate::rollout::state::Rollout;
 
 /// A control plane without disk and clock.
 struct Plane {
@@ -107,7 +107,7 @@ impl Plane {
         let mut rollout = record.rollout.clone().unwrap();
         let share = gilmok_config::unit::Ppm::new(parts).unwrap();
         rollout.share = parts;
-        let (seq, shift) = (record.seq, Some(crate::rollout::progress::Shift::To(share)));
+        let (seq, shift) = (record.seq, Some(crate::rollout::state::Shift::To(share)));
         self.write(&Command::Conduct(Conduct { service: name("shop"), seq, rollout, shift }))
     }
 }
