@@ -10,6 +10,9 @@ use http::{HeaderMap, Method};
 use crate::assignment::place_of;
 use crate::baggage::KeyedSubject;
 use crate::name::Name;
+use crate::route::{Route, has_prefix};
+use crate::sharding::key::Keyed;
+use crate::sharding::{KeyFault, Sharded, Sharding};
 use crate::snapshot::Snapshot;
 use crate::subject::{Asker, Baggage, Decisive, Uid};
 use crate::traffic::{Mirror, Traffic, WhenNoSubject, WhenUnhealthy};
@@ -32,15 +35,27 @@ pub struct Facts<'r> {
     /// The id that an edge listener would give a visitor who has none.
     pub new_uid: Option<&'r str>,
     pub baggage: Baggage<'r>,
+    /// What is taken for the sharding key, for those who only ask; else it is what the request has.
+    pub key: Option<&'r str>,
     /// A number by chance, from 0 up to [`crate::assignment::PLACES`].
     pub dice: u32,
     /// Another one, so that who is copied does not depend on who gets which version.
     pub mirror_dice: u32,
 }
 
-/// Who of a service is alive: whether a version, by its place in [`Traffic::versions`], has an endpoint that membership
-/// and health checks call healthy.
-pub type Liveness<'l> = &'l dyn Fn(usize, usize) -> bool;
+/// Who of a service is alive: whether a target has an endpoint that membership and health checks call healthy.
+pub type Liveness<'l> = &'l dyn Fn(Target) -> bool;
+
+/// A version of a service, and one of its shards where one was decided on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Place in [`Snapshot::services`].
+    pub service: usize,
+    /// Place in [`Traffic::versions`].
+    pub version: usize,
+    /// Place in [`Sharding::shards`].
+    pub shard: Option<usize>,
+}
 
 /// Where a request came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,6 +77,8 @@ pub struct Decision {
     pub route: Option<usize>,
     /// Which version, where the service's traffic says so.
     pub split: Option<Split>,
+    /// Which shard, where the service is sharded.
+    pub shard: Option<Sharded>,
 }
 
 /// Which version a request goes to.
@@ -98,20 +115,12 @@ pub enum Why {
 }
 
 /// Why a request goes nowhere: a decision, not a failure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
+    /// The key says no shard of this service (its place in [`Snapshot::services`]).
+    NoShard { service: usize, fault: KeyFault },
     /// No service and no route answers to this host and path.
     NoDestination,
-}
-
-impl Refusal {
-    /// Why, for those who ask.
-    #[must_use]
-    pub fn why(self) -> &'static str {
-        match self {
-            Self::NoDestination => "no service and no route answers to this host and path",
-        }
-    }
 }
 
 impl Listener {
@@ -126,18 +135,48 @@ impl Listener {
     }
 }
 
-/// Decides where a request goes, and to which version.
+/// Decides where a request goes: to which service, which of its versions and which of its shards. The shard does not
+/// depend on the version, but who of a version is alive depends on the shard.
 ///
 /// # Errors
 /// The refusal, when it goes nowhere.
 pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, is_healthy: Liveness<'_>) -> Result<Decision, Refusal> {
     let (service, route) = destination(snapshot, facts)?;
-    let traffic = snapshot.services()[service].policy.traffic.as_deref();
-    let split = traffic.map(|traffic| split(traffic, facts, &|version| is_healthy(service, version)));
-    Ok(Decision { service, route, split })
+    let policy = &snapshot.services()[service].policy;
+    let shard = match &policy.sharding {
+        None => None,
+        Some(sharding) => {
+            let path = path_below(facts.path, route.map(|at| &snapshot.routes()[at]));
+            let shard = shard(sharding, &Facts { path, ..*facts });
+            Some(shard.map_err(|fault| Refusal::NoShard { service, fault })?)
+        }
+    };
+    let split = policy.traffic.as_deref().map(|traffic| {
+        let shard = shard.and_then(Sharded::shard);
+        split(traffic, facts, &|version| is_healthy(Target { service, version, shard }))
+    });
+    Ok(Decision { service, route, split, shard })
 }
 
-fn destination(snapshot: &Snapshot, facts: &Facts<'_>) -> Result<(usize, Option<usize>), Refusal> {
+/// The path as the service gets it.
+fn path_below<'r>(path: &'r str, route: Option<&Route>) -> &'r str {
+    let prefix = route.and_then(|route| route.strip_prefix.as_deref());
+    match prefix {
+        Some(prefix) if has_prefix(path, prefix) => &path[prefix.len()..],
+        Some(_) | None => path,
+    }
+}
+
+/// Decides which shard a request goes to. The same key, the same map: the same shard, in every process.
+///
+/// # Errors
+/// Why it goes to none.
+pub fn shard(sharding: &Sharding, facts: &Facts<'_>) -> Result<Sharded, KeyFault> {
+    sharding.shard(&Keyed { asker: facts.asker(), host: facts.host, path: facts.path, key: facts.key })
+}
+
+/// Which service a request goes to, and by which route.
+pub(crate) fn destination(snapshot: &Snapshot, facts: &Facts<'_>) -> Result<(usize, Option<usize>), Refusal> {
     let at_host = snapshot.at_host(facts.host);
     if facts.listener == Listener::Edge && !at_host.is_routed() {
         return Err(Refusal::NoDestination);
@@ -233,6 +272,7 @@ impl<'r> Facts<'r> {
             client: None,
             uid: Uid::AsSent,
             new_uid: None,
+            key: None,
             baggage: Baggage::default(),
             dice: 0,
             mirror_dice: 0,
@@ -311,7 +351,7 @@ mod tests {
     }
 
     fn split_of(snapshot: &Snapshot, facts: &Facts<'_>, healthy: &[usize]) -> Split {
-        decide(snapshot, facts, &|_, version| healthy.contains(&version)).unwrap().split.unwrap()
+        decide(snapshot, facts, &|target| healthy.contains(&target.version)).unwrap().split.unwrap()
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The mesh document: what operators said, checked as a whole.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::fallback::Action;
 use crate::grammar::{Faults, Value};
@@ -13,6 +13,8 @@ use crate::traffic::Traffic;
 
 /// Most services of a mesh.
 pub const SERVICES_MAX: usize = 10_000;
+/// Most names that a warning lists.
+const NAMED_MAX: usize = 10;
 
 /// What a sound document says.
 #[derive(Clone, Debug, Default)]
@@ -75,7 +77,7 @@ impl Document {
                 )
             })
         });
-        many.collect()
+        many.chain(self.services.iter().flat_map(|(name, policy)| misplaced(name, policy))).collect()
     }
 
     /// Whoever is on the new version of one service of a group is so everywhere: same salt, same borders, same roles.
@@ -167,6 +169,35 @@ impl Document {
         }
         false
     }
+}
+
+/// Shards of a map that no endpoint has, and endpoints of shards that no map has, as far as the document lists any.
+fn misplaced(name: &ServiceName, policy: &ServicePolicy) -> Vec<String> {
+    let Some(sharding) = policy.sharding.as_deref().filter(|_| !policy.endpoints.is_empty()) else {
+        return Vec::new();
+    };
+    let served: BTreeSet<&str> = policy.endpoints.iter().map(|endpoint| endpoint.shard.as_str()).collect();
+    let known: BTreeSet<&str> = sharding.shards().iter().map(Name::as_str).collect();
+    let listed = |names: Vec<&str>| {
+        let more = if names.len() > NAMED_MAX { " and more" } else { "" };
+        format!("`{}`{more}", names[..names.len().min(NAMED_MAX)].join("`, `"))
+    };
+    let (unserved, unknown): (Vec<&str>, Vec<&str>) =
+        (known.difference(&served).copied().collect(), served.difference(&known).copied().collect());
+    let mut warnings = Vec::new();
+    if !unserved.is_empty() {
+        warnings.push(format!(
+            "services.{name}.sharding: no endpoint has the shards {}, so their keys are answered with 503",
+            listed(unserved)
+        ));
+    }
+    if !unknown.is_empty() {
+        warnings.push(format!(
+            "services.{name}.endpoints: the rule has no shards {}, so nobody asks their endpoints",
+            listed(unknown)
+        ));
+    }
+    warnings
 }
 
 /// Every host that a service answers to without a route.

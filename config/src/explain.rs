@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde_json::{Value, json};
 
 use crate::baggage::SubjectKey;
-use crate::decide::{Decision, Facts, Listener, Liveness, Refusal, decide};
+use crate::decide::{Decision, Facts, Listener, Liveness, Refusal, decide, destination};
 use crate::host::canonical;
 use crate::snapshot::Snapshot;
 use crate::subject::Baggage;
@@ -23,6 +23,8 @@ pub struct Described<'d> {
     pub listener: Option<&'d str>,
     /// Who is asking; is put where the service looks for it.
     pub subject: Option<&'d str>,
+    /// What it is sharded by, as if it stood where the service looks for it.
+    pub key: Option<&'d str>,
 }
 
 /// A request that is only asked about.
@@ -35,6 +37,7 @@ pub struct Question {
     query: Option<String>,
     headers: HeaderMap,
     subject: Option<String>,
+    key: Option<String>,
 }
 
 /// What would become of it.
@@ -81,17 +84,18 @@ impl Question {
             query: query.map(str::to_owned),
             headers: map,
             subject: described.subject.map(str::to_owned),
+            key: described.key.map(str::to_owned),
         })
     }
 
-    /// Answers it. `key` is the mesh's, for subjects that are told in baggage.
+    /// Answers it. `subject_key` is the mesh's, for subjects that are told in baggage.
     ///
     /// # Errors
     /// Why the subject cannot be put where the service looks for it.
     pub fn explain(
         mut self,
         snapshot: &Snapshot,
-        key: Option<&SubjectKey>,
+        subject_key: Option<&SubjectKey>,
         is_healthy: Liveness<'_>,
     ) -> Result<Explained, &'static str> {
         let request = json!({
@@ -100,16 +104,17 @@ impl Question {
             "host": self.host,
             "path": self.path,
             "subject": self.subject,
+            "key": self.key,
         });
         // Where a subject stands is the service's to say, so it has to be known first.
-        if let (Ok(decision), Some(subject)) =
-            (decide(snapshot, &self.facts(key), is_healthy), self.subject.take())
-            && let Some(traffic) = &snapshot.services()[decision.service].policy.traffic
+        if let Some(subject) = self.subject.take()
+            && let Ok((service, _)) = destination(snapshot, &self.facts(subject_key))
+            && let Some(traffic) = &snapshot.services()[service].policy.traffic
         {
             let written = traffic.subject.write(&subject, &mut self.headers)?;
             self.query = written.or(self.query);
         }
-        let decision = decide(snapshot, &self.facts(key), is_healthy);
+        let decision = decide(snapshot, &self.facts(subject_key), is_healthy);
         let decision = decision.map(|decision| (decision, told(snapshot, &decision, &self.host)));
         Ok(Explained { request, decision })
     }
@@ -117,6 +122,7 @@ impl Question {
     fn facts<'q>(&'q self, key: Option<&'q SubjectKey>) -> Facts<'q> {
         Facts {
             query: self.query.as_deref(),
+            key: self.key.as_deref(),
             baggage: Baggage { trusted: true, key },
             ..Facts::of(self.listener, &self.host, &self.path, &self.method, &self.headers)
         }
@@ -135,7 +141,31 @@ fn told(snapshot: &Snapshot, decision: &Decision, host: &str) -> Value {
     };
     let traffic = service.policy.traffic.as_deref();
     let split = decision.split.zip(traffic).map(|(split, traffic)| split.told(traffic));
-    json!({ "service": service.name, "route": route, "why": why, "split": split })
+    let sharding = service.policy.sharding.as_deref();
+    let shard = decision.shard.zip(sharding).map(|(shard, sharding)| sharding.told_of(shard));
+    json!({ "service": service.name, "route": route, "why": why, "split": split, "shard": shard })
+}
+
+/// A refusal as it is explained: what the caller would be answered, and why.
+#[must_use]
+pub fn refused(snapshot: &Snapshot, refusal: &Refusal) -> Value {
+    match refusal {
+        Refusal::NoDestination => json!({
+            "status": 404,
+            "error": "destination_not_found",
+            "why": "no service and no route answers to this host and path",
+        }),
+        Refusal::NoShard { service, fault } => {
+            let service = &snapshot.services()[*service];
+            let sharding = service.policy.sharding.as_deref();
+            json!({
+                "status": 400,
+                "error": "http_request_error",
+                "service": service.name,
+                "why": sharding.map_or_else(|| fault.as_str().to_owned(), |sharding| sharding.tell(fault)),
+            })
+        }
+    }
 }
 
 #[cfg(test)]
@@ -153,7 +183,7 @@ mod tests {
 
     fn explained(snapshot: &Snapshot, described: &Described<'_>, key: Option<&SubjectKey>) -> Value {
         let question = Question::new(described, []).unwrap();
-        question.explain(snapshot, key, &|_, _| true).unwrap().decision.unwrap().1
+        question.explain(snapshot, key, &|_| true).unwrap().decision.unwrap().1
     }
 
     #[test]
@@ -196,11 +226,11 @@ mod tests {
         }
         assert!(Question::new(&ads, [("a b", "c")]).unwrap_err().starts_with("headers"));
         let nobody = Question::new(&Described { host: "nobody.example", ..ads }, []).unwrap();
-        let told = nobody.explain(&snapshot(""), None, &|_, _| true).unwrap();
+        let told = nobody.explain(&snapshot(""), None, &|_| true).unwrap();
         assert_eq!(told.decision.map(drop), Err(Refusal::NoDestination));
         let by_address = snapshot("subject = [\"client_ip\"]");
         let question =
             Question::new(&Described { host: "shop", subject: Some("10.0.0.1"), ..ads }, []).unwrap();
-        assert!(question.explain(&by_address, None, &|_, _| true).is_err());
+        assert!(question.explain(&by_address, None, &|_| true).is_err());
     }
 }

@@ -14,6 +14,7 @@ use crate::name::ServiceName;
 use crate::outlier::OutlierDetection;
 use crate::rate_limit::RateLimit;
 use crate::retry::RetryPolicy;
+use crate::sharding::Sharding;
 use crate::traffic::Traffic;
 
 /// Most endpoints of one service.
@@ -48,6 +49,8 @@ pub struct ServicePolicy {
     pub fallback: Vec<Fallback>,
     /// How its requests spread over its versions; without it they are one pool.
     pub traffic: Option<Arc<Traffic>>,
+    /// Which of its shards a request goes to; without it they are one pool.
+    pub sharding: Option<Arc<Sharding>>,
     /// Used while membership knows no endpoint of this service.
     pub endpoints: Vec<Endpoint>,
 }
@@ -124,6 +127,7 @@ impl Default for ServicePolicy {
             forced_breakers: Vec::new(),
             fallback: Vec::new(),
             traffic: None,
+            sharding: None,
             endpoints: Vec::new(),
         }
     }
@@ -164,16 +168,18 @@ impl ServicePolicy {
             forced_breakers: forced.unwrap_or_default(),
             fallback: table.optional("fallback").and_then(|v| read_chain(&v)).unwrap_or_default(),
             traffic: None,
+            sharding: None,
             endpoints: table.optional("endpoints").and_then(|v| read_endpoints(&v)).unwrap_or_default(),
         };
-        let traffic = table.optional("traffic");
+        let (spread, rule) = (table.optional("traffic"), table.optional("sharding"));
         table.finish();
-        let policy =
-            Self { traffic: traffic.as_ref().and_then(|v| Traffic::read(v, name)).map(Arc::new), ..policy };
-        if let (Some(value), Some(traffic)) = (&traffic, &policy.traffic) {
+        let traffic = spread.as_ref().and_then(|v| Traffic::read(v, name));
+        if let (Some(value), Some(traffic)) = (&spread, &traffic) {
             check_versions(value, traffic, &policy.endpoints);
         }
-        Some(policy)
+        let subject = traffic.as_ref().map(|traffic| &traffic.subject);
+        let sharding = rule.as_ref().and_then(|v| Sharding::read(v, subject));
+        Some(Self { traffic: traffic.map(Arc::new), sharding: sharding.map(Arc::new), ..policy })
     }
 }
 

@@ -38,11 +38,17 @@ pub struct Service {
 }
 
 impl Service {
-    /// Whether anybody serves this version, by its place in [`crate::traffic::Traffic::versions`].
+    /// Whether anybody serves this version, by its place in [`crate::traffic::Traffic::versions`], and this shard, by its
+    /// place in [`crate::sharding::Sharding::shards`], if one was decided on.
     #[must_use]
-    pub fn has_endpoint(&self, version: usize) -> bool {
+    pub fn has_endpoint(&self, version: usize, shard: Option<usize>) -> bool {
         let version = self.policy.traffic.as_ref().and_then(|traffic| traffic.versions().get(version));
-        version.is_some_and(|version| self.endpoints.iter().any(|endpoint| endpoint.version == *version))
+        let shard = shard.zip(self.policy.sharding.as_ref()).map(|(at, sharding)| &sharding.shards()[at]);
+        version.is_some_and(|version| {
+            self.endpoints.iter().any(|endpoint| {
+                endpoint.version == *version && shard.is_none_or(|shard| endpoint.shard == *shard)
+            })
+        })
     }
 }
 
@@ -79,9 +85,12 @@ impl Snapshot {
         let mut snapshot = Self { services, routes: document.routes.clone(), ..Self::default() };
         snapshot.index_hosts();
         let wants = |wanted: fn(&Inputs) -> bool| {
-            let traffic = snapshot.services.iter().filter_map(|service| service.policy.traffic.as_deref());
-            traffic.into_iter().any(|traffic| {
-                wanted(&traffic.subject) || traffic.pins.iter().any(|pin| pin.input().is_some_and(wanted))
+            snapshot.services.iter().any(|service| {
+                let key = service.policy.sharding.as_ref().and_then(|sharding| sharding.key().inputs());
+                let traffic = service.policy.traffic.as_deref();
+                let pins = traffic.into_iter().flat_map(|traffic| &traffic.pins);
+                let inputs = traffic.map(|traffic| &traffic.subject).into_iter().chain(key);
+                inputs.chain(pins.filter_map(|pin| pin.input())).any(wanted)
             })
         };
         (snapshot.wants_client, snapshot.wants_uid) = (wants(Inputs::want_client), wants(Inputs::want_uid));
@@ -194,7 +203,7 @@ mod tests {
         let to = |host| {
             let headers = HeaderMap::new();
             let facts = Facts::of(Listener::Outbound, host, "/", &Method::GET, &headers);
-            decide(&snapshot, &facts, &|_, _| true)
+            decide(&snapshot, &facts, &|_| true)
                 .ok()
                 .map(|decision| snapshot.services()[decision.service].name.to_string())
         };

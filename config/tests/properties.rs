@@ -177,7 +177,7 @@ proptest! {
                     [(path, Method::GET, HeaderMap::new()), (path, Method::POST, beta.clone())]
                 }) {
                     let facts = Facts::of(listener, host, path, &method, &headers);
-                    let decided = decide(&snapshot, &facts, &|_, _| true).map(|decision| {
+                    let decided = decide(&snapshot, &facts, &|_| true).map(|decision| {
                         (snapshot.services()[decision.service].name.to_string(), decision.route)
                     });
                     prop_assert_eq!(decided, by_the_book(&document, &facts));
@@ -217,7 +217,7 @@ fn the_largest_mesh_is_read_and_joined_without_hosts_times_routes() {
     let headers = HeaderMap::new();
     let to = |host, path| {
         let facts = Facts::of(Listener::Outbound, host, path, &Method::GET, &headers);
-        decide(&snapshot, &facts, &|_, _| true)
+        decide(&snapshot, &facts, &|_| true)
             .ok()
             .map(|decision| snapshot.services()[decision.service].name.to_string())
     };

@@ -13,10 +13,11 @@ fn known_keys() -> BTreeSet<String> {
                 rate_limit = { requests = 1, unheard_of = 1 }\n\
                 fallback = [{ respond = {}, unheard_of = 1 }]\n\
                 traffic = { stable = \"v\", weights = { v = 100 }, unheard_of = 1, mirror = { version = \"v\", percent = 1, unheard_of = 1 }, \
-                pins = [{ subject = \"u\", version = \"v\", unheard_of = 1 }] }\n[[routes]]\n\
+                pins = [{ subject = \"u\", version = \"v\", unheard_of = 1 }] }\n\
+                sharding = { key = \"host\", strategy = \"jump\", shards = [\"0\"], unheard_of = 1 }\n[[routes]]\n\
                 service = \"a\"\nunheard_of_route = 1\n";
-    let problems = Document::parse_toml(text).expect_err("fourteen keys are not known");
-    assert_eq!(problems.0.len(), 14, "{problems}");
+    let problems = Document::parse_toml(text).expect_err("fifteen keys are not known");
+    assert_eq!(problems.0.len(), 15, "{problems}");
     let lists = problems.0.iter().filter_map(|problem| problem.hint.as_deref()?.strip_prefix("known here: "));
     lists.flat_map(|list| list.split(", ")).map(str::to_owned).collect()
 }

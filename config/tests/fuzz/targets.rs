@@ -28,7 +28,7 @@ pub(crate) fn document(bytes: &[u8]) {
         for listener in [Listener::Outbound, Listener::Edge] {
             let headers = HeaderMap::new();
             let facts = Facts::of(listener, &host, "/a/b", &Method::GET, &headers);
-            if let Ok(decision) = decide(&snapshot, &facts, &|_, version| version % 2 == 0) {
+            if let Ok(decision) = decide(&snapshot, &facts, &|target| target.version % 2 == 0) {
                 assert!(decision.service < snapshot.services().len());
             }
         }

@@ -8,7 +8,8 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use gilmok_config::baggage::SubjectKey;
-use gilmok_config::explain::{Described, Question};
+use gilmok_config::decide::Target;
+use gilmok_config::explain::{Described, Question, refused};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
@@ -33,6 +34,8 @@ pub(super) struct Asked {
     listener: Option<String>,
     /// Who is asking, put where the service looks for it.
     subject: Option<String>,
+    /// What it is sharded by, as if it stood where the service looks for it.
+    key: Option<String>,
     #[serde(default)]
     #[param(ignore)]
     headers: BTreeMap<String, String>,
@@ -64,6 +67,7 @@ fn explain(admin: &Admin, question: &Asked) -> Result<Json<Value>, Problem> {
         method: question.method.as_deref(),
         listener: question.listener.as_deref(),
         subject: question.subject.as_deref(),
+        key: question.key.as_deref(),
     };
     let headers = question.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let question = Question::new(&described, headers).map_err(Problem::bad_request)?;
@@ -74,14 +78,19 @@ fn explain(admin: &Admin, question: &Asked) -> Result<Json<Value>, Problem> {
         )
     })?;
     let snapshot = published.snapshot();
-    let is_healthy = |service: usize, version| snapshot.services()[service].has_endpoint(version);
+    let is_healthy =
+        |target: Target| snapshot.services()[target.service].has_endpoint(target.version, target.shard);
     // As proxies that have no keys of their own: the first one decides.
     let keys = &admin.state.store.identity().visitor_keys;
     let key = keys.lines().next().map(|key| SubjectKey::new(key.as_bytes()));
     let explained = question.explain(snapshot, key.as_ref(), &is_healthy);
     let explained = explained.map_err(|why| Problem::bad_request(format!("subject: {why}")))?;
     let decision = match explained.decision {
-        Err(refusal) => json!({ "refused": "destination_not_found", "why": refusal.why() }),
+        Err(refusal) => {
+            let mut told = refused(snapshot, &refusal);
+            told["refused"] = told["error"].take();
+            told
+        }
         Ok((decision, mut told)) => {
             let service = &snapshot.services()[decision.service];
             told["protocol"] = json!(service.policy.protocol.as_str());

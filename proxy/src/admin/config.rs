@@ -10,7 +10,7 @@ use gilmok_config::unit::format_duration;
 use serde_json::{Value, json};
 use tracing::level_filters::LevelFilter;
 
-use super::Admin;
+use super::{Admin, shards};
 use crate::clock;
 use crate::drain::Phase;
 use crate::settings::{App, LEVELS, LogTarget, Registration, Settings, Source, UnknownHosts};
@@ -35,6 +35,7 @@ pub(super) fn config(admin: &Admin) -> Value {
         "age_seconds": status.age_seconds(),
         "services": current.snapshot.services().len(),
         "routes": current.snapshot.routes().len(),
+        "shards_without_endpoints": shards::unserved(&current),
         "refused": status.rejection(),
         "rejected_total": status.rejected_total(),
         "foreign_store": status.foreign_store(),
@@ -168,6 +169,7 @@ pub(super) fn service(upstream: &Upstream) -> Value {
         "ejections": upstream.shared.ejections.total(),
         "ejections_refused": upstream.shared.ejections.refused(),
         "breakers": super::breakers::of(upstream),
+        "sharding": shards::of(upstream),
         "fallback": upstream.policy.fallback.iter().map(fallback).collect::<Vec<_>>(),
         "endpoints": told.collect::<Vec<_>>(),
     })

@@ -1,31 +1,33 @@
 //! What would become of a request: the same `decide` that routes, asked without sending anything.
 
-use gilmok_config::explain::{Described, Question};
+use gilmok_config::decide::Target;
+use gilmok_config::explain::{Described, Question, refused};
 use serde_json::{Value, json};
 
 use super::answer::{Problem, parameter};
 use super::{Admin, config};
 use crate::clock;
 
-/// `GET /explain?service=…`: also `host`, `path`, `method`, `listener`, `subject`.
+/// `GET /explain?service=…`: also `host`, `path`, `method`, `listener`, `subject`, `key`.
 pub(super) fn explain_query(admin: &Admin, query: &str) -> Result<Value, Problem> {
     let take = |name| parameter(query, name);
     let host = take("host").or_else(|| take("service")).ok_or_else(|| {
         Problem::bad_request("say what is asked about: ?service=NAME, or ?host=…&path=…&method=…".to_owned())
     })?;
     let (path, method) = (take("path"), take("method"));
-    let (listener, subject) = (take("listener"), take("subject"));
+    let (listener, subject, key) = (take("listener"), take("subject"), take("key"));
     let described = Described {
         host: &host,
         path: path.as_deref(),
         method: method.as_deref(),
         listener: listener.as_deref(),
         subject: subject.as_deref(),
+        key: key.as_deref(),
     };
     explain(admin, &described, &[])
 }
 
-/// `POST /explain` with `{"method", "host", "path", "headers", "listener", "subject"}`.
+/// `POST /explain` with `{"method", "host", "path", "headers", "listener", "subject", "key"}`.
 pub(super) fn explain_body(admin: &Admin, body: &[u8]) -> Result<Value, Problem> {
     const HINT: &str =
         "the body is JSON: {\"method\": \"GET\", \"host\": \"ads\", \"path\": \"/\", \"headers\": {}}";
@@ -42,6 +44,7 @@ pub(super) fn explain_body(admin: &Admin, body: &[u8]) -> Result<Value, Problem>
         method: text("method")?,
         listener: text("listener")?,
         subject: text("subject")?,
+        key: text("key")?,
     };
     let mut headers = Vec::new();
     for (name, value) in body.get("headers").and_then(Value::as_object).into_iter().flatten() {
@@ -64,7 +67,8 @@ fn explain(admin: &Admin, described: &Described<'_>, headers: &[(&str, &str)]) -
         return Err(Problem::unavailable("there is no snapshot in force yet"));
     }
     let now_ms = clock::now_ms();
-    let is_healthy = |service: usize, version| current.upstreams[service].has_healthy(version, now_ms);
+    let is_healthy =
+        |target: Target| current.upstreams[target.service].has_healthy(target.version, target.shard, now_ms);
     let key = current.keys.as_deref().map(|keys| keys.subject_key());
     let explained = question.explain(&current.snapshot, key, &is_healthy);
     let explained = explained.map_err(|why| Problem::bad_request(format!("subject: {why}")))?;
@@ -75,10 +79,7 @@ fn explain(admin: &Admin, described: &Described<'_>, headers: &[(&str, &str)]) -
             told["decision"] = decision_told;
             told["service"] = config::service(&current.upstreams[decision.service]);
         }
-        Err(refusal) => {
-            told["refusal"] =
-                json!({ "status": 404, "error": "destination_not_found", "why": refusal.why() });
-        }
+        Err(refusal) => told["refusal"] = refused(&current.snapshot, &refusal),
     }
     Ok(told)
 }

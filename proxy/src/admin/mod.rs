@@ -10,6 +10,8 @@ mod explain;
 
 mod scrape;
 
+mod shards;
+
 mod versions;
 
 use std::convert::Infallible;

@@ -11,7 +11,7 @@ use http_body_util::Full;
 
 use super::Admin;
 use super::answer::respond;
-use super::versions;
+use super::{shards, versions};
 use crate::breaker::State;
 use crate::clock;
 use crate::current::Current;
@@ -43,6 +43,7 @@ pub(super) fn metrics(admin: &Admin) -> Response<Full<Bytes>> {
     add_breakers(&mut out, &current);
     add_ejections(&mut out, &current);
     add_rate_limits(&mut out, &current);
+    shards::add(&mut out, &current);
     versions::add(&mut out, &current);
     respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", out)
 }
@@ -213,6 +214,14 @@ fn add_rate_limits(out: &mut String, current: &Current) {
     line(out, format_args!("# HELP {name} Requests over the rate limit.\n# TYPE {name} counter"));
     for (service, refused) in services {
         line(out, format_args!("{name}{{service=\"{service}\"}} {refused}"));
+    }
+}
+
+/// A family of series, if there are any.
+pub(super) fn add_family(out: &mut String, name: &str, kind: &str, help: &str, lines: &str) {
+    if !lines.is_empty() {
+        line(out, format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
+        out.push_str(lines);
     }
 }
 

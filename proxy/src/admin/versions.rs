@@ -2,7 +2,7 @@
 
 use gilmok_config::name::ServiceName;
 
-use super::scrape::line;
+use super::scrape::{add_family, line};
 use crate::current::Current;
 use crate::upstream::latencies::Latencies;
 use crate::upstream::version::VersionState;
@@ -96,11 +96,4 @@ fn add_cuts(out: &mut String, current: &Current) {
     let help =
         "Requests, streams and tunnels that were ended drain_timeout after no request went to their version.";
     add_family(out, "gilmok_version_drain_cut_total", "counter", help, &lines);
-}
-
-fn add_family(out: &mut String, name: &str, kind: &str, help: &str, lines: &str) {
-    if !lines.is_empty() {
-        line(out, format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
-        out.push_str(lines);
-    }
 }

@@ -8,19 +8,20 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use gilmok_config::service::{LoadBalancer, Protocol};
 use http::header::{CONNECTION, UPGRADE};
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, sleep};
 
 use super::deadline::{Deadline, Expired};
 use super::fault::Fault;
-use super::headers::{GILMOK_SHARD, GILMOK_VERSION, PROXY_STATUS};
+use super::headers::{GILMOK_SHARD, GILMOK_SHARD_MAP, GILMOK_VERSION, PROXY_STATUS};
 use super::record::Record;
 use super::retry::Retries;
 use super::trying::{Guard, Trying, has_answer};
 use crate::clock;
 use crate::metrics::Outcome;
 use crate::upstream::balance::{Choice, note_latency};
+use crate::upstream::candidates::Aim;
 use crate::upstream::connect::ConnectError;
 use crate::upstream::endpoint::EndpointState;
 use crate::upstream::pool::{Lease, Pool};
@@ -49,17 +50,19 @@ pub(super) struct Failed {
     pub(super) sent: bool,
     /// An answer that the policy of retries counts as a failure. It is given if there is no better one.
     pub(super) answered: Option<Box<Answered>>,
+    /// The shard that the endpoint says the key is at.
+    owner: Option<usize>,
 }
 
 impl Failed {
     /// Nothing came back of what was sent.
     fn sent(fault: Fault, outcome: Outcome) -> Self {
-        Self { fault, outcome, sent: true, answered: None }
+        Self { fault, outcome, sent: true, answered: None, owner: None }
     }
 
     /// The application has certainly seen nothing.
     fn unsent(fault: Fault, outcome: Outcome) -> Self {
-        Self { fault, outcome, sent: false, answered: None }
+        Self { sent: false, ..Self::sent(fault, outcome) }
     }
 
     fn late(expired: Expired) -> Self {
@@ -81,13 +84,13 @@ impl Failed {
 /// Sends a request to an endpoint of a service; to another one if that is safe and the policy of retries allows it.
 ///
 /// The request is taken out of `unsent` when it is sent, and put back where it could be sent once more. All tries are at
-/// the version that was decided on, if one was.
+/// the version and the shard that were decided on; only the owner of a shard sends it on to another one, once.
 pub(super) async fn attempt(
     record: &mut Record,
     upstream: &Upstream,
     unsent: &mut Option<Request<Upload>>,
     deadline: &Deadline,
-    version: Option<usize>,
+    mut aim: Aim,
 ) -> Result<Answered, Fault> {
     let Some(request) = unsent else { return Err(Fault::NoEndpoint) };
     fit_protocol(request, upstream);
@@ -95,8 +98,8 @@ pub(super) async fn attempt(
     let mut retries = Retries::of(upstream);
     // Mostly the moment the request came: near enough for choosing, and one reading of the clock less.
     let mut began = deadline.begin();
-    let mut is_first = true;
-    let mut chosen = choose(upstream, version, None, clock::ms_of(began))?;
+    let (mut is_first, mut is_redirected) = (true, false);
+    let mut chosen = choose(upstream, aim, None, clock::ms_of(began))?;
     loop {
         let except = chosen.endpoint.id;
         if let Some(request) = unsent {
@@ -107,6 +110,15 @@ pub(super) async fn attempt(
             Ok(answered) => return Ok(answered),
             Err(failed) => failed,
         };
+        if failed.fault == Fault::Misdirected {
+            let owner = failed.owner.filter(|_| unsent.is_some() && !is_redirected);
+            aim = aim.at_shard(owner.ok_or(Fault::Misdirected)?);
+            is_redirected = true;
+            upstream.shared.redirects.fetch_add(1, Relaxed);
+            began = Instant::now();
+            chosen = choose(upstream, aim, None, clock::ms_of(began))?;
+            continue;
+        }
         if unsent.is_none()
             || !retries.may_follow(&failed, &method)
             || !Box::pin(retries.wait(&failed, deadline)).await
@@ -115,7 +127,7 @@ pub(super) async fn attempt(
         }
         began = Instant::now();
         // Never against an open breaker.
-        chosen = match choose(upstream, version, Some(except), clock::ms_of(began)) {
+        chosen = match choose(upstream, aim, Some(except), clock::ms_of(began)) {
             Ok(chosen) => chosen,
             Err(_refused) => return failed.end(),
         };
@@ -131,13 +143,8 @@ struct Chosen {
     others: bool,
 }
 
-/// Chooses an endpoint whose breaker lets the call through; of one version, where that was decided.
-fn choose(
-    upstream: &Upstream,
-    version: Option<usize>,
-    except: Option<u64>,
-    now_ms: u64,
-) -> Result<Chosen, Fault> {
+/// Chooses an endpoint whose breaker lets the call through; of the version and the shard that were decided on.
+fn choose(upstream: &Upstream, aim: Aim, except: Option<u64>, now_ms: u64) -> Result<Chosen, Fault> {
     upstream.shared.called_at_ms.store(now_ms, Relaxed);
     let choice = Choice {
         balancer: upstream.policy.load_balancer,
@@ -147,7 +154,7 @@ fn choose(
         now_ms,
     };
     let candidates = upstream.eligible(now_ms);
-    let eligible = candidates.of(version);
+    let eligible = candidates.at(aim).map_err(Fault::unwritable)?;
     let picked = eligible.pick(&choice).ok_or(Fault::NoEndpoint)?;
     let others = eligible.endpoints().len() > 1;
     let chosen =
@@ -190,7 +197,7 @@ async fn try_endpoint(
     let spare = unsent.as_ref().filter(|request| keeps == Keep::Copy && request.body().keep(most));
     let spare = spare.map(copy_of).map(Box::new);
     if let Some(request) = unsent {
-        tell_target(request, &endpoint);
+        tell_target(request, upstream, &endpoint);
     }
     let is_safe = unsent.as_ref().is_some_and(|request| request.method().is_safe());
     let mut trying = Trying::new(upstream, &endpoint, record.worker.index, began, guard, is_safe);
@@ -202,6 +209,7 @@ async fn try_endpoint(
             note_latency(&endpoint, began.elapsed(), clock::now_ms());
         }
         let answered = refuse_sidecar_error(&endpoint, answered)?;
+        let answered = refuse_misdirected(upstream, &endpoint, answered)?;
         refuse_listed(upstream, answered)
     });
     match result {
@@ -247,13 +255,37 @@ fn keeps(
     let may_return = (others && endpoint.endpoint.inbound) || upstream.policy.protocol == Protocol::H2;
     let is_idempotent = request.method().is_idempotent();
     let may_repeat = !upstream.repeats.is_empty() && is_idempotent;
-    if !may_return && !may_repeat {
+    // An owner may have lost the key, and send it on.
+    let may_move = upstream.policy.sharding.is_some();
+    if !may_return && !may_repeat && !may_move {
         Keep::Stale
     } else if is_idempotent && request.body().is_end_stream() && upstream.policy.protocol == Protocol::Http1 {
         Keep::Written
     } else {
         Keep::Copy
     }
+}
+
+/// An owner that has lost the key to another shard says so: 421 and whose it is now. No other 421 means that.
+fn refuse_misdirected(
+    upstream: &Upstream,
+    endpoint: &EndpointState,
+    answered: Answered,
+) -> Result<Answered, Failed> {
+    let (Some(sharding), Some(owner)) = (&upstream.policy.sharding, owner_told(&answered.response)) else {
+        return Ok(answered);
+    };
+    let owner = owner.to_str().ok().and_then(|name| sharding.place_of(name));
+    // Whoever sends a key to itself would do so again.
+    let is_other = |at: &usize| sharding.shards()[*at] != endpoint.endpoint.shard;
+    let failed = Failed::sent(Fault::Misdirected, Outcome::Answered);
+    Err(Failed { owner: owner.filter(is_other), ..failed })
+}
+
+/// The shard to which an answer sends a request on.
+fn owner_told(response: &Response<Incoming>) -> Option<&HeaderValue> {
+    let is_misdirected = response.status() == StatusCode::MISDIRECTED_REQUEST;
+    if is_misdirected { response.headers().get(GILMOK_SHARD) } else { None }
 }
 
 /// An answer that the policy of retries lists is a failed try.
@@ -305,7 +337,7 @@ async fn exchange(
             Ok(Ok(response)) => {
                 let may_be_sidecars = trying.endpoint.endpoint.inbound && response.status().is_server_error();
                 let is_listed = || has_answer(&upstream.repeats, response.status(), response.headers());
-                if keep && (may_be_sidecars || is_listed()) {
+                if keep && (may_be_sidecars || is_listed() || owner_told(&response).is_some()) {
                     *unsent = lease.written();
                 }
                 return Ok(Answered { response, lease });
@@ -430,13 +462,16 @@ pub(super) fn fit_protocol(request: &mut Request<Upload>, upstream: &Upstream) {
     }
 }
 
-/// Tells the application which version and shard it was asked as.
-pub(super) fn tell_target(request: &mut Request<Upload>, endpoint: &EndpointState) {
+/// Tells the application which version and shard it was asked as, and by which map.
+pub(super) fn tell_target(request: &mut Request<Upload>, upstream: &Upstream, endpoint: &EndpointState) {
     if let Some(version) = &endpoint.version_header {
         request.headers_mut().insert(GILMOK_VERSION, version.clone());
     }
     if let Some(shard) = &endpoint.shard_header {
         request.headers_mut().insert(GILMOK_SHARD, shard.clone());
+    }
+    if let Some(map) = &upstream.map_header {
+        request.headers_mut().insert(GILMOK_SHARD_MAP, map.clone());
     }
 }
 

@@ -23,6 +23,7 @@ use super::trying::has_answer;
 use crate::clock;
 use crate::last_good::{Asked, Kept, Question};
 use crate::metrics::Kind;
+use crate::upstream::candidates::Aim;
 use crate::upstream::service::Upstream;
 use crate::upstream::upload::Upload;
 use crate::worker::View;
@@ -95,7 +96,7 @@ impl Reason {
 pub(super) async fn ask(record: &mut Record, view: &View, call: &mut Call, asked: u32) -> Outcome {
     let upstream = call.place.of(view);
     let answered = match record.admit(upstream) {
-        Ok(()) => attempt(record, upstream, &mut call.unsent, &call.deadline, call.version).await,
+        Ok(()) => attempt(record, upstream, &mut call.unsent, &call.deadline, call.aim).await,
         Err(fault) => Err(fault),
     };
     let reason = match &answered {
@@ -194,9 +195,9 @@ fn other<'c>(
         let at = view.snapshot.service_index(name.as_str()).filter(|_| asked < SERVICES_MAX)?;
         let request = call.unsent.take()?;
         let upstream = &view.upstreams[at];
-        let split = split::again(record, upstream, &request);
+        let aim = split::again(record, upstream, &request)?;
         let mut call = Call {
-            version: split.map(|split| split.version),
+            aim,
             place: super::record::Place::Service(at),
             unsent: Some(request),
             deadline: call.deadline.anew(upstream.policy.request_timeout),
@@ -218,7 +219,7 @@ pub(super) fn question(
     record: &Record,
     upstream: &Upstream,
     request: &Request<Upload>,
-    version: Option<usize>,
+    aim: Aim,
 ) -> Option<Question> {
     let policy = upstream.policy.fallback.iter().find_map(|link| match &link.action {
         Action::LastGood(policy) => Some(policy),
@@ -234,8 +235,8 @@ pub(super) fn question(
     let asked = Asked {
         service: &upstream.name,
         // Nobody sees another version, were it the only one that answered lately.
-        version: version.and_then(|at| upstream.policy.traffic.as_ref()?.versions().get(at)),
-        shard: None,
+        version: aim.version.and_then(|at| upstream.policy.traffic.as_ref()?.versions().get(at)),
+        shard: aim.shard(&upstream.policy),
         host,
         path_and_query: uri.path_and_query().map_or("/", |path| path.as_str()),
         method: request.method(),

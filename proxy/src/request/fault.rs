@@ -4,12 +4,15 @@ use gilmok_config::failure::Failure;
 use http::StatusCode;
 
 use crate::rate_limit::Limited;
+use crate::upstream::candidates::Unwritable;
 
 /// Why a request gets the proxy's own answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The request is malformed; the words say how.
     BadRequest(&'static str),
+    /// Its sharding key says no shard; the words say why.
+    BadKey(&'static str),
     BodyTooLarge,
     /// The breaker is open; seconds until it may be worth asking again.
     BreakerOpen(u32),
@@ -23,8 +26,12 @@ pub(crate) enum Fault {
     Drained,
     /// An expectation other than 100-continue.
     Expectation,
+    /// An owner says that the key is another shard's, and the request cannot follow it there.
+    Misdirected,
     NoDestination,
     NoEndpoint,
+    /// Nobody knows who of the shard may be written to; the words say why.
+    NoPrimary(&'static str),
     /// Over `max_concurrent` of the service, or over the proxy's own limit; here or at the endpoint's sidecar.
     Overflow(&'static str),
     /// Over the service's rate limit.
@@ -65,7 +72,9 @@ impl Fault {
         let unavailable =
             |details| told(StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", 14, details);
         match self {
-            Self::BadRequest(what) => told(StatusCode::BAD_REQUEST, "http_request_error", 3, what),
+            Self::BadRequest(what) | Self::BadKey(what) => {
+                told(StatusCode::BAD_REQUEST, "http_request_error", 3, what)
+            }
             Self::BodyTooLarge => told(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "http_request_error",
@@ -94,7 +103,9 @@ impl Fault {
                 12,
                 "no service and no route answers to this host and path",
             ),
+            Self::Misdirected => later(unavailable("the key has moved to another shard")),
             Self::NoEndpoint => later(unavailable("no endpoint of the service is available")),
+            Self::NoPrimary(why) => later(unavailable(why)),
             Self::Overflow(which) => {
                 later(told(StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", 14, which))
             }
@@ -152,6 +163,14 @@ impl Fault {
         }
     }
 
+    /// Nobody of a shard may be written to.
+    pub(crate) fn unwritable(why: Unwritable) -> Self {
+        Self::NoPrimary(match why {
+            Unwritable::NoPrimary => "the shard has no primary",
+            Unwritable::Primaries => "more than one endpoint of the shard says that it is the primary",
+        })
+    }
+
     /// An open breaker that may let a call through in so many milliseconds.
     pub(crate) fn open(retry_after_ms: u64) -> Self {
         Self::BreakerOpen(u32::try_from(retry_after_ms.div_ceil(1_000)).unwrap_or(u32::MAX).max(1))
@@ -163,16 +182,18 @@ impl Fault {
             Self::BreakerOpen(_) => Failure::Open,
             Self::CallerTimeout => Failure::Cancelled,
             Self::ConnectTimeout | Self::Unreachable => Failure::Connect,
-            Self::NoEndpoint => Failure::NoEndpoint,
+            Self::NoEndpoint | Self::NoPrimary(_) => Failure::NoEndpoint,
             Self::Overflow(_) => Failure::Overflow,
             Self::Refused => Failure::Refused,
             Self::Reset => Failure::Reset,
             Self::Timeout | Self::UploadUntaken => Failure::Timeout,
             Self::BadRequest(_)
+            | Self::BadKey(_)
             | Self::BodyTooLarge
             | Self::Denied(_)
             | Self::Drained
             | Self::Expectation
+            | Self::Misdirected
             | Self::NoDestination
             | Self::RateLimited(_)
             | Self::UploadStalled
@@ -185,16 +206,19 @@ impl Fault {
         match self {
             Self::ConnectTimeout
             | Self::NoEndpoint
+            | Self::NoPrimary(_)
             | Self::Overflow(_)
             | Self::Refused
             | Self::Unreachable => true,
             Self::BadRequest(_)
+            | Self::BadKey(_)
             | Self::BodyTooLarge
             | Self::BreakerOpen(_)
             | Self::CallerTimeout
             | Self::Denied(_)
             | Self::Drained
             | Self::Expectation
+            | Self::Misdirected
             | Self::NoDestination
             | Self::RateLimited(_)
             | Self::Reset

@@ -12,6 +12,7 @@ use gilmok_config::decide::Listener;
 pub(crate) const GILMOK_TIMEOUT: HeaderName = HeaderName::from_static("gilmok-timeout");
 pub(crate) const GILMOK_VERSION: HeaderName = HeaderName::from_static("gilmok-version");
 pub(crate) const GILMOK_SHARD: HeaderName = HeaderName::from_static("gilmok-shard");
+pub(crate) const GILMOK_SHARD_MAP: HeaderName = HeaderName::from_static("gilmok-shard-map");
 pub(crate) const GILMOK_MIRROR: HeaderName = HeaderName::from_static("gilmok-mirror");
 pub(crate) const GILMOK_DECISION: HeaderName = HeaderName::from_static("gilmok-decision");
 pub(crate) const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
@@ -35,7 +36,7 @@ const HOP_FIELDS: [HeaderName; 6] = [
 ];
 
 /// Most fields that are put on: forwarding, identity, what the mesh tells.
-const ADDED_MAX: usize = 9;
+const ADDED_MAX: usize = 10;
 
 /// Makes a caller's headers those of the next hop. `host` is what the caller named.
 pub(crate) fn prepare_request(

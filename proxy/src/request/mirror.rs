@@ -20,6 +20,7 @@ use super::headers::{GILMOK_MIRROR, GILMOK_TIMEOUT};
 use super::record::Record;
 use crate::clock;
 use crate::upstream::balance::Choice;
+use crate::upstream::candidates::Aim;
 use crate::upstream::endpoint::EndpointState;
 use crate::upstream::mirrored::Outcome;
 use crate::upstream::pool::{Lease, Pool, Sent};
@@ -61,15 +62,15 @@ enum Copied {
 #[derive(Debug)]
 struct Place(Rc<Worker>);
 
-/// Sends a copy of a request to the version at this place of its service's traffic, if it can be copied and there is room.
+/// Sends a copy of a request to the version of its service that is aimed at, if it can be copied and there is room.
 pub(super) fn copy(
     record: &mut Record,
     upstream: &Arc<Upstream>,
-    at: usize,
+    aim: Aim,
     request: &Request<Upload>,
     upgrades: bool,
 ) {
-    let Some(version) = upstream.versions.known().get(at) else { return };
+    let Some(version) = aim.version.and_then(|at| upstream.versions.known().get(at)) else { return };
     if upgrades || !request.body().is_end_stream() {
         return version.mirror().ended(Outcome::Skipped);
     }
@@ -90,7 +91,7 @@ pub(super) fn copy(
     // Ends within the request timeout.
     tokio::task::spawn_local(async move {
         let limit = upstream.policy.request_timeout;
-        let sending = send(&place.0, &upstream, at, copy, &comparison);
+        let sending = send(&place.0, &upstream, aim, copy, &comparison);
         if timeout(limit, sending).await.is_err() {
             comparison.copied(Copied::Failed);
         }
@@ -101,13 +102,13 @@ pub(super) fn copy(
 async fn send(
     worker: &Worker,
     upstream: &Upstream,
-    at: usize,
+    aim: Aim,
     mut copy: Request<Upload>,
     comparison: &Comparison,
 ) {
     let began = Instant::now();
-    let Some(endpoint) = choose(upstream, at) else { return comparison.copied(Copied::Failed) };
-    tell_target(&mut copy, &endpoint);
+    let Some(endpoint) = choose(upstream, aim) else { return comparison.copied(Copied::Failed) };
+    tell_target(&mut copy, upstream, &endpoint);
     fit_protocol(&mut copy, upstream);
     let pool = worker.copy_pools.of(&endpoint);
     let answered = exchange(&pool, &upstream.policy, copy).await;
@@ -120,7 +121,7 @@ async fn send(
 }
 
 /// By chance and weight: what callers' requests are balanced by does not hear of copies.
-fn choose(upstream: &Upstream, at: usize) -> Option<Arc<EndpointState>> {
+fn choose(upstream: &Upstream, aim: Aim) -> Option<Arc<EndpointState>> {
     let now_ms = clock::now_ms();
     let choice = Choice {
         balancer: LoadBalancer::Random,
@@ -129,7 +130,7 @@ fn choose(upstream: &Upstream, at: usize) -> Option<Arc<EndpointState>> {
         except: None,
         now_ms,
     };
-    upstream.eligible(now_ms).of(Some(at)).pick(&choice).cloned()
+    upstream.eligible(now_ms).at(aim).ok()?.pick(&choice).cloned()
 }
 
 /// Sends it once, on a pooled connection or a new one. That a pooled one was closed meanwhile is found out as for every

@@ -40,8 +40,9 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use gilmok_config::baggage;
-use gilmok_config::decide::{Decision, Listener, Refusal, Split, decide};
+use gilmok_config::decide::{Decision, Listener, Refusal, Split, Target, decide};
 use gilmok_config::route::has_prefix;
+use gilmok_config::sharding::Sharded;
 use http::header::{HOST, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, Uri};
@@ -54,6 +55,7 @@ use crate::drain::Phase;
 use crate::last_good::Question;
 use crate::rate_limit::Asking;
 use crate::settings::UnknownHosts;
+use crate::upstream::candidates::Aim;
 use crate::upstream::upload::Upload;
 use crate::worker::{View, Worker};
 use body::Answer;
@@ -104,8 +106,8 @@ enum Way {
 #[derive(Debug)]
 struct Call {
     place: Place,
-    /// The version that was decided on, a place in the traffic's versions.
-    version: Option<usize>,
+    /// The version and the shard that were decided on.
+    aim: Aim,
     method: Method,
     unsent: Option<Request<Upload>>,
     upgrade: Option<OnUpgrade>,
@@ -132,10 +134,16 @@ fn route(
         // Whoever may call what the mesh does not know is passed on as it is.
         return Ok(Way::Outside(request, seen));
     };
-    let Destination { place, split, strip_prefix, timeout } = destination;
+    let Destination { place, split, shard, strip_prefix, timeout } = destination;
     record.placed(place);
     let passed_on = split.and_then(|split| split.passed_on);
-    let version = split.map(|split| record.split(split, visitor));
+    let aim = Aim::new(split, shard, request.method());
+    if let Some(split) = split {
+        record.split(split, visitor);
+    }
+    if let Some(shard) = shard {
+        record.sharded(shard);
+    }
     let upgrade = seen.upgrade.then(|| hyper::upgrade::on(&mut request));
     let upstream = place.of(view);
     let host = named_host(&request);
@@ -166,16 +174,17 @@ fn route(
     let method = head.method.clone();
     let request = Request::from_parts(head, upload);
     if let Some(at) = split.and_then(|split| split.mirror) {
-        mirror::copy(record, upstream, at, &request, upgrade.is_some());
+        mirror::copy(record, upstream, aim.at_version(at), &request, upgrade.is_some());
     }
-    let question = fallback::question(record, upstream, &request, version);
-    Ok(Way::Endpoint(Call { place, version, method, unsent: Some(request), upgrade, deadline, question }))
+    let question = fallback::question(record, upstream, &request, aim);
+    Ok(Way::Endpoint(Call { place, aim, method, unsent: Some(request), upgrade, deadline, question }))
 }
 
 /// Where a request goes.
 struct Destination {
     place: Place,
     split: Option<Split>,
+    shard: Option<Sharded>,
     strip_prefix: Option<String>,
     timeout: std::time::Duration,
 }
@@ -185,7 +194,7 @@ fn destination(
     worker: &Worker,
     caller: &Caller,
     view: &View,
-    record: &Record,
+    record: &mut Record,
     request: &Request<Incoming>,
     visitor: &Visitor,
 ) -> Result<Option<Destination>, Fault> {
@@ -193,23 +202,30 @@ fn destination(
     if let (Listener::Inbound, Some(app)) = (caller.listener, caller.app) {
         let place = Place::App(app);
         let timeout = place.of(view).policy.request_timeout;
-        return Ok(Some(Destination { place, split: None, strip_prefix: None, timeout }));
+        return Ok(Some(Destination { place, split: None, shard: None, strip_prefix: None, timeout }));
     }
     let host = host.unwrap_or(Cow::Borrowed(""));
     let facts = split::facts(worker, caller, view, request, visitor, &host);
     let now_ms = clock::ms_of(record.started());
-    let is_healthy = |service: usize, version| view.upstreams[service].has_healthy(version, now_ms);
+    let is_healthy =
+        |target: Target| view.upstreams[target.service].has_healthy(target.version, target.shard, now_ms);
     match decide(&view.snapshot, &facts, &is_healthy) {
-        Ok(Decision { service, route, split }) => {
+        Ok(Decision { service, route, split, shard }) => {
             let place = Place::Service(service);
             let route = route.map(|at| &view.snapshot.routes()[at]);
             let timeout = route
                 .and_then(|route| route.request_timeout)
                 .unwrap_or_else(|| place.of(view).policy.request_timeout);
             let strip_prefix = route.and_then(|route| route.strip_prefix.clone());
-            Ok(Some(Destination { place, split, strip_prefix, timeout }))
+            Ok(Some(Destination { place, split, shard, strip_prefix, timeout }))
         }
         Err(Refusal::NoDestination) => Ok(None),
+        Err(Refusal::NoShard { service, fault }) => {
+            record.placed(Place::Service(service));
+            let sharding = view.snapshot.services()[service].policy.sharding.as_deref();
+            record.say(sharding.map(|sharding| sharding.tell(&fault)));
+            Err(Fault::BadKey(fault.as_str()))
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use super::record::Record;
 use super::respond::Outcome;
 use super::{headers, may_pass, named_host, tunnel};
 use crate::caller::Caller;
+use crate::upstream::candidates::Aim;
 use crate::upstream::endpoint::{EndpointState, Peer};
 use crate::upstream::service::Upstream;
 use crate::upstream::upload::Upload;
@@ -56,7 +57,7 @@ pub(super) async fn pass(
     let deadline =
         Deadline::new(record.started(), policy.request_timeout, seen.patience.of_untrusted(), progress);
     let mut unsent = Some(Request::from_parts(head, upload));
-    let answered = attempt::attempt(record, &upstream, &mut unsent, &deadline, None).await?;
+    let answered = attempt::attempt(record, &upstream, &mut unsent, &deadline, Aim::default()).await?;
     let (upload_ended, idle) = (deadline.upload_ended(), policy.idle_timeout);
     Ok(Outcome::Relay { answered, upload_ended, idle, upgrade: None, recorder: None })
 }

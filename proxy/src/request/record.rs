@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use gilmok_config::decide::{Listener, Split, Why};
+use gilmok_config::sharding::{Sharded, Sharding};
 use http::header::{HeaderMap, HeaderValue};
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
@@ -59,6 +60,10 @@ pub(crate) struct Record {
     failed_late: bool,
     /// Which version was decided on, and why.
     split: Option<Split>,
+    /// Which shard was decided on, and why.
+    sharded: Option<Sharded>,
+    /// What an answer of our own says more of its reason.
+    said: Option<String>,
     /// Whether what becomes of it counts for its version.
     trial: Option<Trial>,
     /// What the answer is compared with, where a copy of the request goes to another version.
@@ -104,6 +109,8 @@ impl Record {
             upload: None,
             failed_late: false,
             split: None,
+            sharded: None,
+            said: None,
             trial: None,
             comparison: None,
             visitor: None,
@@ -124,8 +131,8 @@ impl Record {
         &self.caller
     }
 
-    /// A version was decided on: the place in the traffic's versions.
-    pub(super) fn split(&mut self, split: Split, visitor: Visitor) -> usize {
+    /// A version was decided on.
+    pub(super) fn split(&mut self, split: Split, visitor: Visitor) {
         if let Some(upstream) = self.upstream() {
             self.trial = upstream.trials.begin(&split, clock::ms_of(self.started));
         }
@@ -133,7 +140,21 @@ impl Record {
             self.visitor = Some(new);
         }
         self.split = Some(split);
-        split.version
+    }
+
+    /// A shard was decided on.
+    pub(super) fn sharded(&mut self, sharded: Sharded) {
+        self.sharded = Some(sharded);
+    }
+
+    /// Says more of the reason for which the proxy answers itself.
+    pub(super) fn say(&mut self, more: Option<String>) {
+        self.said = more;
+    }
+
+    /// What there is to be said of it.
+    pub(super) fn said(&self) -> Option<&str> {
+        self.said.as_deref()
     }
 
     /// The visitor who comes for the first time, if it is one.
@@ -163,9 +184,15 @@ impl Record {
             return None;
         }
         let service = self.upstream().map_or("", |upstream| upstream.name.as_str());
-        let mut decision = match &self.endpoint {
-            None => format!("service={service}"),
-            Some(state) => {
+        let decided = self
+            .sharded
+            .and_then(Sharded::shard)
+            .zip(self.sharding())
+            .map(|(at, sharding)| &sharding.shards()[at]);
+        let mut decision = match (&self.endpoint, decided) {
+            (None, None) => format!("service={service}"),
+            (None, Some(shard)) => format!("service={service} shard={shard}"),
+            (Some(state), _) => {
                 let (version, shard) = (&state.endpoint.version, &state.endpoint.shard);
                 format!("service={service} version={version} shard={shard} endpoint={}", state.peer)
             }
@@ -176,7 +203,14 @@ impl Record {
                 decision.push_str(" moved=unhealthy");
             }
         }
+        if let Some(sharded) = &self.sharded {
+            decision.push_str(&format!(" shard_by={sharded}"));
+        }
         Some(decision)
+    }
+
+    fn sharding(&self) -> Option<&Sharding> {
+        self.upstream().and_then(|upstream| upstream.policy.sharding.as_deref())
     }
 
     /// Decided where it goes.

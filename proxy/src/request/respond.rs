@@ -179,7 +179,7 @@ fn own(fault: Fault, terms: &Terms, mut record: Box<Record>) -> Response<Answer>
         (StatusCode::OK, bytes::Bytes::new())
     } else {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        (told.status, format!("gilmok: {}\n", told.details).into())
+        (told.status, format!("gilmok: {}\n", record.said().unwrap_or(told.details)).into())
     };
     let mut response = Response::new(Answer::own(body, None, record));
     *response.status_mut() = status;

@@ -1,8 +1,12 @@
-//! What deciding on a version has to know of a request: who is asking, from where, and who comes for the first time.
+//! What deciding on a version and a shard has to know of a request: who is asking, from where, and who comes for the first time.
 
 use gilmok_config::assignment::PLACES;
-use gilmok_config::decide::{Facts, Listener, Split, split};
+use gilmok_config::decide::{Facts, Listener, shard, split};
+use gilmok_config::host::canonical;
+use gilmok_config::sharding::Sharded;
 use gilmok_config::subject::{Baggage, Uid};
+use http::header::HOST;
+use http::uri::Authority;
 use http::{HeaderMap, Request};
 use hyper::body::Incoming;
 
@@ -10,6 +14,7 @@ use super::record::Record;
 use crate::caller::Caller;
 use crate::client::named_client;
 use crate::clock;
+use crate::upstream::candidates::Aim;
 use crate::upstream::service::Upstream;
 use crate::upstream::upload::Upload;
 use crate::visitor::NewVisitor;
@@ -78,11 +83,16 @@ pub(super) fn facts<'r>(
     }
 }
 
-/// The version of another service that a request is sent on to.
-pub(super) fn again(record: &Record, upstream: &Upstream, request: &Request<Upload>) -> Option<Split> {
-    let traffic = upstream.policy.traffic.as_deref()?;
+/// The version and the shard of another service that a request is sent on to; `None` where its key says no shard.
+pub(super) fn again(record: &Record, upstream: &Upstream, request: &Request<Upload>) -> Option<Aim> {
+    let (traffic, sharding) = (upstream.policy.traffic.as_deref(), upstream.policy.sharding.as_deref());
+    if traffic.is_none() && sharding.is_none() {
+        return Some(Aim::default());
+    }
     let caller = record.caller();
     let (uri, headers) = (request.uri(), request.headers());
+    let named = uri.authority().map(Authority::as_str).or_else(|| headers.get(HOST)?.to_str().ok());
+    let host = named.and_then(canonical).unwrap_or_default();
     // The visitor's cookie is on its way with the request by now.
     let facts = Facts {
         query: uri.query(),
@@ -90,10 +100,17 @@ pub(super) fn again(record: &Record, upstream: &Upstream, request: &Request<Uplo
         // What an earlier hop said and may not be believed was taken off.
         baggage: Baggage { trusted: true, ..baggage(caller, record.view()) },
         dice: fastrand::u32(..PLACES),
-        ..Facts::of(caller.listener, "", uri.path(), request.method(), headers)
+        ..Facts::of(caller.listener, &host, uri.path(), request.method(), headers)
+    };
+    let sharded = match sharding {
+        None => None,
+        Some(sharding) => Some(shard(sharding, &facts).ok()?),
     };
     let now_ms = clock::ms_of(record.started());
-    Some(split(traffic, &facts, &|version| upstream.has_healthy(version, now_ms)))
+    let at = sharded.and_then(Sharded::shard);
+    let split =
+        traffic.map(|traffic| split(traffic, &facts, &|version| upstream.has_healthy(version, at, now_ms)));
+    Some(Aim::new(split, sharded, request.method()))
 }
 
 /// What subjects are hashed with where their hash is passed on, and whether it may come with the request.

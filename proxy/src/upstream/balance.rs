@@ -18,21 +18,6 @@ pub(crate) struct Eligible {
     cumulative: Vec<u64>,
 }
 
-/// Who may be chosen of a service: of any version, and of each one that its traffic names.
-#[derive(Debug, Default)]
-pub(crate) struct Candidates {
-    pub(crate) all: Eligible,
-    /// By place in the traffic's versions.
-    pub(crate) versions: Vec<Eligible>,
-}
-
-impl Candidates {
-    /// Who may be chosen where a version was decided on, or none.
-    pub(crate) fn of(&self, version: Option<usize>) -> &Eligible {
-        version.and_then(|at| self.versions.get(at)).unwrap_or(&self.all)
-    }
-}
-
 /// How a choice is made.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Choice<'a> {
@@ -55,35 +40,29 @@ const EWMA_DECAY_MS: f64 = 10_000.0;
 impl Eligible {
     /// Works out who may be chosen. With `fail_open`, what checks say is not believed.
     pub(crate) fn of(all: &[Arc<EndpointState>], zone: &Name, fail_open: bool) -> Self {
-        Self::chosen(all, zone, fail_open, false)
+        Self::chosen(&all.iter().collect::<Vec<_>>(), zone, fail_open, false)
     }
 
-    /// Works out who of one version may be chosen. How many endpoints are left out is counted for the whole service, so
-    /// all of one version may be: then they are asked all the same, because nobody else may stand in for them.
-    pub(crate) fn of_version(
-        all: &[Arc<EndpointState>],
-        version: &Name,
-        zone: &Name,
-        fail_open: bool,
-    ) -> Self {
-        let own: Vec<_> = all.iter().filter(|state| state.endpoint.version == *version).cloned().collect();
-        let eligible = Self::chosen(&own, zone, fail_open, false);
-        if eligible.endpoints.is_empty() { Self::chosen(&own, zone, fail_open, true) } else { eligible }
+    /// Works out who of a version or a shard may be chosen. How many endpoints are left out is counted for the whole
+    /// service, so all of these may be: then they are asked all the same, because nobody else may stand in for them.
+    pub(crate) fn even_ejected(own: &[&Arc<EndpointState>], zone: &Name, fail_open: bool) -> Self {
+        let eligible = Self::chosen(own, zone, fail_open, false);
+        if eligible.endpoints.is_empty() { Self::chosen(own, zone, fail_open, true) } else { eligible }
     }
 
-    fn chosen(all: &[Arc<EndpointState>], zone: &Name, fail_open: bool, with_ejected: bool) -> Self {
+    fn chosen(all: &[&Arc<EndpointState>], zone: &Name, fail_open: bool, with_ejected: bool) -> Self {
+        let all = || all.iter().copied();
         let usable = |state: &&Arc<EndpointState>| state.endpoint.weight > 0;
         // Those who decide about ejection see to it that somebody is left.
         let healthy = |state: &&Arc<EndpointState>| {
             (fail_open || state.health() != Health::Unhealthy)
                 && (with_ejected || !state.ejection.is_ejected())
         };
-        let Some(priority) =
-            all.iter().filter(usable).filter(healthy).map(|state| state.endpoint.priority).min()
+        let Some(priority) = all().filter(usable).filter(healthy).map(|state| state.endpoint.priority).min()
         else {
             return Self::default();
         };
-        let tier = || all.iter().filter(usable).filter(move |state| state.endpoint.priority == priority);
+        let tier = || all().filter(usable).filter(move |state| state.endpoint.priority == priority);
         let mut chosen: Vec<_> = tier().filter(healthy).cloned().collect();
         // Near endpoints are preferred while at least half of their weight is healthy, so that a zone
         // that loses most of its endpoints spills over instead of overloading the last one.

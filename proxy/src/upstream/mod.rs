@@ -16,6 +16,8 @@ pub(crate) mod balance;
 
 pub(crate) mod breakers;
 
+pub(crate) mod candidates;
+
 pub(crate) mod trials;
 
 pub(crate) mod unanswered;

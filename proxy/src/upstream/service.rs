@@ -16,8 +16,8 @@ use gilmok_config::service::ServicePolicy;
 use gilmok_config::wire::{COUNTED_VERSIONS_MAX, ServiceCounts, VersionCounts};
 use http::HeaderValue;
 
-use super::balance::{Candidates, Eligible};
 use super::breakers::Breakers;
+use super::candidates::Candidates;
 use super::ejection::{Deciding, Ejection, Ejections};
 use super::endpoint::{EndpointState, Health, Peer};
 use super::mirrored::Mirrored;
@@ -41,6 +41,8 @@ pub(crate) struct Upstream {
     pub(crate) versions: Versions,
     /// `request_timeout` as `Gilmok-Timeout` tells it, made once.
     pub(crate) timeout_header: HeaderValue,
+    /// The number of its shard map as `Gilmok-Shard-Map` tells it, made once; absent where it is not sharded.
+    pub(crate) map_header: Option<HeaderValue>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) breakers: Option<Breakers>,
     pub(crate) limiter: Option<Arc<Limiter>>,
@@ -79,6 +81,8 @@ pub(crate) struct Shared {
     pub(crate) fail_open: AtomicBool,
     /// Whether a check has ever passed on any endpoint.
     pub(crate) check_passed: AtomicBool,
+    /// Requests that an owner sent on to another shard.
+    pub(crate) redirects: AtomicU64,
     pub(crate) ejections: Ejections,
 }
 
@@ -148,6 +152,10 @@ impl Upstream {
             targets,
             versions,
             timeout_header: HeaderValue::from(timeout_ms),
+            map_header: policy
+                .sharding
+                .as_ref()
+                .and_then(|sharding| HeaderValue::from_str(&sharding.epoch_text()).ok()),
             shared,
             breakers,
             limiter: limiter(policy, before),
@@ -174,15 +182,13 @@ impl Upstream {
         Self {
             name: OUTSIDE.clone(),
             policy: Arc::new(policy),
-            eligible: ArcSwap::from_pointee(Candidates {
-                all: Eligible::of(&endpoints, &Name::default(), true),
-                versions: Vec::new(),
-            }),
+            eligible: ArcSwap::from_pointee(Candidates::only(&endpoints)),
             endpoints,
             unplaced: Arc::clone(&endpoint.series),
             targets: Vec::new(),
             versions: Versions::default(),
             timeout_header: HeaderValue::from(timeout_ms),
+            map_header: None,
             shared: Arc::default(),
             breakers: None,
             limiter: None,
@@ -210,9 +216,10 @@ impl Upstream {
     }
 
     /// Whether a version, by its place in the traffic's versions, has an endpoint that membership and health checks call
-    /// healthy. What calls to it come to is another matter: a breaker moves nobody.
-    pub(crate) fn has_healthy(&self, version: usize, now_ms: u64) -> bool {
-        !self.eligible(now_ms).of(Some(version)).endpoints().is_empty()
+    /// healthy; one of this shard, where one was decided on. What calls to it come to is another matter: a breaker moves
+    /// nobody.
+    pub(crate) fn has_healthy(&self, version: usize, shard: Option<usize>, now_ms: u64) -> bool {
+        self.eligible(now_ms).has_any(version, shard)
     }
 
     /// What was counted of its versions, where its traffic names any: of those, of what endpoints have beside them, and
@@ -336,12 +343,7 @@ impl Upstream {
         self.next_return_ms.store(next.unwrap_or(u64::MAX), Relaxed);
         self.seen_changes.store(self.shared.ejections.changes(), Relaxed);
         let fail_open = self.shared.fail_open.load(Relaxed);
-        let (all, zone) = (&self.endpoints, &self.zone);
-        let versions = self.policy.traffic.iter().flat_map(|traffic| traffic.versions());
-        let candidates = Candidates {
-            all: Eligible::of(all, zone, fail_open),
-            versions: versions.map(|version| Eligible::of_version(all, version, zone, fail_open)).collect(),
-        };
+        let candidates = Candidates::of(&self.endpoints, &self.policy, &self.zone, fail_open);
         self.eligible.store(Arc::new(candidates));
     }
 }

@@ -1,0 +1,85 @@
+//! A directory: keys that are listed one by one, and one shard for all others. The one huge customer has a shard of its own.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::grammar::read_shard;
+use crate::grammar::Value;
+use crate::name::Name;
+
+/// Most keys that are listed.
+const LISTED_MAX: usize = 100_000;
+
+/// Whose each listed key is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Directory {
+    listed: HashMap<Box<[u8]>, u16>,
+    default: Option<u16>,
+}
+
+impl Directory {
+    /// The shards that a directory names.
+    pub(super) fn shards(value: &Value<'_>, default: Option<&Name>) -> Option<Vec<Name>> {
+        let mut shards: Vec<Name> =
+            value.entries()?.iter().filter_map(|(_, entry)| read_shard(entry)).collect();
+        shards.extend(default.cloned());
+        shards.sort_unstable();
+        shards.dedup();
+        Some(shards)
+    }
+
+    /// Reads `{ "acme" = "1" }`: a key and its shard.
+    pub(super) fn read(value: &Value<'_>, default: Option<&Name>, shards: &[Name]) -> Option<Self> {
+        let entries = value.entries()?;
+        if entries.len() > LISTED_MAX {
+            value.fault(format!("{} keys", entries.len()), format!("at most {LISTED_MAX}"));
+            return None;
+        }
+        let place =
+            |name: &Name| shards.iter().position(|shard| shard == name).and_then(|at| u16::try_from(at).ok());
+        let mut listed = HashMap::with_capacity(entries.len());
+        for (key, entry) in entries {
+            if key.is_empty() {
+                entry.fault("an empty key is no key", "");
+                continue;
+            }
+            let name = entry.named(Name::parse)?;
+            let Some(at) = place(&name) else {
+                entry.fault(
+                    format!("the shard `{name}` is not one of `shards`"),
+                    "a shard that is listed there",
+                );
+                continue;
+            };
+            listed.insert(key.as_bytes().into(), at);
+        }
+        Some(Self { listed, default: default.and_then(place) })
+    }
+
+    pub(super) fn shard(&self, key: &[u8]) -> Option<usize> {
+        self.listed.get(key).copied().or(self.default).map(usize::from)
+    }
+
+    pub(super) fn holds(&self, shard: usize) -> String {
+        let is_its = |owner: &u16| usize::from(*owner) == shard;
+        let keys = self.listed.values().filter(|owner| is_its(owner)).count();
+        let keys = if keys == 1 { "1 key".to_owned() } else { format!("{keys} keys") };
+        if self.default.as_ref().is_some_and(is_its) {
+            format!("{keys} and what is not listed")
+        } else {
+            keys
+        }
+    }
+
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        let in_order: BTreeMap<_, _> = self.listed.iter().collect();
+        for (key, owner) in in_order {
+            out.extend_from_slice(&(key.len() as u64).to_le_bytes());
+            out.extend_from_slice(key);
+            out.extend_from_slice(&owner.to_le_bytes());
+        }
+        if let Some(owner) = self.default {
+            out.extend_from_slice(b"default");
+            out.extend_from_slice(&owner.to_le_bytes());
+        }
+    }
+}

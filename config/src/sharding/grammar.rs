@@ -1,0 +1,331 @@
+//! The `[services.s.sharding]` table: what it may say with which strategy, and every fault with its place.
+
+use std::collections::HashSet;
+
+use super::directory::Directory;
+use super::key::KeySource;
+use super::maglev::Maglev;
+use super::range::Ranges;
+use super::rendezvous::Rendezvous;
+use super::ring::Ring;
+use super::slots::{SLOTS_MAX, Slots};
+use super::strategy::{By, Hashed, Strategy};
+use super::{READS, SHARDS_MAX, Sharding, WHEN_NO_KEY};
+use crate::grammar::{Table, Value};
+use crate::hash::{KEY_HASHES, KeyHash, short_hash};
+use crate::name::Name;
+use crate::problem::shown;
+use crate::subject::Inputs;
+
+/// Redis Cluster's number of slots.
+const SLOTS: u32 = 16_384;
+/// Longest separator of keys, in bytes.
+const SEPARATOR_BYTES_MAX: usize = 8;
+
+/// The strategies by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Directory,
+    Jump,
+    Maglev,
+    Modulo,
+    Range,
+    Rendezvous,
+    Ring,
+    Slots,
+}
+
+const KINDS: [(&str, Kind); 8] = [
+    ("slots", Kind::Slots),
+    ("modulo", Kind::Modulo),
+    ("range", Kind::Range),
+    ("directory", Kind::Directory),
+    ("ring", Kind::Ring),
+    ("maglev", Kind::Maglev),
+    ("jump", Kind::Jump),
+    ("rendezvous", Kind::Rendezvous),
+];
+
+/// What only some strategies ask for.
+struct Options<'d> {
+    hash: Option<Value<'d>>,
+    slots: Option<Value<'d>>,
+    map: Option<Value<'d>>,
+    shards: Option<Value<'d>>,
+    default: Option<Value<'d>>,
+    numeric: Option<Value<'d>>,
+    hash_tags: Option<Value<'d>>,
+}
+
+impl Sharding {
+    /// `subject` is where the service's traffic looks for it, if it says so.
+    pub(crate) fn read(value: &Value<'_>, subject: Option<&Inputs>) -> Option<Self> {
+        let mut table = value.table()?;
+        let key = table.required("key").and_then(|v| KeySource::read(&v, subject));
+        let separator = table.optional("key_separator").map(|v| read_separator(&v));
+        let kind = table.required("strategy").and_then(|v| v.choice(&KINDS));
+        let when_no_key = table.optional("when_no_key").and_then(|v| v.choice(&WHEN_NO_KEY));
+        let reads = table.optional("reads").and_then(|v| v.choice(&READS));
+        let options = Options::of(&mut table);
+        table.finish();
+        let kind = kind?;
+        options.refuse_others(kind);
+        let (slots, hashed) = (options.slot_count(), options.hashed(kind));
+        let shards = options.shards(kind, value)?;
+        let strategy = options.strategy(kind, slots?, hashed?, &shards)?;
+        let separator = match separator {
+            None => None,
+            Some(separator) => Some(separator?),
+        };
+        let epoch = epoch(&strategy, &shards);
+        Some(Self {
+            key: key?,
+            separator,
+            strategy,
+            shards,
+            when_no_key: when_no_key.unwrap_or_default(),
+            reads: reads.unwrap_or_default(),
+            epoch,
+        })
+    }
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        KINDS.iter().find(|(_, kind)| *kind == self).map_or("", |(word, _)| *word)
+    }
+
+    /// Whether a map says whose a key is; else a list of shards does.
+    fn is_mapped(self) -> bool {
+        matches!(self, Self::Directory | Self::Range | Self::Slots)
+    }
+
+    fn is_hashed(self) -> bool {
+        !matches!(self, Self::Directory | Self::Range)
+    }
+
+    fn default_hash(self) -> KeyHash {
+        if matches!(self, Self::Slots | Self::Modulo) { KeyHash::Crc16 } else { KeyHash::Xxh3 }
+    }
+
+    /// Why keys cannot be hashed like this.
+    fn objects_to(self, hash: KeyHash) -> Option<&'static str> {
+        match (self, hash) {
+            (Self::Jump | Self::Maglev | Self::Rendezvous | Self::Ring, KeyHash::Crc16) => {
+                Some("crc16 has too few values for it")
+            }
+            (Self::Maglev | Self::Rendezvous | Self::Ring, KeyHash::Identity) => {
+                Some("shards have places by the hashes of their names, which are no numbers")
+            }
+            _ => None,
+        }
+    }
+}
+
+impl<'d> Options<'d> {
+    fn of(table: &mut Table<'d>) -> Self {
+        Self {
+            hash: table.optional("hash"),
+            slots: table.optional("slots"),
+            map: table.optional("map"),
+            shards: table.optional("shards"),
+            default: table.optional("default"),
+            numeric: table.optional("numeric"),
+            hash_tags: table.optional("hash_tags"),
+        }
+    }
+
+    /// What means nothing to a strategy is no part of it, or somebody meant another one.
+    fn refuse_others(&self, kind: Kind) {
+        let is_slots = kind == Kind::Slots;
+        for (key, value, belongs, to) in [
+            ("hash", &self.hash, kind.is_hashed(), "the strategies that hash"),
+            ("slots", &self.slots, is_slots, "\"slots\""),
+            (
+                "map",
+                &self.map,
+                kind.is_mapped(),
+                "\"slots\", \"range\" and \"directory\"; name the `shards` here",
+            ),
+            ("default", &self.default, kind == Kind::Directory, "\"directory\""),
+            ("numeric", &self.numeric, kind == Kind::Range, "\"range\""),
+            ("hash_tags", &self.hash_tags, kind.is_hashed(), "the strategies that hash"),
+        ] {
+            if let Some(value) = value
+                && !belongs
+            {
+                value.fault(
+                    format!("`{key}` means nothing to the strategy `{}`", kind.as_str()),
+                    format!("it belongs to {to}"),
+                );
+            }
+        }
+    }
+
+    /// Every shard: as listed, else as the map names them.
+    fn shards(&self, kind: Kind, table: &Value<'_>) -> Option<Vec<Name>> {
+        let listed = self.shards.as_ref().map(read_list);
+        if !kind.is_mapped() {
+            if listed.is_none() {
+                table.fault("`shards` is missing", "e.g. shards = [\"0\", \"1\"]; their order counts");
+            }
+            return listed?;
+        }
+        let Some(map) = &self.map else {
+            table.fault("`map` is missing", "whose each key is");
+            return None;
+        };
+        if map.entries()?.is_empty() {
+            map.fault("an empty map: there is no shard", "at least one");
+            return None;
+        }
+        let mapped = if kind == Kind::Directory {
+            let default = self.default.as_ref().and_then(read_shard);
+            Directory::shards(map, default.as_ref())?
+        } else {
+            read_keys(map)?
+        };
+        let Some(listed) = listed else {
+            return within_limit(map, mapped.len()).then_some(mapped);
+        };
+        let listed = listed?;
+        self.names_only(kind, map, &listed).then_some(listed)
+    }
+
+    /// Whether the map names no other shards than those that are listed.
+    fn names_only(&self, kind: Kind, map: &Value<'_>, listed: &[Name]) -> bool {
+        // Where a directory names shards is read with it.
+        let entries = if kind == Kind::Directory { None } else { map.entries() };
+        let keys = entries.into_iter().flatten();
+        let default = self.default.iter().filter_map(|value| Some((value.text()?, value.clone())));
+        let is_unlisted = |(name, _): &(&str, Value<'_>)| listed.iter().all(|shard| shard.as_str() != *name);
+        let unlisted: Vec<_> = keys.chain(default).filter(is_unlisted).collect();
+        for (name, value) in &unlisted {
+            value.fault(
+                format!("the shard `{}` is not one of `shards`", shown(name)),
+                "a shard that is listed there",
+            );
+        }
+        unlisted.is_empty()
+    }
+
+    fn strategy(&self, kind: Kind, slots: u32, hashed: Hashed, shards: &[Name]) -> Option<Strategy> {
+        let by = |by| Some(Strategy::Hashed(hashed, by));
+        match kind {
+            Kind::Directory => {
+                let default = match &self.default {
+                    Some(value) => Some(read_shard(value)?),
+                    None => None,
+                };
+                Directory::read(self.map.as_ref()?, default.as_ref(), shards).map(Strategy::Directory)
+            }
+            Kind::Range => {
+                let numeric = self.numeric.as_ref().and_then(Value::boolean).unwrap_or_default();
+                Ranges::read(self.map.as_ref()?, numeric, shards).map(Strategy::Range)
+            }
+            Kind::Jump => by(By::Jump),
+            Kind::Maglev => by(By::Maglev(Maglev::of(shards, hashed))),
+            Kind::Modulo => by(By::Modulo),
+            Kind::Rendezvous => by(By::Rendezvous(Rendezvous::of(shards, hashed))),
+            Kind::Ring => by(By::Ring(Ring::of(shards, hashed))),
+            Kind::Slots => by(By::Slots(Slots::read(self.map.as_ref()?, slots, shards)?)),
+        }
+    }
+
+    fn hashed(&self, kind: Kind) -> Option<Hashed> {
+        let hash = match &self.hash {
+            Some(value) => value.choice(&KEY_HASHES)?,
+            None => kind.default_hash(),
+        };
+        if let (Some(value), Some(why)) = (&self.hash, kind.objects_to(hash)) {
+            value.fault(format!("`{}` does not fit the strategy `{}`", hash.as_str(), kind.as_str()), why);
+            return None;
+        }
+        let default = kind == Kind::Slots && hash == KeyHash::Crc16;
+        let tags = self.hash_tags.as_ref().map_or(Some(default), Value::boolean)?;
+        Some(Hashed { hash, tags })
+    }
+
+    fn slot_count(&self) -> Option<u32> {
+        let Some(value) = &self.slots else { return Some(SLOTS) };
+        let slots = value.integer(1, SLOTS_MAX)?;
+        if !slots.is_power_of_two() {
+            let above = slots.next_power_of_two();
+            value.fault(format!("{slots} is no power of two"), format!("e.g. {} or {above}", above / 2));
+            return None;
+        }
+        Some(slots)
+    }
+}
+
+fn read_separator(value: &Value<'_>) -> Option<Box<str>> {
+    let text = value.text()?;
+    if text.is_empty() || text.len() > SEPARATOR_BYTES_MAX {
+        value.fault(format!("{} bytes", text.len()), format!("1 to {SEPARATOR_BYTES_MAX}, e.g. \",\""));
+        return None;
+    }
+    Some(text.into())
+}
+
+/// The name of a shard.
+pub(super) fn read_shard(value: &Value<'_>) -> Option<Name> {
+    value.named(|text| match Name::parse(text) {
+        Ok(name) if !name.is_empty() => Ok(name),
+        Ok(_) => Err("the name of a shard"),
+        Err(hint) => Err(hint),
+    })
+}
+
+fn within_limit(value: &Value<'_>, shards: usize) -> bool {
+    if shards > SHARDS_MAX {
+        value.fault(format!("{shards} shards"), format!("at most {SHARDS_MAX}"));
+    }
+    shards <= SHARDS_MAX
+}
+
+/// The shards of a list, each once.
+fn read_list(value: &Value<'_>) -> Option<Vec<Name>> {
+    let items = value.items()?;
+    if items.is_empty() {
+        value.fault("an empty list: there is no shard", "at least one");
+        return None;
+    }
+    if !within_limit(value, items.len()) {
+        return None;
+    }
+    let mut seen = HashSet::new();
+    let mut shards = Vec::with_capacity(items.len());
+    for item in &items {
+        let name = read_shard(item)?;
+        if !seen.insert(name.clone()) {
+            item.fault(format!("the shard `{name}` is listed twice"), "each once");
+        }
+        shards.push(name);
+    }
+    Some(shards)
+}
+
+/// The shards that are keys of a map.
+fn read_keys(map: &Value<'_>) -> Option<Vec<Name>> {
+    let entries = map.entries()?;
+    let mut shards = Vec::with_capacity(entries.len());
+    for (key, entry) in &entries {
+        match Name::parse(key) {
+            Ok(name) if !name.is_empty() => shards.push(name),
+            Ok(_) => entry.fault("not a shard's name", "a name"),
+            Err(hint) => entry.fault("not a shard's name", hint),
+        }
+    }
+    (shards.len() == entries.len()).then_some(shards)
+}
+
+/// The number that tells a map from others.
+fn epoch(strategy: &Strategy, shards: &[Name]) -> u64 {
+    let mut written = Vec::new();
+    for shard in shards {
+        written.extend_from_slice(shard.as_str().as_bytes());
+        written.push(b'\n');
+    }
+    strategy.write(&mut written);
+    short_hash(&written)
+}
