@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 
 use gilmok_tests::caller::ask;
 use gilmok_tests::control_plane::ControlPlane;
+use gilmok_tests::eventually::eventually;
 use gilmok_tests::message::Message;
+use gilmok_tests::operator::gilmok;
 use gilmok_tests::proxy::{Proxy, ProxySettings};
 use gilmok_tests::upstream::Upstream;
 use serde_json::json;
@@ -341,6 +343,27 @@ async fn the_control_plane_says_the_same() {
     assert_eq!((&shard["shard"], &shard["slot"]), (&json!("0"), &json!(8_000)), "{told}");
     let told = plane.json("/v1/explain?service=profile&path=/users/42").await;
     assert_eq!(told["decision"]["shard"]["slot"], json!(8_000));
+    let told = plane.json("/v1/services/profile/sharding").await;
+    assert_eq!(told["sharding"], sharding);
+    assert_eq!(told["rule"]["shards"][1]["holds"], json!("8192-16383"));
+    let endpoint = json!({ "address": "127.0.0.1:1", "shard": "1", "role": "replica", "ttl": "10s" });
+    plane.put("/v1/membership/profile/a", &endpoint).await;
+    let served = eventually("membership is published", async || {
+        let told = plane.json("/v1/services/profile/sharding").await;
+        let shard = told["rule"]["shards"][1].clone();
+        if shard["endpoints"] == json!([]) { Err(shard) } else { Ok(shard) }
+    })
+    .await;
+    assert_eq!((&served["endpoints"][0]["role"], &served["primaries"]), (&json!("replica"), &json!(0)));
+    let other = json!({ "sharding": { "map": { "0": "0-8190", "1": "8191-16383" } } });
+    let refused = plane.call("PATCH", "/v1/services/profile", Some(&other)).await;
+    assert_eq!(refused.status(), 409, "{refused:?}");
+    let forced = plane.call("PATCH", "/v1/services/profile?force=true", Some(&other)).await;
+    assert_eq!(forced.status(), 200, "{forced:?}");
+    let said = gilmok(&plane, &["shards", "show", "profile"]).await;
+    assert!(said.out.contains("8191-16383  127.0.0.1:1 (replica)  NO PRIMARY"), "{said:?}");
+    let said = gilmok(&plane, &["shards", "locate", "profile", "42"]).await;
+    assert!(said.out.contains("slot       8000"), "{said:?}");
     let refused = plane.json("/v1/explain?service=profile&path=/users").await;
     assert_eq!(refused["decision"]["refused"], json!("http_request_error"), "{refused}");
 }

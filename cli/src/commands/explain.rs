@@ -29,6 +29,9 @@ pub(crate) struct Arguments {
     /// Who is asking; is put where the service looks for it
     #[arg(long)]
     subject: Option<String>,
+    /// What it is sharded by, as if it stood where the service looks for it
+    #[arg(long)]
+    key: Option<String>,
     /// Where the request comes in: outbound or edge
     #[arg(long, default_value = "outbound", value_parser = ["outbound", "edge"])]
     listener: String,
@@ -48,7 +51,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Trouble> {
     let headers: BTreeMap<_, _> = arguments.headers.iter().cloned().collect();
     let question = json!({
         "host": arguments.host, "path": arguments.path, "method": arguments.method,
-        "listener": arguments.listener, "headers": headers, "subject": arguments.subject,
+        "listener": arguments.listener, "headers": headers, "subject": arguments.subject, "key": arguments.key,
     });
     let remote = &arguments.remote;
     let answer = match &arguments.proxy {
@@ -89,6 +92,7 @@ fn shown(answer: &Json) -> String {
         }
         split => rows.extend(version_rows(split)),
     }
+    rows.extend(shard_row(&decision["shard"]));
     let endpoints = [&decision["endpoints"], &answer["service"]["endpoints"]];
     for endpoint in endpoints.into_iter().filter_map(Json::as_array).flatten() {
         let more = ["version", "shard", "zone", "health"].into_iter().filter_map(|field| {
@@ -130,6 +134,14 @@ fn version_rows(split: &Json) -> Vec<(&'static str, String)> {
     rows
 }
 
+/// Which shard it is, and why.
+fn shard_row(shard: &Json) -> Option<(&'static str, String)> {
+    let why = shard["why"].as_str()?;
+    let name = shard["shard"].as_str().unwrap_or("any");
+    let slot = shard["slot"].as_u64().map(|slot| format!(", slot {slot}")).unwrap_or_default();
+    Some(("shard", format!("{name}{slot}: {why}")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,6 +164,9 @@ mod tests {
             shown(&refused)
         );
         assert!(header("no colon").is_err());
+        let sharded = json!({ "request": request, "decision": { "service": "ads", "why": "its name",
+            "shard": { "shard": "0", "slot": 7, "why": "slots by host" } } });
+        assert!(shown(&sharded).contains("shard     0, slot 7: slots by host"), "{}", shown(&sharded));
     }
 
     #[test]

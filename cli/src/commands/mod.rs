@@ -24,6 +24,8 @@ mod rollout;
 
 mod services;
 
+mod shards;
+
 mod share;
 
 mod status;
@@ -45,6 +47,8 @@ pub(crate) enum Command {
     Traffic(Box<traffic::Arguments>),
     /// Plans that move traffic step by step: begin, watch, steer
     Rollout(Box<rollout::Arguments>),
+    /// Which shard holds what and who serves it; where a key is
+    Shards(shards::Arguments),
     /// What guards the services in a proxy; force it open or closed
     Breakers(Box<breakers::Arguments>),
     /// Who is alive: every instance of every service
@@ -54,7 +58,7 @@ pub(crate) enum Command {
     /// What was changed by whom and why; show or restore an earlier state
     Revisions(revisions::Arguments),
     /// What would become of a request, and why
-    Explain(explain::Arguments),
+    Explain(Box<explain::Arguments>),
     /// Put a mesh document in force
     Apply(apply::Arguments),
     /// Check a mesh document without a control plane: every fault with its line
@@ -71,6 +75,7 @@ pub(crate) fn run(command: &Command) -> ExitCode {
         Command::Services(arguments) => services::run(arguments),
         Command::Traffic(arguments) => traffic::run(arguments),
         Command::Rollout(arguments) => rollout::run(arguments),
+        Command::Shards(arguments) => shards::run(arguments),
         Command::Breakers(arguments) => breakers::run(arguments),
         Command::Membership(arguments) => membership::run(arguments),
         Command::Proxies(arguments) => proxies::run(arguments),

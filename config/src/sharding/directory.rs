@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::grammar::read_shard;
+use super::strategy::write_part;
 use crate::grammar::Value;
 use crate::name::Name;
 
@@ -70,16 +71,15 @@ impl Directory {
         }
     }
 
-    pub(super) fn write(&self, out: &mut Vec<u8>) {
+    pub(super) fn write(&self, shards: &[Name], out: &mut Vec<u8>) {
+        let name = |owner: u16| shards[usize::from(owner)].as_str().as_bytes();
         let in_order: BTreeMap<_, _> = self.listed.iter().collect();
         for (key, owner) in in_order {
-            out.extend_from_slice(&(key.len() as u64).to_le_bytes());
-            out.extend_from_slice(key);
-            out.extend_from_slice(&owner.to_le_bytes());
+            write_part(out, key);
+            write_part(out, name(*owner));
         }
-        if let Some(owner) = self.default {
-            out.extend_from_slice(b"default");
-            out.extend_from_slice(&owner.to_le_bytes());
-        }
+        // No key is empty, so this is none.
+        write_part(out, b"");
+        write_part(out, self.default.map_or(b"", name));
     }
 }

@@ -322,10 +322,6 @@ fn read_keys(map: &Value<'_>) -> Option<Vec<Name>> {
 /// The number that tells a map from others.
 fn epoch(strategy: &Strategy, shards: &[Name]) -> u64 {
     let mut written = Vec::new();
-    for shard in shards {
-        written.extend_from_slice(shard.as_str().as_bytes());
-        written.push(b'\n');
-    }
-    strategy.write(&mut written);
+    strategy.write(shards, &mut written);
     short_hash(&written)
 }

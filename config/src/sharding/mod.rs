@@ -132,11 +132,17 @@ impl Sharding {
         &self.key
     }
 
-    /// The number that tells this map from others: equal in every process, another one as soon as any key's shard, or the
-    /// order of the shards, is another. It says nothing about which of two maps is the newer one.
+    /// The number that tells this map from others: a hash of all that the shard of a key depends on, equal in every process.
+    /// It says nothing about which of two maps is the newer one.
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Whether every request has the same shard by the other rule.
+    #[must_use]
+    pub fn divides_as(&self, other: &Self) -> bool {
+        self.epoch == other.epoch && self.key == other.key && self.separator == other.separator
     }
 
     /// Where a key belongs.

@@ -1,5 +1,6 @@
 //! Ranges: each shard has the keys from its lower bound up to the next one, by their bytes or as numbers.
 
+use super::strategy::write_part;
 use crate::grammar::Value;
 use crate::name::Name;
 use crate::problem::shown;
@@ -84,20 +85,17 @@ impl Ranges {
         }
     }
 
-    pub(super) fn write(&self, out: &mut Vec<u8>) {
+    pub(super) fn write(&self, shards: &[Name], out: &mut Vec<u8>) {
         match &self.bounds {
-            Bounds::Bytes(bounds) => {
-                for bound in bounds {
-                    out.extend_from_slice(&(bound.len() as u64).to_le_bytes());
-                    out.extend_from_slice(bound);
-                }
-            }
+            Bounds::Bytes(bounds) => bounds.iter().for_each(|bound| write_part(out, bound)),
             Bounds::Numbers(bounds) => {
-                out.extend_from_slice(b"numeric");
-                out.extend(bounds.iter().flat_map(|bound| bound.to_le_bytes()));
+                write_part(out, b"numeric");
+                bounds.iter().for_each(|bound| write_part(out, &bound.to_le_bytes()));
             }
         }
-        out.extend(self.owners.iter().flat_map(|owner| owner.to_le_bytes()));
+        for owner in &self.owners {
+            write_part(out, shards[usize::from(*owner)].as_str().as_bytes());
+        }
     }
 }
 

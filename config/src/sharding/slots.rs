@@ -1,6 +1,6 @@
 //! Slots: the hash modulo a fixed number of slots, each of which a map gives to a shard. Growing moves slots, never single keys.
 
-use super::strategy::remainder;
+use super::strategy::{remainder, write_part};
 use crate::grammar::Value;
 use crate::name::Name;
 
@@ -64,8 +64,11 @@ impl Slots {
         runs(&self.0, shard).map(told).collect::<Vec<_>>().join(",")
     }
 
-    pub(super) fn write(&self, out: &mut Vec<u8>) {
-        out.extend(self.0.iter().flat_map(|owner| owner.to_le_bytes()));
+    pub(super) fn write(&self, shards: &[Name], out: &mut Vec<u8>) {
+        for run in self.0.chunk_by(|a, b| a == b) {
+            out.extend_from_slice(&(run.len() as u64).to_le_bytes());
+            write_part(out, shards[usize::from(run[0])].as_str().as_bytes());
+        }
     }
 }
 

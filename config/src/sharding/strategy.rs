@@ -8,6 +8,7 @@ use super::rendezvous::Rendezvous;
 use super::ring::Ring;
 use super::slots::Slots;
 use crate::hash::{KeyHash, mixed};
+use crate::name::Name;
 
 /// Where a key belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,17 +108,20 @@ impl Strategy {
         }
     }
 
-    /// Everything on which the shard of a key depends, but for the shards' names.
-    pub(super) fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(self.as_str().as_bytes());
+    /// Writes everything on which the shard of a key depends, and nothing else.
+    pub(super) fn write(&self, shards: &[Name], out: &mut Vec<u8>) {
+        write_part(out, self.as_str().as_bytes());
         match self {
-            Self::Directory(directory) => directory.write(out),
-            Self::Range(ranges) => ranges.write(out),
+            Self::Directory(directory) => directory.write(shards, out),
+            Self::Range(ranges) => ranges.write(shards, out),
             Self::Hashed(hashed, by) => {
-                out.extend_from_slice(hashed.hash.as_str().as_bytes());
+                write_part(out, hashed.hash.as_str().as_bytes());
                 out.push(u8::from(hashed.tags));
-                if let By::Slots(slots) = by {
-                    slots.write(out);
+                match by {
+                    By::Slots(slots) => slots.write(shards, out),
+                    By::Jump | By::Maglev(_) | By::Modulo | By::Rendezvous(_) | By::Ring(_) => {
+                        shards.iter().for_each(|shard| write_part(out, shard.as_str().as_bytes()));
+                    }
                 }
             }
         }
@@ -150,6 +154,12 @@ impl By {
         };
         Spot { shard, slot }
     }
+}
+
+/// Writes bytes with their number before them, so that no two lists of parts look alike.
+pub(super) fn write_part(out: &mut Vec<u8>, part: &[u8]) {
+    out.extend_from_slice(&(part.len() as u64).to_le_bytes());
+    out.extend_from_slice(part);
 }
 
 /// A number below `many`, which is not 0.

@@ -236,6 +236,7 @@ fn maps_are_told_from_each_other_by_what_they_mean() {
     let map = |text: &str| sound(&format!("strategy = \"slots\"\nslots = 4\nmap = {text}")).epoch();
     let first = map("{ \"0\" = \"0-1\", \"1\" = \"2,3\" }");
     assert_eq!(first, map("{ \"0\" = \"1,0\", \"1\" = \"2-3\" }"), "the same in other words");
+    assert_eq!(first, map("{ \"0\" = \"0-1\", \"1\" = \"2-3\", \"2\" = \"\" }"), "nothing is elsewhere");
     assert_ne!(first, map("{ \"0\" = \"0-2\", \"1\" = \"3\" }"));
     assert_ne!(first, map("{ \"0\" = \"0-1\", \"2\" = \"2-3\" }"));
     assert_ne!(listed("ring", "crc32", 3).epoch(), listed("ring", "xxh3_64", 3).epoch());

@@ -43,6 +43,7 @@ pub(super) async fn read_mesh(State(admin): State<Arc<Admin>>, headers: HeaderMa
     request_body = Value,
     responses((status = 200, body = Done), (status = 201, description = "The first one", body = Done),
         (status = 202, description = "Written, but some proxies lag", body = Done),
+        (status = 409, description = "It would move users of a rollout, or keys of live shards", body = Problem),
         (status = 412, body = Problem), (status = 422, description = "Every fault with its path", body = Problem)))]
 pub(super) async fn put_mesh(
     State(admin): State<Arc<Admin>>,
@@ -78,6 +79,7 @@ pub(super) async fn read_service(
 #[utoipa::path(put, path = "/v1/services/{service}", tag = "services", summary = "Put one service's table",
     params(("service" = String, Path), Terms, Heads), request_body = Value,
     responses((status = 200, body = Done), (status = 201, body = Done), (status = 202, body = Done),
+        (status = 409, description = "It would move users of a rollout, or keys of live shards", body = Problem),
         (status = 412, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn put_service(
     State(admin): State<Arc<Admin>>,
@@ -92,6 +94,7 @@ pub(super) async fn put_service(
     summary = "Change parts of one service's table (RFC 7396)",
     params(("service" = String, Path), Terms, Heads), request_body(content = Value, content_type = "application/merge-patch+json"),
     responses((status = 200, body = Done), (status = 202, body = Done), (status = 404, body = Problem),
+        (status = 409, description = "It would move users of a rollout, or keys of live shards", body = Problem),
         (status = 412, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn patch_service(
     State(admin): State<Arc<Admin>>,
@@ -105,7 +108,7 @@ pub(super) async fn patch_service(
 #[utoipa::path(delete, path = "/v1/services/{service}", tag = "services", summary = "Delete one service",
     params(("service" = String, Path), Terms, Heads),
     responses((status = 200, body = Done), (status = 202, body = Done), (status = 404, body = Problem),
-        (status = 409, description = "A route needs it", body = Problem), (status = 412, body = Problem)))]
+        (status = 409, description = "A route needs it, or its shards are live", body = Problem), (status = 412, body = Problem)))]
 pub(super) async fn delete_service(
     State(admin): State<Arc<Admin>>,
     service: Named,

@@ -34,6 +34,8 @@ mod patience;
 
 mod serve;
 
+mod sharding;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,6 +89,7 @@ pub fn router(admin: Arc<Admin>) -> Router {
     let rest = Router::new()
         .route("/v1/status", get(process::status))
         .route("/v1/services", get(mesh::list_services))
+        .route("/v1/services/{service}/sharding", get(sharding::read))
         .route("/v1/services/{service}/breaker", put(breaker::force_breaker))
         .route("/v1/services/{service}/switch", post(traffic::switch))
         .route("/v1/services/{service}/rollback", post(traffic::roll_back))

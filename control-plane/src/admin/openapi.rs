@@ -6,7 +6,8 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi as _};
 
 use super::{
-    author, breaker, explain, membership, mesh, problem, process, proxies, revisions, rollout, traffic,
+    author, breaker, explain, membership, mesh, problem, process, proxies, revisions, rollout, sharding,
+    traffic,
 };
 
 #[derive(utoipa::OpenApi)]
@@ -25,6 +26,7 @@ use super::{
         mesh::patch_service,
         mesh::delete_service,
         breaker::force_breaker,
+        sharding::read,
         traffic::read,
         traffic::put,
         traffic::switch,

@@ -17,6 +17,8 @@ mod release;
 
 mod rollouts;
 
+mod shards;
+
 mod shares;
 
 pub use command::{Command, Conduct, Deed};
@@ -149,6 +151,7 @@ pub fn apply(current: &Value, command: &Command, context: &Context<'_>) -> Resul
             rollouts::overrule(&mut record, context, &command.what());
             records.push((service, Some(record)));
         }
+        shards::check(&before, &intent.document, context)?;
     }
     if !changed.exact
         && let Some(next) = shares::with_least_moves(&intent.json, &before, &intent.document)
@@ -228,7 +231,7 @@ fn put_traffic(
     }
 }
 
-/// An earlier document, with users where they are now wherever they have moved on since.
+/// An earlier document, with users and data where they are now wherever they have moved on since.
 fn restored(
     current: &Value,
     parsed: &Document,
@@ -249,7 +252,7 @@ fn restored(
             }
         }
     }
-    next
+    shards::kept(next, current, parsed, context)
 }
 
 /// One service's table as the operators wrote it.

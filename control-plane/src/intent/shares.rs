@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use gilmok_config::document::Document;
+use gilmok_config::endpoint::Endpoint;
 use gilmok_config::name::{Name, ServiceName};
 use gilmok_config::traffic::Traffic;
 use gilmok_config::unit::Ppm;
@@ -195,11 +196,20 @@ pub(super) fn alive(
     membership: &gilmok_config::snapshot::Membership,
     service: &ServiceName,
 ) -> BTreeMap<Name, u64> {
-    let told = membership.get(service).filter(|endpoints| !endpoints.is_empty());
-    let listed = parsed.services.get(service).map_or(&[][..], |policy| &policy.endpoints);
     let mut alive = BTreeMap::new();
-    for endpoint in told.map_or(listed, |told| told) {
+    for endpoint in endpoints(parsed, membership, service) {
         *alive.entry(endpoint.version.clone()).or_default() += u64::from(endpoint.weight > 0);
     }
     alive
+}
+
+/// Who serves a service: as membership says, or as the document lists them.
+pub(super) fn endpoints<'a>(
+    parsed: &'a Document,
+    membership: &'a gilmok_config::snapshot::Membership,
+    service: &ServiceName,
+) -> &'a [Endpoint] {
+    let told = membership.get(service).filter(|endpoints| !endpoints.is_empty());
+    let listed = parsed.services.get(service).map_or(&[][..], |policy| &policy.endpoints);
+    told.map_or(listed, |told| told)
 }

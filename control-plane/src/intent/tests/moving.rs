@@ -291,6 +291,41 @@ fn a_restored_document_leaves_users_where_they_have_moved_since() {
 }
 
 #[test]
+fn the_shards_of_a_live_service_stay_where_its_data_is() {
+    let mut plane = Plane::new(&["v1"]);
+    let rule = |slots: [&str; 2]| json!({"key": "host", "strategy": "slots", "slots": 4, "map": {"0": slots[0], "1": slots[1]}});
+    let patch = |sharding: &Value| Command::PatchService(name("shop"), json!({ "sharding": sharding }));
+    let first = rule(["0-1", "2-3"]);
+    plane.write(&patch(&first)).unwrap();
+    let (old, number) = (plane.document.clone(), plane.number);
+    let other = rule(["0-2", "3"]);
+    let mut by_path = first.clone();
+    by_path["key"] = json!("path_segment:1");
+    for (what, command) in [
+        ("another map", patch(&other)),
+        ("another key", patch(&by_path)),
+        ("no rule", patch(&Value::Null)),
+        ("no service", Command::DeleteService(name("shop"))),
+        ("another document", Command::PutMesh(json!({}))),
+    ] {
+        conflict(&plane.write(&command), "services.shop.sharding: keys would be looked for in other shards");
+        assert_eq!(plane.document["services"]["shop"]["sharding"], first, "{what}");
+    }
+    let mut same = rule(["1,0", "2-3"]);
+    same["reads"] = json!("any");
+    same["map"]["2"] = json!("");
+    plane.write(&patch(&same)).expect("no key is elsewhere");
+    plane.forced(&patch(&other)).unwrap();
+    plane.write(&Command::Restore { number, document: old.clone() }).unwrap();
+    let now = &plane.document["services"]["shop"]["sharding"];
+    assert_eq!(now["map"]["0"], other["map"]["0"], "data does not move back with a document");
+    plane.forced(&Command::Restore { number, document: old }).unwrap();
+    assert_eq!(plane.document["services"]["shop"]["sharding"], first);
+    plane.has("shop", &[]);
+    plane.write(&patch(&other)).expect("nobody holds anything");
+}
+
+#[test]
 fn a_rollout_begins_where_its_service_stands() {
     let mut plane = Plane::new(&["v1", "v2"]);
     fault(&plane.begin(&json!({"candidate": "v1", "preset": "AllAtOnce"})), "is the stable version already");
