@@ -243,6 +243,21 @@ async fn an_owner_that_has_lost_a_key_sends_the_request_on_once() {
 }
 
 #[tokio::test]
+async fn what_is_kept_for_an_owner_goes_nowhere_else_once_it_was_sent() {
+    let lost = Upstream::start(|mut conversation| async move { drop(conversation.request().await) }).await;
+    let other = Upstream::saying("other").await;
+    let fallback = format!(
+        "[[services.profile.fallback]]\nservice = \"other\"\nmethods = [\"POST\"]\n[services.other]\n[[services.other.endpoints]]\naddress = \"{}\"\n",
+        other.address
+    );
+    let rule = "key = \"path_segment:1\"\nstrategy = \"jump\"\nshards = [\"0\"]\n";
+    let proxy = Proxy::start(mesh(rule, &format!("{}{fallback}", endpoint(lost.address, "0", "")))).await;
+    let post = "POST /7 HTTP/1.1\r\nHost: profile\r\nContent-Length: 5\r\n\r\nhello";
+    let answer = ask(proxy.outbound(), post).await;
+    assert_eq!((answer.status(), lost.requests().len(), other.requests().len()), (502, 1, 0), "{answer:?}");
+}
+
+#[tokio::test]
 async fn a_bad_shard_opens_its_own_breaker_and_nobody_stands_in_for_it() {
     let bad = Upstream::answering("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n").await;
     let mut upstreams = shards(4).await;

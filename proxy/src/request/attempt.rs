@@ -194,7 +194,8 @@ async fn try_endpoint(
     record.try_at(&endpoint);
     let keeps = keeps(unsent.as_ref(), upstream, &endpoint, others);
     let most = record.worker.buffered_bytes_max;
-    let spare = unsent.as_ref().filter(|request| keeps == Keep::Copy && request.body().keep(most));
+    let is_copied = matches!(keeps, Keep::Copy | Keep::Owner);
+    let spare = unsent.as_ref().filter(|request| is_copied && request.body().keep(most));
     let spare = spare.map(copy_of).map(Box::new);
     if let Some(request) = unsent {
         tell_target(request, upstream, &endpoint);
@@ -224,7 +225,8 @@ async fn try_endpoint(
             if matches!(failed.outcome, Outcome::Connect | Outcome::Refused) {
                 endpoint.shunned_until_ms.store(clock::now_ms() + SHUN_MS, Relaxed);
             }
-            if unsent.is_none() {
+            let may_go_on = keeps != Keep::Owner || failed.fault == Fault::Misdirected;
+            if unsent.is_none() && may_go_on {
                 *unsent = spare.and_then(|spare| deadline.restore(*spare));
             }
             Err(failed)
@@ -239,6 +241,8 @@ enum Keep {
     Stale,
     /// A copy of its head, and of a short body as it goes.
     Copy,
+    /// The same, only for an owner that sends it on to another shard.
+    Owner,
     /// The connection keeps what it has written.
     Written,
 }
@@ -261,8 +265,10 @@ fn keeps(
         Keep::Stale
     } else if is_idempotent && request.body().is_end_stream() && upstream.policy.protocol == Protocol::Http1 {
         Keep::Written
-    } else {
+    } else if may_return || may_repeat {
         Keep::Copy
+    } else {
+        Keep::Owner
     }
 }
 

@@ -12,7 +12,7 @@ use crate::claims;
 use crate::settings::Limits;
 
 /// Names and values that rules speak of; the rest is made of the bytes themselves.
-const NAMES: [&str; 28] = [
+const NAMES: [&str; 29] = [
     "host",
     "connection",
     "te",
@@ -29,6 +29,7 @@ const NAMES: [&str; 28] = [
     "gilmok-version",
     "gilmok-explain",
     "gilmok-shard",
+    "gilmok-shard-map",
     "x-forwarded-for",
     "x-forwarded-proto",
     "x-forwarded-host",

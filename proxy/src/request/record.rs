@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use gilmok_config::decide::{Listener, Split, Why};
-use gilmok_config::sharding::{Sharded, Sharding};
+use gilmok_config::name::Name;
+use gilmok_config::sharding::Sharded;
 use http::header::{HeaderMap, HeaderValue};
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
@@ -184,12 +185,7 @@ impl Record {
             return None;
         }
         let service = self.upstream().map_or("", |upstream| upstream.name.as_str());
-        let decided = self
-            .sharded
-            .and_then(Sharded::shard)
-            .zip(self.sharding())
-            .map(|(at, sharding)| &sharding.shards()[at]);
-        let mut decision = match (&self.endpoint, decided) {
+        let mut decision = match (&self.endpoint, self.shard()) {
             (None, None) => format!("service={service}"),
             (None, Some(shard)) => format!("service={service} shard={shard}"),
             (Some(state), _) => {
@@ -209,8 +205,10 @@ impl Record {
         Some(decision)
     }
 
-    fn sharding(&self) -> Option<&Sharding> {
-        self.upstream().and_then(|upstream| upstream.policy.sharding.as_deref())
+    /// The shard that was decided on, if it is one.
+    fn shard(&self) -> Option<&Name> {
+        let at = self.sharded.and_then(Sharded::shard)?;
+        self.upstream()?.policy.sharding.as_deref().map(|sharding| &sharding.shards()[at])
     }
 
     /// Decided where it goes.
@@ -450,6 +448,8 @@ impl Record {
             entry.version = endpoint.endpoint.version.clone();
             entry.shard = endpoint.endpoint.shard.clone();
             entry.endpoint = Some(endpoint.peer.clone());
+        } else if let Some(shard) = self.shard() {
+            entry.shard = shard.clone();
         }
     }
 }
