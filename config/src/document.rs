@@ -13,6 +13,10 @@ use crate::traffic::Traffic;
 
 /// Most services of a mesh.
 pub const SERVICES_MAX: usize = 10_000;
+/// Most services that are sharded, and most shards of all of them: what their tables hold in memory together is bounded by
+/// this, at about 250 MiB.
+const SHARDED_MAX: usize = 1_000;
+const SHARDS_MAX: usize = 65_536;
 /// Most names that a warning lists.
 const NAMED_MAX: usize = 10;
 
@@ -230,6 +234,7 @@ fn read_services(value: &Value<'_>) -> BTreeMap<ServiceName, ServicePolicy> {
             }
         }
     }
+    let (mut sharded, mut shards) = (0_usize, 0_usize);
     for (name, table) in names {
         let Some(policy) = ServicePolicy::read(&table, &name) else { continue };
         for host in &policy.hosts {
@@ -237,6 +242,13 @@ fn read_services(value: &Value<'_>) -> BTreeMap<ServiceName, ServicePolicy> {
                 && other != name
             {
                 table.fault(format!("the host `{host}` is `{other}`'s already"), "one service to a host");
+            }
+        }
+        if let Some(sharding) = &policy.sharding {
+            (sharded, shards) = (sharded + 1, shards + sharding.shards().len());
+            if sharded > SHARDED_MAX || shards > SHARDS_MAX {
+                table.fault("too many shards", format!("{SHARDS_MAX}, of at most {SHARDED_MAX} services"));
+                break;
             }
         }
         services.insert(name, policy);

@@ -20,8 +20,11 @@ pub(super) struct Directory {
 impl Directory {
     /// The shards that a directory names.
     pub(super) fn shards(value: &Value<'_>, default: Option<&Name>) -> Option<Vec<Name>> {
-        let mut shards: Vec<Name> =
-            value.entries()?.iter().filter_map(|(_, entry)| read_shard(entry)).collect();
+        let entries = value.entries()?;
+        let mut shards: Vec<Name> = entries.iter().filter_map(|(_, entry)| read_shard(entry)).collect();
+        if shards.len() < entries.len() {
+            return None;
+        }
         shards.extend(default.cloned());
         shards.sort_unstable();
         shards.dedup();

@@ -180,8 +180,7 @@ impl<'d> Options<'d> {
             return None;
         }
         let mapped = if kind == Kind::Directory {
-            let default = self.default.as_ref().and_then(read_shard);
-            Directory::shards(map, default.as_ref())?
+            Directory::shards(map, self.default_shard()?.as_ref())?
         } else {
             read_keys(map)?
         };
@@ -197,7 +196,8 @@ impl<'d> Options<'d> {
         // Where a directory names shards is read with it.
         let entries = if kind == Kind::Directory { None } else { map.entries() };
         let keys = entries.into_iter().flatten();
-        let default = self.default.iter().filter_map(|value| Some((value.text()?, value.clone())));
+        let default = self.default.iter().filter(|_| kind == Kind::Directory);
+        let default = default.filter_map(|value| Some((value.text()?, value.clone())));
         let is_unlisted = |(name, _): &(&str, Value<'_>)| listed.iter().all(|shard| shard.as_str() != *name);
         let unlisted: Vec<_> = keys.chain(default).filter(is_unlisted).collect();
         for (name, value) in &unlisted {
@@ -209,14 +209,20 @@ impl<'d> Options<'d> {
         unlisted.is_empty()
     }
 
+    /// The shard of what a directory does not list; `None` where what is said is none.
+    #[expect(clippy::option_option, reason = "absent, faulty and sound are three")]
+    fn default_shard(&self) -> Option<Option<Name>> {
+        match &self.default {
+            Some(value) => read_shard(value).map(Some),
+            None => Some(None),
+        }
+    }
+
     fn strategy(&self, kind: Kind, slots: u32, hashed: Hashed, shards: &[Name]) -> Option<Strategy> {
         let by = |by| Some(Strategy::Hashed(hashed, by));
         match kind {
             Kind::Directory => {
-                let default = match &self.default {
-                    Some(value) => Some(read_shard(value)?),
-                    None => None,
-                };
+                let default = self.default_shard()?;
                 Directory::read(self.map.as_ref()?, default.as_ref(), shards).map(Strategy::Directory)
             }
             Kind::Range => {

@@ -278,6 +278,14 @@ fn a_fault_of_a_map_has_its_place() {
         ("key = \"host\"\nstrategy = \"range\"\nnumeric = true\nmap = { a = \"\", b = \"m\" }".to_owned(), "map.b: \"m\" is no number"),
         ("key = \"host\"\nstrategy = \"directory\"\nmap = { x = \"a\" }\ndefault = \"c\"\nshards = [\"a\"]".to_owned(), "default: the shard `c` is not one of `shards`"),
         ("key = \"host\"\nstrategy = \"directory\"\nmap = { x = \"b\" }\nshards = [\"a\"]".to_owned(), "map.x: the shard `b` is not one of `shards`"),
+        (
+            "key = \"host\"\nstrategy = \"directory\"\nmap = { x = \"b\" }\ndefault = \"\"".to_owned(),
+            "default: \"\" is not understood",
+        ),
+        (
+            "key = \"host\"\nstrategy = \"directory\"\nmap = { x = \"\" }".to_owned(),
+            "map.x: \"\" is not understood",
+        ),
         ("key = \"host\"\nkey_separator = \"\"\nstrategy = \"jump\"\nshards = [\"a\"]".to_owned(), "key_separator: 0 bytes"),
         ("key = \"host\"\nstrategies = 1\nstrategy = \"jump\"\nshards = [\"a\"]".to_owned(), "strategies: unknown key"),
     ] {
@@ -285,6 +293,20 @@ fn a_fault_of_a_map_has_its_place() {
         assert!(told.contains(fault), "{text}\n-> {told}\nnot {fault}");
         assert_eq!(told.lines().count(), 1, "one fault is told once: {told}");
     }
+}
+
+#[test]
+fn what_rules_hold_in_memory_is_bounded() {
+    let one = |at: usize| {
+        format!("[services.s{at}.sharding]\nkey = \"host\"\nstrategy = \"jump\"\nshards = [\"0\"]\n")
+    };
+    let fault = |many: usize| {
+        Document::parse_toml(&(0..many).map(one).collect::<String>())
+            .err()
+            .map(|problems| problems.to_string())
+    };
+    assert_eq!(fault(1_000), None);
+    assert!(fault(1_001).unwrap().contains("too many shards"));
 }
 
 #[test]
