@@ -20,6 +20,8 @@ impl Scratch {
     pub fn new() -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("gilmok-{}-{number}", std::process::id()));
+        // A test that failed once with this process id has left its folder behind.
+        drop(std::fs::remove_dir_all(&path));
         std::fs::create_dir_all(&path).expect("a temporary folder can be made");
         Self { path }
     }
