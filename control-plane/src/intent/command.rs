@@ -53,7 +53,7 @@ pub enum Deed {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conduct {
     pub service: ServiceName,
-    /// [`Record::seq`] of what was read.
+    /// `seq` of the record that was read.
     pub seq: u64,
     pub rollout: Box<Rollout>,
     pub shift: Option<Shift>,
