@@ -111,23 +111,24 @@ async fn says(proxy: &Proxy, version: &str) {
 struct Turn {
     to: &'static str,
     began: Instant,
+    /// When everybody was told to go back.
+    ended: Option<Instant>,
 }
 
 impl Turn {
+    /// Whether this is of the turn alone: what was asked for before its end and decided behind it is of the next one.
+    fn has(&self, answer: &Answer) -> bool {
+        answer.asked >= self.began && self.ended.is_none_or(|ended| answer.answered < ended)
+    }
+
     /// When the first answer of the new version came, and the last one of the old version that was asked for after it.
-    fn overlap<'a>(&self, answers: impl Iterator<Item = &'a Answer> + Clone) -> Option<Duration> {
-        let new = answers.clone().filter(|answer| answer.version == self.to);
+    fn overlap(&self, answers: &[Answer]) -> Option<Duration> {
+        let own = answers.iter().filter(|answer| self.has(answer));
+        let new = own.clone().filter(|answer| answer.version == self.to);
         let first = new.map(|answer| answer.answered).min().expect("somebody sees the new version");
-        let late = answers.filter(|answer| answer.version != self.to && answer.asked > first);
+        let late = own.filter(|answer| answer.version != self.to && answer.asked > first);
         late.map(|answer| answer.answered.duration_since(first)).max()
     }
-}
-
-/// What each turn's users were answered: all that they asked for between it and the next one.
-fn by_turn<'a>(turns: &'a [Turn], answers: &'a [Answer]) -> impl Iterator<Item = (&'a Turn, &'a [Answer])> {
-    let at = |moment: Instant| answers.partition_point(|answer| answer.asked < moment);
-    let ends = turns.iter().skip(1).map(move |turn| at(turn.began)).chain([answers.len()]);
-    turns.iter().zip(ends).map(move |(turn, end)| (turn, &answers[at(turn.began)..end]))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -145,11 +146,15 @@ async fn a_hundred_thousand_requests_across_twenty_switches_and_rollbacks_lose_n
     let crowd = Crowd { path: "/healthz".to_owned(), ..Crowd::of("shop", 40) };
     let crowds = proxies.each_ref().map(|proxy| Users::start(proxy.outbound(), &crowd));
     let answered = || crowds.iter().map(Users::answered).sum::<u64>();
-    let mut turns = Vec::new();
+    let mut turns: Vec<Turn> = Vec::new();
     for turn in 0..TURNS {
         let (from, to) = if turn % 2 == 0 { (&mut blue, &mut green) } else { (&mut green, &mut blue) };
         to.start(&plane).await;
-        turns.push(Turn { to: to.name, began: Instant::now() });
+        let began = Instant::now();
+        if let Some(before) = turns.last_mut() {
+            before.ended = Some(began);
+        }
+        turns.push(Turn { to: to.name, began, ended: None });
         // Some wait until every proxy says so, others do not.
         let terms = if turn % 3 == 0 { "?wait=30s" } else { "" };
         let answer = if turn % 2 == 0 {
@@ -169,20 +174,15 @@ async fn a_hundred_thousand_requests_across_twenty_switches_and_rollbacks_lose_n
     for users in crowds {
         let through_one = users.stop().await;
         through_one.expect_no_failure();
-        for (turn, answers) in by_turn(&turns, &through_one.answers) {
-            assert_eq!(
-                turn.overlap(answers.iter()),
-                None,
-                "through one proxy nobody sees the old version again"
-            );
+        for turn in &turns {
+            let overlap = turn.overlap(&through_one.answers);
+            assert_eq!(overlap, None, "through one proxy nobody sees the old version again: to {}", turn.to);
         }
         heard.extend(through_one.answers);
     }
-    heard.sort_by_key(|answer| answer.asked);
     assert!(heard.len() as u64 >= REQUESTS, "{}", heard.len());
-    let mut windows: Vec<Duration> = by_turn(&turns, &heard)
-        .map(|(turn, answers)| turn.overlap(answers.iter()).unwrap_or_default())
-        .collect();
+    let mut windows: Vec<Duration> =
+        turns.iter().map(|turn| turn.overlap(&heard).unwrap_or_default()).collect();
     windows.sort();
     println!(
         "{} requests, {TURNS} switches and rollbacks; two proxies answered with both versions for {:?} (median), {:?} (longest)",
