@@ -17,7 +17,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::intent::{Command, Conduct, drain_timeout, versions_alive};
-use crate::rollout::record::Record;
+use crate::publish::ProxyReport;
+use crate::rollout::record::{Record, Release};
 use crate::rollout::state::{Event, Hand, Owed, Rollout, Seen, Shift};
 use crate::state::{Author, State, WriteError};
 use crate::store::now_ms;
@@ -264,18 +265,24 @@ impl Conductor {
     /// Says once of each release that the old version may go.
     fn note_drained(&self, drained: &mut BTreeMap<ServiceName, u64>) {
         let records = self.state.store.records();
-        for (service, record) in records.iter() {
-            let Some(release) = &record.release else { continue };
-            if drained.get(service) == Some(&release.revision) {
-                continue;
-            }
-            let Some(drain) = self.drain(service) else { continue };
-            if drain.drainable {
-                tracing::info!("{service}: {} is drainable: {}", drain.version, drain.why);
-                drained.insert(service.clone(), release.revision);
-            }
-        }
         drained.retain(|service, _| records.contains_key(service));
+        let releases =
+            records.iter().filter_map(|(service, record)| Some((service, record.release.as_ref()?)));
+        let waiting: Vec<_> =
+            releases.filter(|(service, release)| drained.get(*service) != Some(&release.revision)).collect();
+        if waiting.is_empty() {
+            return;
+        }
+        // Read once for all: after a start every release that is remembered is looked at.
+        let reports = self.state.publisher.acks.all();
+        for (service, release) in waiting {
+            let Some(drain) = self.drain_of(service, release, &reports).filter(|drain| drain.drainable)
+            else {
+                continue;
+            };
+            tracing::info!("{service}: {} is drainable: {}", drain.version, drain.why);
+            drained.insert(service.clone(), release.revision);
+        }
     }
 
     /// What the version that lost its users last still waits for.
@@ -283,16 +290,13 @@ impl Conductor {
     pub fn drain(&self, service: &ServiceName) -> Option<Drain> {
         let records = self.state.store.records();
         let release = records.get(service)?.release.as_ref()?;
+        self.drain_of(service, release, &self.state.publisher.acks.all())
+    }
+
+    fn drain_of(&self, service: &ServiceName, release: &Release, reports: &[ProxyReport]) -> Option<Drain> {
         let published = self.state.publisher.current()?;
         let timeout = drain_timeout(published.intent(), service);
-        Some(drain(
-            service,
-            release,
-            timeout,
-            &self.state.publisher.acks.all(),
-            self.state.store.id(),
-            now_ms(),
-        ))
+        Some(drain(service, release, timeout, reports, self.state.store.id(), now_ms()))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<ServiceName, Live>> {
