@@ -1,12 +1,12 @@
 //! What the app does with one request: follow an order, misbehave if it was told to, or answer.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
@@ -17,17 +17,23 @@ use crate::arguments::Arguments;
 use crate::behaviour::{Behaviour, Mode, Order};
 use crate::identity::{introduce, wants_html};
 use crate::page::page;
-use crate::shop;
+use crate::visits::{self, Slots, Visits};
+use crate::{copies, shop};
 
 /// Longest that a hanging request is held: whoever still waits then has no limit of its own.
 const HANG_MAX: Duration = Duration::from_mins(30);
 
 pub(crate) type Body = BoxBody<Bytes, hyper::Error>;
 
+/// Most of a request's body that is read, where one is.
+const BODY_BYTES_MAX: usize = 4 << 20;
+
 /// One running app.
 #[derive(Debug)]
 pub(crate) struct App {
     arguments: Arguments,
+    /// What `profile` remembers. A mutex: held for a look-up, never while something is waited for.
+    visits: Mutex<Visits>,
     /// A watch, so that what hangs goes on when the app is told to be well again.
     behaviour: watch::Sender<Behaviour>,
     dying: watch::Sender<bool>,
@@ -43,7 +49,12 @@ const HOUSE_AD_SVG: &str = concat!(
 
 impl App {
     pub(crate) fn new(arguments: Arguments) -> Arc<Self> {
-        Arc::new(Self { arguments, behaviour: watch::Sender::default(), dying: watch::Sender::new(false) })
+        Arc::new(Self {
+            arguments,
+            visits: Mutex::default(),
+            behaviour: watch::Sender::default(),
+            dying: watch::Sender::new(false),
+        })
     }
 
     /// Whether it was told to die.
@@ -75,6 +86,13 @@ impl App {
         }
         if path == "/echo" {
             return Ok(echo(request));
+        }
+        if self.arguments.service == visits::SERVICE {
+            match path {
+                "/visits" => return Ok(self.hand_over(request).await),
+                "/moves" => return Ok(copy(request).await),
+                _ => {}
+            }
         }
         Ok(self.show(request).await)
     }
@@ -122,10 +140,62 @@ impl App {
         }
     }
 
+    /// Gives, takes or forgets the visits of the users in some slots.
+    async fn hand_over(&self, request: Request<Incoming>) -> Response<Body> {
+        let query = request.uri().query().unwrap_or_default();
+        let Some(slots) = query.strip_prefix("slots=").and_then(Slots::parse) else {
+            return respond(StatusCode::BAD_REQUEST, "text/plain", "say which: /visits?slots=0-4095,8192\n");
+        };
+        match request.method() {
+            &Method::GET => {
+                let held = json!(self.visits().within(&slots));
+                respond(StatusCode::OK, "application/json", format!("{held}\n"))
+            }
+            &Method::PUT | &Method::DELETE => {
+                let given = if request.method() == Method::PUT {
+                    let body = match body_of(request).await {
+                        Ok(body) => body,
+                        Err(refused) => return refused,
+                    };
+                    match serde_json::from_slice(&body) {
+                        Ok(given) => given,
+                        Err(error) => {
+                            return respond(StatusCode::BAD_REQUEST, "text/plain", format!("{error}\n"));
+                        }
+                    }
+                } else {
+                    std::collections::BTreeMap::new()
+                };
+                match self.visits().replace(&slots, given) {
+                    Ok(()) => respond(StatusCode::OK, "text/plain", "done\n"),
+                    Err(visits::Full) => full(),
+                }
+            }
+            _ => respond(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET, PUT or DELETE\n"),
+        }
+    }
+
+    fn visits(&self) -> MutexGuard<'_, Visits> {
+        // Whoever panicked left it whole: each change is one step.
+        self.visits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn show(&self, request: Request<Incoming>) -> Response<Body> {
         // The body belongs to nobody; it is dropped, and hyper closes the connection if much of it is left.
         let (head, _) = request.into_parts();
         let mut said = introduce(&self.arguments, &head);
+        let user = visits::user_of(head.uri.path()).filter(|_| self.arguments.service == visits::SERVICE);
+        if let Some(user) = user {
+            let counted = if head.method == Method::POST {
+                self.visits().add(user)
+            } else {
+                Ok(self.visits().of(user))
+            };
+            match counted {
+                Ok(visits) => said.insert("visits".to_owned(), json!(visits)),
+                Err(visits::Full) => return full(),
+            };
+        }
         if self.arguments.service == shop::SERVICE && head.uri.path() == "/" {
             shop::add_parts(&mut said, &self.arguments.mesh, &head).await;
         }
@@ -135,6 +205,28 @@ impl App {
         let text = serde_json::to_string_pretty(&said).unwrap_or_default();
         respond(StatusCode::OK, "application/json", format!("{text}\n"))
     }
+}
+
+/// Copies what moves, as the message in the body says.
+async fn copy(request: Request<Incoming>) -> Response<Body> {
+    let message = match body_of(request).await {
+        Ok(message) => message,
+        Err(refused) => return refused,
+    };
+    match copies::follow(&message).await {
+        Ok(()) => respond(StatusCode::OK, "text/plain", "done\n"),
+        Err(error) => respond(StatusCode::BAD_GATEWAY, "text/plain", format!("{error:#}\n")),
+    }
+}
+
+async fn body_of(request: Request<Incoming>) -> Result<Bytes, Response<Body>> {
+    let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
+    let refused = |_| respond(StatusCode::BAD_REQUEST, "text/plain", "the body is too long or broken\n");
+    body.map(http_body_util::Collected::to_bytes).map_err(refused)
+}
+
+fn full() -> Response<Body> {
+    respond(StatusCode::INSUFFICIENT_STORAGE, "text/plain", "it remembers no more users\n")
 }
 
 /// Gives back what comes, as it comes.

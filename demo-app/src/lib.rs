@@ -1,8 +1,8 @@
 //! A small service that shows off: says its version, shard and flags; can be told to be slow, failing or dead.
 //!
 //! In reading order: the command line (`arguments`), the process (`serve`), what becomes of a request (`app`), how
-//! the app was told to behave (`behaviour`), what it says (`identity`, `page`), and how the shop calls the others
-//! (`shop`, `calls`).
+//! the app was told to behave (`behaviour`), what it says (`identity`, `page`), what `profile` remembers and how that moves
+//! (`visits`, `copies`), and how the shop calls the others (`shop`, `calls`).
 
 mod arguments;
 
@@ -15,6 +15,10 @@ mod behaviour;
 mod identity;
 
 mod page;
+
+mod visits;
+
+mod copies;
 
 mod shop;
 
