@@ -31,32 +31,25 @@ impl Directory {
         Some(shards)
     }
 
-    /// Reads `{ "acme" = "1" }`: a key and its shard.
+    /// Reads `{ "acme" = "1" }`: a key and its shard, which is one of `shards`.
     pub(super) fn read(value: &Value<'_>, default: Option<&Name>, shards: &[Name]) -> Option<Self> {
         let entries = value.entries()?;
         if entries.len() > LISTED_MAX {
             value.fault(format!("{} keys", entries.len()), format!("at most {LISTED_MAX}"));
             return None;
         }
-        let place =
-            |name: &Name| shards.iter().position(|shard| shard == name).and_then(|at| u16::try_from(at).ok());
+        let places: HashMap<&Name, u16> = shards.iter().zip(0..).collect();
         let mut listed = HashMap::with_capacity(entries.len());
         for (key, entry) in entries {
             if key.is_empty() {
                 entry.fault("an empty key is no key", "");
                 continue;
             }
-            let name = entry.named(Name::parse)?;
-            let Some(at) = place(&name) else {
-                entry.fault(
-                    format!("the shard `{name}` is not one of `shards`"),
-                    "a shard that is listed there",
-                );
-                continue;
-            };
-            listed.insert(key.as_bytes().into(), at);
+            let name = read_shard(&entry)?;
+            listed.insert(key.as_bytes().into(), *places.get(&name)?);
         }
-        Some(Self { listed, default: default.and_then(place) })
+        let default = default.and_then(|name| places.get(name).copied());
+        Some(Self { listed, default })
     }
 
     pub(super) fn shard(&self, key: &[u8]) -> Option<usize> {

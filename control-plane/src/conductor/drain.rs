@@ -111,6 +111,8 @@ mod tests {
             refused: None,
             state: ProxyState::Ready,
             counts: vec![ServiceCounts { service: shop(), versions: vec![counted] }],
+            apps: Vec::new(),
+            fences: Vec::new(),
         };
         ProxyReport { ack, heard: Instant::now() }
     }

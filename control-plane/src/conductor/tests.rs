@@ -80,6 +80,8 @@ fn says(state: &State, node: &str, stable: u64, candidate: u64, failures: u64) {
         refused: None,
         state: Default::default(),
         counts: vec![counts],
+        apps: Vec::new(),
+        fences: Vec::new(),
     });
 }
 

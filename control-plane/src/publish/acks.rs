@@ -122,6 +122,8 @@ mod tests {
             refused: None,
             state: ProxyState::Ready,
             counts: Vec::new(),
+            apps: Vec::new(),
+            fences: Vec::new(),
         }
     }
 

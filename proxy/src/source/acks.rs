@@ -54,6 +54,8 @@ impl Reporter {
             refused: None,
             state: ProxyState::Waiting,
             counts: Vec::new(),
+            apps: Vec::new(),
+            fences: Vec::new(),
         });
         // One task for each, so that a stuck control plane delays no other; they end with this set.
         let mut tellers = JoinSet::new();

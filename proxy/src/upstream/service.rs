@@ -41,7 +41,7 @@ pub(crate) struct Upstream {
     pub(crate) versions: Versions,
     /// `request_timeout` as `Gilmok-Timeout` tells it, made once.
     pub(crate) timeout_header: HeaderValue,
-    /// The number of its shard map as `Gilmok-Shard-Map` tells it, made once; absent where it is not sharded.
+    /// What tells its shard map from others, as `Gilmok-Shard-Map` tells it, made once; absent where it is not sharded.
     pub(crate) map_header: Option<HeaderValue>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) breakers: Option<Breakers>,
@@ -155,7 +155,7 @@ impl Upstream {
             map_header: policy
                 .sharding
                 .as_ref()
-                .and_then(|sharding| HeaderValue::from_str(&sharding.epoch_text()).ok()),
+                .and_then(|sharding| HeaderValue::from_str(&sharding.map_tag().to_string()).ok()),
             shared,
             breakers,
             limiter: limiter(policy, before),
