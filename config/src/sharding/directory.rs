@@ -1,6 +1,6 @@
 //! A directory: keys that are listed one by one, and one shard for all others. The one huge customer has a shard of its own.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::grammar::read_shard;
 use super::strategy::write_part;
@@ -54,6 +54,19 @@ impl Directory {
 
     pub(super) fn shard(&self, key: &[u8]) -> Option<usize> {
         self.listed.get(key).copied().or(self.default).map(usize::from)
+    }
+
+    /// Whose the keys are that are not listed.
+    pub(super) fn default_shard(&self) -> Option<u16> {
+        self.default
+    }
+
+    /// Every key that this one or the other one lists, in their order, with its owner by this one.
+    pub(super) fn listed_in_either(&self, other: &Self) -> Vec<(String, Option<u16>)> {
+        let keys: BTreeSet<&[u8]> =
+            self.listed.keys().chain(other.listed.keys()).map(AsRef::as_ref).collect();
+        let owner = |key: &[u8]| self.listed.get(key).copied().or(self.default);
+        keys.into_iter().map(|key| (String::from_utf8_lossy(key).into_owned(), owner(key))).collect()
     }
 
     pub(super) fn holds(&self, shard: usize) -> String {

@@ -2,13 +2,15 @@
 //!
 //! In reading order: where the key stands ([`key`]), the ways to divide keys among shards (`slots`, `modulo`, `range`,
 //! `directory`, `ring`, `maglev`, `jump`, `rendezvous`, put together in [`strategy`]), the `[…sharding]` table (`grammar`), the
-//! rule that they make up (here), what tells its map from others ([`tag`]), and keys on their way to another shard
-//! ([`moving`]). What a look-up needs is made once, when a document is read; looking up allocates nothing. The bytes that
+//! rule that they make up (here), what tells its map from others ([`tag`]), keys on their way to another shard
+//! ([`moving`]), and the batches in which one rule becomes another ([`plan`]). What a look-up needs is made once, when a document is read; looking up allocates nothing. The bytes that
 //! are hashed stand in docs/sharding.md.
 
 pub mod key;
 
 pub mod moving;
+
+pub mod plan;
 
 pub mod strategy;
 

@@ -29,6 +29,11 @@ impl Modulo {
         Some(Self(places[..length].into()))
     }
 
+    /// The owner of each place.
+    pub(super) fn places(&self) -> &[u16] {
+        &self.0
+    }
+
     pub(super) fn shard(&self, hash: u64) -> usize {
         usize::from(self.0[remainder(hash, self.0.len())])
     }

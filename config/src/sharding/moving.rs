@@ -102,8 +102,10 @@ impl Sharding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{read, sound};
-    use super::*;
+    use proptest::prelude::*;
+
+    use super::super::tests::{read, sound, sound_json};
+    use super::{AtOwner, Sharded, Sharding};
 
     const QUARTERS: &str = "strategy = \"slots\"\nslots = 8\nhash = \"identity\"\nmap = { \"0\" = \"0-3\", \"1\" = \"4-7\" }\nepoch = 7\n";
 
@@ -218,5 +220,81 @@ mod tests {
         assert!(sound(&format!("{listed}shards = [\"0\", \"1\"]")).locate(b"a").is_ok());
         let told = read(&format!("key = \"host\"\n{listed}")).unwrap_err();
         assert!(told.contains("next.map.1: the shard `1` is not one of `shards`"), "{told}");
+    }
+
+    /// A rule by slots whose numbers are the keys, given by the owner of each slot.
+    fn rule(epoch: u64, owners: &[usize], next: Option<(&[usize], Option<u64>)>) -> Sharding {
+        let map = |owners: &[usize]| {
+            let mut map: std::collections::BTreeMap<String, String> = std::collections::BTreeMap::new();
+            for (slot, owner) in owners.iter().enumerate() {
+                *map.entry(format!("s{owner}")).or_default() += &format!("{slot},");
+            }
+            serde_json::json!(map)
+        };
+        let mut table = serde_json::json!({
+            "key": "host", "strategy": "slots", "hash": "identity", "slots": owners.len(), "map": map(owners), "epoch": epoch,
+        });
+        if let Some((owners, closed)) = next {
+            table["next"] = serde_json::json!({ "map": map(owners) });
+            if let Some(closed) = closed {
+                table["next"]["closed"] = closed.into();
+            }
+        }
+        sound_json(&table)
+    }
+
+    fn owners() -> impl Strategy<Value = Vec<usize>> {
+        proptest::collection::vec(0_usize..5, 16)
+    }
+
+    proptest! {
+        #[test]
+        fn one_owner_serves_a_key_and_all_others_name_it(
+            before in owners(), after in owners(), closed in proptest::option::of(1_u64..99), is_safe in any::<bool>(),
+            epoch in 0_u64..9, caller in proptest::option::of(0_u64..9),
+        ) {
+            let sharding = rule(epoch, &before, Some((&after, closed)));
+            let is_behind = caller.is_some_and(|caller| caller > epoch);
+            for (slot, owner) in before.iter().enumerate() {
+                let sharded = at(&sharding, &slot.to_string());
+                let is_shut = closed.is_some() && !is_safe && *owner != after[slot];
+                prop_assert_eq!(sharding.is_held(sharded, is_safe), is_shut);
+                for own in 0..6 {
+                    let found = sharding.at_owner(&format!("s{own}"), sharded, is_safe, caller);
+                    let expected = match (own == *owner, is_shut, is_behind) {
+                        (true, false, _) => AtOwner::Serve,
+                        (true, true, _) | (false, _, true) => AtOwner::Wait,
+                        (false, _, false) => AtOwner::Elsewhere(sharding.place_of(&format!("s{owner}")).unwrap()),
+                    };
+                    prop_assert_eq!(found, expected);
+                }
+            }
+        }
+
+        #[test]
+        fn from_the_fence_on_no_two_owners_serve_what_is_unsafe(
+            before in owners(), after in owners(), epoch in 0_u64..9, caller in proptest::option::of(0_u64..11),
+        ) {
+            let closed = rule(epoch, &before, Some((&after, Some(41))));
+            let moved = rule(epoch + 1, &after, None);
+            prop_assert_eq!(closed.next().unwrap().map_hash(), moved.map_hash());
+            // The source has taken the fence; all others may know of any of the three.
+            let open = rule(epoch, &before, Some((&after, None)));
+            for slot in 0..before.len() {
+                let key = slot.to_string();
+                let serves = |rule: &Sharding, own: usize| {
+                    rule.at_owner(&format!("s{own}"), at(rule, &key), false, caller) == AtOwner::Serve
+                };
+                let (source, target) = (before[slot], after[slot]);
+                for at_source in [&closed, &moved] {
+                    for others in [&open, &closed, &moved] {
+                        let serving = (0..6).filter(|own| serves(if *own == source { at_source } else { others }, *own));
+                        let serving: Vec<usize> = serving.collect();
+                        prop_assert!(serving.len() <= 1, "{serving:?} serve {slot}");
+                        prop_assert!(source == target || !serving.contains(&source));
+                    }
+                }
+            }
+        }
     }
 }

@@ -1,5 +1,9 @@
 //! Ranges: each shard has the keys from its lower bounds up to the next one, by their bytes or as numbers.
 
+use std::collections::BTreeSet;
+
+use serde_json::Value as Json;
+
 use super::strategy::write_part;
 use crate::grammar::Value;
 use crate::name::Name;
@@ -72,6 +76,21 @@ impl Ranges {
         Some(usize::from(self.owners[at]))
     }
 
+    /// What the bounds of both rules divide keys into, in order: the lower bound as a document says it, and whose the keys are
+    /// by this rule and by the other one. Both are by bytes, or both by numbers.
+    pub(super) fn cut(&self, other: &Self) -> Vec<(Json, u16, u16)> {
+        let owners = (&*self.owners, &*other.owners);
+        match (&self.bounds, &other.bounds) {
+            (Bounds::Bytes(own), Bounds::Bytes(others)) => {
+                cut((own, others), owners, |bound| Json::from(String::from_utf8_lossy(bound)))
+            }
+            (Bounds::Numbers(own), Bounds::Numbers(others)) => {
+                cut((own, others), owners, |bound| Json::from(*bound))
+            }
+            (Bounds::Bytes(_), Bounds::Numbers(_)) | (Bounds::Numbers(_), Bounds::Bytes(_)) => Vec::new(),
+        }
+    }
+
     pub(super) fn holds(&self, shard: usize) -> String {
         let own = (0..self.owners.len()).filter(|at| usize::from(self.owners[*at]) == shard);
         let ranges: Vec<String> = own.map(|at| self.range(at)).collect();
@@ -108,6 +127,21 @@ impl Ranges {
             write_part(out, shards[usize::from(*owner)].as_str().as_bytes());
         }
     }
+}
+
+fn cut<B: Ord>(
+    (own, others): (&[B], &[B]),
+    owners: (&[u16], &[u16]),
+    said: impl Fn(&B) -> Json,
+) -> Vec<(Json, u16, u16)> {
+    let all: BTreeSet<&B> = own.iter().chain(others).collect();
+    let at = |bounds: &[B], bound: Option<&B>| bounds.partition_point(|other| Some(other) <= bound);
+    let bounds = std::iter::once(None).chain(all.into_iter().map(Some));
+    let cell = |bound: Option<&B>| {
+        let first = bound.map_or_else(|| Json::from(""), &said);
+        (first, owners.0[at(own, bound)], owners.1[at(others, bound)])
+    };
+    bounds.map(cell).collect()
 }
 
 /// The bounds above the lowest one, and the owners of what lies between.

@@ -50,6 +50,11 @@ impl Slots {
         is_sound.then_some(Self(owners))
     }
 
+    /// The owner of each slot.
+    pub(super) fn owners(&self) -> &[u16] {
+        &self.0
+    }
+
     pub(super) fn count(&self) -> usize {
         self.0.len()
     }

@@ -24,6 +24,13 @@ pub(super) fn sound(more: &str) -> Sharding {
     read(&format!("key = \"path_segment:2\"\n{more}")).unwrap()
 }
 
+pub(super) fn sound_json(table: &serde_json::Value) -> Sharding {
+    let node = Node::from(table);
+    let faults = Faults::new();
+    let sharding = Sharding::read(&Said::root(&node, &faults), None);
+    faults.into_result(sharding).unwrap_or_else(|faults| panic!("{table}: {faults}")).unwrap()
+}
+
 /// `many` shards, s0 and so on.
 fn listed(strategy: &str, hash: &str, many: usize) -> Sharding {
     let shards: Vec<_> = (0..many).map(|at| format!("\"s{at}\"")).collect();
@@ -212,6 +219,19 @@ fn keys_of_several_shards_are_refused_with_their_list() {
     let many = vec!["a"; KEYS_MAX + 1].join(",");
     let found = found("query:id", "key_separator = \",\"", "/", &format!("id={many}"));
     assert_eq!(found, Err(KeyFault::TooManyKeys));
+}
+
+#[test]
+fn a_request_moves_if_any_of_its_keys_does() {
+    let rule = "key = \"host\"\nkey_separator = \",\"\nstrategy = \"slots\"\nhash = \"identity\"\nslots = 4\nmap = { a = \"0-2\", b = \"3\" }\n[next]\nclosed = 9\nmap = { a = \"0-1\", b = \"2-3\" }";
+    let sharding = read(rule).unwrap();
+    let headers = HeaderMap::new();
+    for (host, moves) in [("0,1", false), ("2", true), ("0,2,1", true), ("2,0", true), ("3", false)] {
+        let sharded = sharding.shard(&request(&headers, host, "/", "")).unwrap();
+        assert_eq!(sharded.moves(), moves, "{host}");
+        assert_eq!(sharding.is_held(sharded, false), moves, "{host}");
+    }
+    assert!(matches!(sharding.shard(&request(&headers, "2,3", "/", "")), Err(KeyFault::SeveralShards(_))));
 }
 
 #[test]
