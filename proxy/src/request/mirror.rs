@@ -15,9 +15,11 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, timeout};
 
-use super::attempt::{copy_of, fit_protocol, sidecars_fault, tell_target};
 use super::headers::{GILMOK_MIRROR, GILMOK_TIMEOUT};
 use super::record::Record;
+use super::reply::sidecars_fault;
+use super::spare::copy_of;
+use super::target::{fit_protocol, tell_target};
 use crate::clock;
 use crate::upstream::balance::Choice;
 use crate::upstream::candidates::Aim;

@@ -16,7 +16,19 @@ mod split;
 
 mod trying;
 
+mod tried;
+
 mod retry;
+
+mod choose;
+
+mod target;
+
+mod spare;
+
+mod reply;
+
+mod exchange;
 
 mod attempt;
 

@@ -7,12 +7,12 @@ use hyper::upgrade::OnUpgrade;
 use std::time::Duration;
 
 use super::Call;
-use super::attempt::Answered;
 use super::body::Answer;
 use super::fallback::StandIn;
 use super::fault::Fault;
 use super::headers::{GILMOK_DECISION, PROXY_STATUS, can_close, prepare_answer};
 use super::record::Record;
+use super::tried::Answered;
 use super::tunnel::{self, Tunnel};
 use crate::last_good::Recorder;
 

@@ -8,9 +8,9 @@ use http::header::RETRY_AFTER;
 use http::{HeaderMap, Method};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::attempt::Failed;
 use super::deadline::Deadline;
 use super::fault::Fault;
+use super::tried::Failed;
 use super::trying::has_answer;
 use crate::upstream::service::{Shared, Upstream};
 
