@@ -9,6 +9,7 @@ use http::{HeaderMap, Method};
 
 use crate::assignment::place_of;
 use crate::baggage::KeyedSubject;
+use crate::balancing::{self, BySubject};
 use crate::name::Name;
 use crate::route::{Route, has_prefix};
 use crate::sharding::key::Keyed;
@@ -79,6 +80,8 @@ pub struct Decision {
     pub split: Option<Split>,
     /// Which shard, where the service is sharded.
     pub shard: Option<Sharded>,
+    /// The hash of the subject, where the service's balancer goes by it and there is one.
+    pub subject_hash: Option<u64>,
 }
 
 /// Which version a request goes to.
@@ -155,7 +158,21 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, is_healthy: Liveness<'_>) 
         let shard = shard.and_then(Sharded::shard);
         split(traffic, facts, &|version| is_healthy(Target { service, version, shard }))
     });
-    Ok(Decision { service, route, split, shard })
+    let subject_hash = policy.by_subject.as_ref().and_then(|by| subject_hash(by, facts, split));
+    Ok(Decision { service, route, split, shard, subject_hash })
+}
+
+/// The hash of the subject that decides on the endpoint: the one that decides on the version, were it an id that the
+/// visitor is given now.
+#[must_use]
+pub fn subject_hash(by: &BySubject, facts: &Facts<'_>, split: Option<Split>) -> Option<u64> {
+    let asker = facts.asker();
+    let is_new = split.is_some_and(|split| matches!(split.why, Why::NewVisitor(_)));
+    let subject = by.inputs.decisive(&asker).or_else(|| {
+        let id = facts.new_uid.filter(|_| is_new)?;
+        Some(by.inputs.keyed(&asker, Cow::Borrowed(id.as_bytes())))
+    });
+    subject.map(|subject| balancing::subject_hash(subject.as_bytes()))
 }
 
 /// The path as the service gets it.
@@ -414,6 +431,39 @@ mod tests {
         let other = user("user-4");
         assert_eq!(split_of(&own, &Facts { headers: &other, ..facts }, &[0, 1]).mirror, Some(0));
         assert_eq!(split_of(&own, &Facts { headers: &other, ..facts }, &[0]).mirror, None);
+    }
+
+    #[test]
+    fn an_endpoint_is_chosen_by_the_subject_only_where_the_balancer_says_so() {
+        let user = user("user-1");
+        let hash = |more: &str, headers: &HeaderMap, new_uid| {
+            let text = format!("[services.shop]\n{more}");
+            let snapshot = Snapshot::join(&Document::parse_toml(&text).unwrap(), &Membership::new());
+            let facts = Facts { new_uid, ..facts(headers) };
+            decide(&snapshot, &facts, &|_| true).unwrap().subject_hash
+        };
+        let expected = Some(balancing::subject_hash(b"user-1"));
+        assert_eq!(hash("", &user, None), None);
+        assert_eq!(hash("load_balancer = \"random\"", &user, None), None);
+        let nobody = HeaderMap::new();
+        for balancer in ["load_balancer = \"ring_hash\"", "load_balancer = \"maglev\""] {
+            assert_eq!(hash(balancer, &user, None), expected);
+            assert_eq!(hash(balancer, &nobody, None), None);
+            // As its traffic says who is asking, and what a visitor is called from now on.
+            let traffic = |more: &str| {
+                format!(
+                    "{balancer}\n[services.shop.traffic]\nstable = \"v1\"\nweights = {{ v1 = 50, v2 = 50 }}\n{more}"
+                )
+            };
+            let other = "x-account".parse::<http::HeaderName>().unwrap();
+            let account: HeaderMap = [(other, "user-1".parse().unwrap())].into_iter().collect();
+            let by_account = traffic("subject = [\"header:x-account\"]");
+            assert_eq!(hash(&by_account, &account, None), expected);
+            assert_eq!(hash(&by_account, &user, None), None);
+            let by_cookie = traffic("when_no_subject = \"cookie\"");
+            assert_eq!(hash(&by_cookie, &nobody, Some("user-1")), expected);
+            assert_eq!(hash(&traffic(""), &nobody, Some("user-1")), None, "nobody is given an id");
+        }
     }
 
     #[test]

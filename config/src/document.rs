@@ -17,6 +17,9 @@ pub const SERVICES_MAX: usize = 10_000;
 /// this, at about 250 MiB.
 const SHARDED_MAX: usize = 1_000;
 const SHARDS_MAX: usize = 65_536;
+/// Most services that balance by their subjects: their tables take 128 KiB each and 2 KiB for each shard,
+/// or 2.2 KiB for each endpoint.
+const BY_SUBJECT_MAX: usize = 1_000;
 /// Most names that a warning lists.
 const NAMED_MAX: usize = 10;
 
@@ -234,7 +237,7 @@ fn read_services(value: &Value<'_>) -> BTreeMap<ServiceName, ServicePolicy> {
             }
         }
     }
-    let (mut sharded, mut shards) = (0_usize, 0_usize);
+    let (mut sharded, mut shards, mut by_subject) = (0_usize, 0_usize, 0_usize);
     for (name, table) in names {
         let Some(policy) = ServicePolicy::read(&table, &name) else { continue };
         for host in &policy.hosts {
@@ -250,6 +253,11 @@ fn read_services(value: &Value<'_>) -> BTreeMap<ServiceName, ServicePolicy> {
                 table.fault("too many shards", format!("{SHARDS_MAX}, of at most {SHARDED_MAX} services"));
                 break;
             }
+        }
+        by_subject += usize::from(policy.by_subject.is_some());
+        if by_subject > BY_SUBJECT_MAX {
+            table.fault("too many services balance by their subjects", format!("at most {BY_SUBJECT_MAX}"));
+            break;
         }
         services.insert(name, policy);
     }

@@ -109,9 +109,9 @@ impl Question {
         // Where a subject stands is the service's to say, so it has to be known first.
         if let Some(subject) = self.subject.take()
             && let Ok((service, _)) = destination(snapshot, &self.facts(subject_key))
-            && let Some(traffic) = &snapshot.services()[service].policy.traffic
+            && let Some(inputs) = snapshot.services()[service].policy.subject()
         {
-            let written = traffic.subject.write(&subject, &mut self.headers)?;
+            let written = inputs.write(&subject, &mut self.headers)?;
             self.query = written.or(self.query);
         }
         let decision = decide(snapshot, &self.facts(subject_key), is_healthy);
@@ -143,7 +143,14 @@ fn told(snapshot: &Snapshot, decision: &Decision, host: &str) -> Value {
     let split = decision.split.zip(traffic).map(|(split, traffic)| split.told(traffic));
     let sharding = service.policy.sharding.as_deref();
     let shard = decision.shard.zip(sharding).map(|(shard, sharding)| sharding.told_of(shard));
-    json!({ "service": service.name, "route": route, "why": why, "split": split, "shard": shard })
+    let balancing = service.policy.by_subject.as_ref().map(|_| {
+        let balancer = service.policy.load_balancer.as_str();
+        let by_subject = decision.subject_hash.is_some();
+        json!({ "load_balancer": balancer, "why": if by_subject { "by the subject" } else { "no subject: by load" } })
+    });
+    json!({
+        "service": service.name, "route": route, "why": why, "split": split, "shard": shard, "balancing": balancing,
+    })
 }
 
 /// A refusal as it is explained: what the caller would be answered, and why.

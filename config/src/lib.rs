@@ -4,7 +4,7 @@
 //! In reading order: what is wrong with a document ([`problem`]), how text becomes a tree ([`json`], [`node`]) and
 //! the tree is read ([`grammar`]), the words ([`name`], [`address`], [`mod@unit`]), the policies of a service
 //! ([`service`], [`health`]; who is asking and how often: [`subject`], [`baggage`], [`rate_limit`]; when calls fail: [`failure`],
-//! [`retry`], [`outlier`], [`breaker`], [`fallback`]; who gets which version: [`assignment`], [`traffic`]; and which shard: [`sharding`]), the [`route`]s, the whole [`document`], what it means together
+//! [`retry`], [`outlier`], [`breaker`], [`fallback`]; who gets which version: [`assignment`], [`traffic`]; which shard: [`sharding`]; and which endpoint: [`balancing`]), the [`route`]s, the whole [`document`], what it means together
 //! with who is alive ([`snapshot`]), the brain ([`decide`]) and what it would do ([`explain`]), and what the two planes tell each
 //! other ([`wire`]).
 
@@ -53,6 +53,8 @@ pub mod assignment;
 pub mod traffic;
 
 pub mod sharding;
+
+pub mod balancing;
 
 pub mod service;
 

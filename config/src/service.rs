@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::balancing::{BySubject, FACTOR_MAX, FACTOR_MIN, Kind};
 use crate::breaker::BreakerPolicy;
 use crate::endpoint::Endpoint;
 use crate::fallback::{Fallback, read_chain};
@@ -15,6 +16,7 @@ use crate::outlier::OutlierDetection;
 use crate::rate_limit::RateLimit;
 use crate::retry::RetryPolicy;
 use crate::sharding::Sharding;
+use crate::subject::Inputs;
 use crate::traffic::Traffic;
 
 /// Most endpoints of one service.
@@ -29,6 +31,8 @@ pub struct ServicePolicy {
     pub hosts: Vec<String>,
     pub protocol: Protocol,
     pub load_balancer: LoadBalancer,
+    /// Where the balancer goes by the subject.
+    pub by_subject: Option<BySubject>,
     /// How long an endpoint's share grows from a tenth to its whole weight after it (re)appeared.
     pub slow_start: Duration,
     pub connect_timeout: Duration,
@@ -70,18 +74,24 @@ pub enum LoadBalancer {
     /// The better of two chosen at random, by requests in flight (power of two choices).
     #[default]
     LeastRequest,
+    /// By the subject, from a table that is filled in turns; without a subject as [`LoadBalancer::LeastRequest`].
+    Maglev,
     /// The better of two chosen at random, by expected latency times requests in flight.
     PeakEwma,
     Random,
+    /// By the subject, from a ring; without a subject as [`LoadBalancer::LeastRequest`].
+    RingHash,
     RoundRobin,
 }
 
 const PROTOCOLS: [(&str, Protocol); 2] = [("http1", Protocol::Http1), ("h2", Protocol::H2)];
-const LOAD_BALANCERS: [(&str, LoadBalancer); 4] = [
+const LOAD_BALANCERS: [(&str, LoadBalancer); 6] = [
     ("least_request", LoadBalancer::LeastRequest),
     ("peak_ewma", LoadBalancer::PeakEwma),
     ("round_robin", LoadBalancer::RoundRobin),
     ("random", LoadBalancer::Random),
+    ("ring_hash", LoadBalancer::RingHash),
+    ("maglev", LoadBalancer::Maglev),
 ];
 
 impl Protocol {
@@ -101,9 +111,21 @@ impl LoadBalancer {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::LeastRequest => "least_request",
+            Self::Maglev => "maglev",
             Self::PeakEwma => "peak_ewma",
             Self::Random => "random",
+            Self::RingHash => "ring_hash",
             Self::RoundRobin => "round_robin",
+        }
+    }
+
+    /// The table of those that go by the subject.
+    #[must_use]
+    pub fn table(self) -> Option<Kind> {
+        match self {
+            Self::Maglev => Some(Kind::Maglev),
+            Self::RingHash => Some(Kind::Ring),
+            Self::LeastRequest | Self::PeakEwma | Self::Random | Self::RoundRobin => None,
         }
     }
 }
@@ -114,6 +136,7 @@ impl Default for ServicePolicy {
             hosts: Vec::new(),
             protocol: Protocol::default(),
             load_balancer: LoadBalancer::default(),
+            by_subject: None,
             slow_start: Duration::ZERO,
             connect_timeout: Duration::from_secs(1),
             request_timeout: Duration::from_secs(15),
@@ -139,7 +162,9 @@ impl ServicePolicy {
         let default = Self::default();
         let hosts = table.optional("hosts").and_then(|v| read_hosts(&v)).unwrap_or_default();
         let protocol = table.optional("protocol").and_then(|v| read_protocol(&v)).unwrap_or_default();
-        let load_balancer = table.optional("load_balancer").and_then(|v| v.choice(&LOAD_BALANCERS));
+        let load_balancer = table.optional("load_balancer").map(|v| v.choice(&LOAD_BALANCERS));
+        let factor = table.optional("hash_balance_factor").and_then(|v| read_factor(&v, load_balancer));
+        let load_balancer = load_balancer.flatten().unwrap_or_default();
         let circuit_breaker = table.optional("circuit_breaker").and_then(|v| BreakerPolicy::read(&v));
         let forced =
             table.optional("forced_breakers").and_then(|v| read_forced(&v, circuit_breaker.as_ref()));
@@ -151,7 +176,8 @@ impl ServicePolicy {
         let policy = Self {
             hosts,
             protocol,
-            load_balancer: load_balancer.unwrap_or_default(),
+            load_balancer,
+            by_subject: None,
             slow_start: duration("slow_start", default.slow_start, Duration::ZERO),
             connect_timeout: duration("connect_timeout", default.connect_timeout, some),
             request_timeout: duration("request_timeout", default.request_timeout, some),
@@ -179,7 +205,18 @@ impl ServicePolicy {
         }
         let subject = traffic.as_ref().map(|traffic| &traffic.subject);
         let sharding = rule.as_ref().and_then(|v| Sharding::read(v, subject));
-        Some(Self { traffic: traffic.map(Arc::new), sharding: sharding.map(Arc::new), ..policy })
+        let by_subject = load_balancer.table().map(|kind| {
+            let inputs = subject.cloned().unwrap_or_default();
+            BySubject { kind, inputs, factor }
+        });
+        Some(Self { by_subject, traffic: traffic.map(Arc::new), sharding: sharding.map(Arc::new), ..policy })
+    }
+
+    /// Where a request says who is asking, where that counts for its version or its endpoint.
+    #[must_use]
+    pub fn subject(&self) -> Option<&Inputs> {
+        let of_traffic = self.traffic.as_deref().map(|traffic| &traffic.subject);
+        of_traffic.or_else(|| self.by_subject.as_ref().map(|by| &by.inputs))
     }
 }
 
@@ -219,6 +256,20 @@ fn read_protocol(value: &Value<'_>) -> Option<Protocol> {
         return None;
     }
     value.choice(&PROTOCOLS)
+}
+
+/// `balancer` is absent where none was named, and has no value where its name is faulty.
+#[expect(clippy::option_option, reason = "absent, faulty and sound are three")]
+fn read_factor(value: &Value<'_>, balancer: Option<Option<LoadBalancer>>) -> Option<u32> {
+    let balancer = balancer.unwrap_or(Some(LoadBalancer::default()))?;
+    if balancer.table().is_none() {
+        value.fault(
+            format!("`hash_balance_factor` means nothing to `{}`", balancer.as_str()),
+            "it belongs to \"ring_hash\" and \"maglev\"",
+        );
+        return None;
+    }
+    value.integer(FACTOR_MIN, FACTOR_MAX)
 }
 
 /// A version with a share must be one that an endpoint has, as far as the document lists endpoints.

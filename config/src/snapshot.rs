@@ -89,7 +89,7 @@ impl Snapshot {
                 let key = service.policy.sharding.as_ref().and_then(|sharding| sharding.key().inputs());
                 let traffic = service.policy.traffic.as_deref();
                 let pins = traffic.into_iter().flat_map(|traffic| &traffic.pins);
-                let inputs = traffic.map(|traffic| &traffic.subject).into_iter().chain(key);
+                let inputs = service.policy.subject().into_iter().chain(key);
                 inputs.chain(pins.filter_map(|pin| pin.input())).any(wanted)
             })
         };

@@ -22,7 +22,7 @@ mod grammar;
 
 mod jump;
 
-mod maglev;
+pub(crate) mod maglev;
 
 mod modulo;
 
@@ -30,7 +30,7 @@ mod range;
 
 mod rendezvous;
 
-mod ring;
+pub(crate) mod ring;
 
 mod slots;
 

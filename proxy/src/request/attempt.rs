@@ -72,6 +72,7 @@ pub(super) async fn attempt(
             return failed.end();
         }
         began = Instant::now();
+        aim = aim.again();
         // Never against an open breaker.
         chosen = match choose(upstream, aim, Some(except), clock::ms_of(began)) {
             Ok(chosen) => chosen,

@@ -31,6 +31,7 @@ pub(super) fn choose(
         slow_start: upstream.policy.slow_start,
         turn: &upstream.shared.turn,
         except,
+        subject: upstream.by_subject(aim),
         now_ms,
     };
     let candidates = upstream.eligible(now_ms);
@@ -41,7 +42,8 @@ pub(super) fn choose(
         |endpoint: &Arc<EndpointState>, guard| Chosen { endpoint: Arc::clone(endpoint), guard, others };
     let Some(breakers) = &upstream.breakers else { return Ok(chosen(picked, None)) };
     // What guards another target may let it through: a bad shard or version does not speak for the others.
-    let start = fastrand::usize(..eligible.endpoints().len());
+    let many = eligible.endpoints().len();
+    let start = choice.subject.map_or_else(|| fastrand::usize(..many), |by| by.start(many));
     let (before, after) = eligible.endpoints().split_at(start);
     let ring = after.iter().chain(before).filter(|state| Some(state.id) != except);
     let mut refused: Option<(*const _, u64)> = None;

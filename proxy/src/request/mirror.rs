@@ -130,6 +130,7 @@ fn choose(upstream: &Upstream, aim: Aim) -> Option<Arc<EndpointState>> {
         slow_start: upstream.policy.slow_start,
         turn: &AtomicU32::new(0),
         except: None,
+        subject: None,
         now_ms,
     };
     upstream.eligible(now_ms).at(aim).ok()?.pick(&choice).cloned()

@@ -146,16 +146,17 @@ fn route(
         // Whoever may call what the mesh does not know is passed on as it is.
         return Ok(Way::Outside(request, seen));
     };
-    let Destination { place, split, shard, strip_prefix, timeout } = destination;
+    let Destination { place, split, shard, subject_hash, strip_prefix, timeout } = destination;
     record.placed(place);
     let passed_on = split.and_then(|split| split.passed_on);
-    let aim = Aim::new(split, shard, request.method());
+    let aim = Aim::new(split, shard, request.method()).of_subject(subject_hash);
     if let Some(split) = split {
         record.split(split, visitor);
     }
     if let Some(shard) = shard {
         record.sharded(shard);
     }
+    record.balanced(subject_hash.is_some());
     let upgrade = seen.upgrade.then(|| hyper::upgrade::on(&mut request));
     let upstream = place.of(view);
     let host = named_host(&request);
@@ -197,6 +198,7 @@ struct Destination {
     place: Place,
     split: Option<Split>,
     shard: Option<Sharded>,
+    subject_hash: Option<u64>,
     strip_prefix: Option<String>,
     timeout: std::time::Duration,
 }
@@ -214,7 +216,9 @@ fn destination(
     if let (Listener::Inbound, Some(app)) = (caller.listener, caller.app) {
         let place = Place::App(app);
         let timeout = place.of(view).policy.request_timeout;
-        return Ok(Some(Destination { place, split: None, shard: None, strip_prefix: None, timeout }));
+        let none =
+            Destination { place, split: None, shard: None, subject_hash: None, strip_prefix: None, timeout };
+        return Ok(Some(none));
     }
     let host = host.unwrap_or(Cow::Borrowed(""));
     let facts = split::facts(worker, caller, view, request, visitor, &host);
@@ -222,14 +226,14 @@ fn destination(
     let is_healthy =
         |target: Target| view.upstreams[target.service].has_healthy(target.version, target.shard, now_ms);
     match decide(&view.snapshot, &facts, &is_healthy) {
-        Ok(Decision { service, route, split, shard }) => {
+        Ok(Decision { service, route, split, shard, subject_hash }) => {
             let place = Place::Service(service);
             let route = route.map(|at| &view.snapshot.routes()[at]);
             let timeout = route
                 .and_then(|route| route.request_timeout)
                 .unwrap_or_else(|| place.of(view).policy.request_timeout);
             let strip_prefix = route.and_then(|route| route.strip_prefix.clone());
-            Ok(Some(Destination { place, split, shard, strip_prefix, timeout }))
+            Ok(Some(Destination { place, split, shard, subject_hash, strip_prefix, timeout }))
         }
         Err(Refusal::NoDestination) => Ok(None),
         Err(Refusal::NoShard { service, fault }) => {

@@ -63,6 +63,8 @@ pub(crate) struct Record {
     split: Option<Split>,
     /// Which shard was decided on, and why.
     sharded: Option<Sharded>,
+    /// Whether its subject decides on the endpoint.
+    by_subject: bool,
     /// What an answer of our own says more of its reason.
     said: Option<String>,
     /// Whether what becomes of it counts for its version.
@@ -111,6 +113,7 @@ impl Record {
             failed_late: false,
             split: None,
             sharded: None,
+            by_subject: false,
             said: None,
             trial: None,
             comparison: None,
@@ -146,6 +149,11 @@ impl Record {
     /// A shard was decided on.
     pub(super) fn sharded(&mut self, sharded: Sharded) {
         self.sharded = Some(sharded);
+    }
+
+    /// Whether its subject decides on the endpoint.
+    pub(super) fn balanced(&mut self, by_subject: bool) {
+        self.by_subject = by_subject;
     }
 
     /// Says more of the reason for which the proxy answers itself.
@@ -201,6 +209,9 @@ impl Record {
         }
         if let Some(sharded) = &self.sharded {
             decision.push_str(&format!(" shard_by={sharded}"));
+        }
+        if self.upstream().is_some_and(|upstream| upstream.policy.by_subject.is_some()) {
+            decision.push_str(if self.by_subject { " endpoint_by=subject" } else { " endpoint_by=load" });
         }
         Some(decision)
     }

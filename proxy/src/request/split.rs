@@ -1,7 +1,7 @@
 //! What deciding on a version and a shard has to know of a request: who is asking, from where, and who comes for the first time.
 
 use gilmok_config::assignment::PLACES;
-use gilmok_config::decide::{Facts, Listener, shard, split};
+use gilmok_config::decide::{Facts, Listener, shard, split, subject_hash};
 use gilmok_config::host::canonical;
 use gilmok_config::sharding::Sharded;
 use gilmok_config::subject::{Baggage, Uid};
@@ -86,7 +86,8 @@ pub(super) fn facts<'r>(
 /// The version and the shard of another service that a request is sent on to; `None` where its key says no shard.
 pub(super) fn again(record: &Record, upstream: &Upstream, request: &Request<Upload>) -> Option<Aim> {
     let (traffic, sharding) = (upstream.policy.traffic.as_deref(), upstream.policy.sharding.as_deref());
-    if traffic.is_none() && sharding.is_none() {
+    let by_subject = upstream.policy.by_subject.as_ref();
+    if traffic.is_none() && sharding.is_none() && by_subject.is_none() {
         return Some(Aim::default());
     }
     let caller = record.caller();
@@ -110,7 +111,8 @@ pub(super) fn again(record: &Record, upstream: &Upstream, request: &Request<Uplo
     let at = sharded.and_then(Sharded::shard);
     let split =
         traffic.map(|traffic| split(traffic, &facts, &|version| upstream.has_healthy(version, at, now_ms)));
-    Some(Aim::new(split, sharded, request.method()))
+    let hash = by_subject.and_then(|by| subject_hash(by, &facts, split));
+    Some(Aim::new(split, sharded, request.method()).of_subject(hash))
 }
 
 /// What subjects are hashed with where their hash is passed on, and whether it may come with the request.

@@ -12,6 +12,8 @@ pub(crate) mod endpoint;
 
 pub(crate) mod service;
 
+pub(crate) mod by_subject;
+
 pub(crate) mod balance;
 
 pub(crate) mod breakers;

@@ -17,7 +17,8 @@ use gilmok_config::wire::{COUNTED_VERSIONS_MAX, ServiceCounts, VersionCounts};
 use http::HeaderValue;
 
 use super::breakers::Breakers;
-use super::candidates::Candidates;
+use super::by_subject::{BySubject, Seats};
+use super::candidates::{Aim, Candidates};
 use super::ejection::{Deciding, Ejection, Ejections};
 use super::endpoint::{EndpointState, Health, Peer};
 use super::mirrored::Mirrored;
@@ -54,6 +55,8 @@ pub(crate) struct Upstream {
     failures: FailureSet,
     /// Who may be chosen. Replaced when health changes; a swap, because picking must not wait.
     eligible: ArcSwap<Candidates>,
+    /// Where each endpoint stands in the tables of a balancer that goes by the subject.
+    seats: Option<Seats>,
     /// When it has to be worked out again at the latest: an ejected endpoint comes back. `u64::MAX` is never.
     next_return_ms: AtomicU64,
     /// What of [`Ejections::changes`] it knows of: requests on another snapshot of this service decide as well.
@@ -136,6 +139,11 @@ impl Upstream {
                 states.push(state);
             }
         }
+        let seats_before = before.and_then(|before| before.seats.as_ref());
+        let seats = policy
+            .by_subject
+            .as_ref()
+            .map(|by| Seats::of(by.kind, &states, policy.sharding.as_deref(), seats_before));
         let shared = before.map(|before| Arc::clone(&before.shared)).unwrap_or_default();
         let unplaced = match before {
             Some(before) => Arc::clone(&before.unplaced),
@@ -166,6 +174,7 @@ impl Upstream {
             repeats: repeats(policy),
             failures: failures(policy),
             eligible: ArcSwap::default(),
+            seats,
             next_return_ms: AtomicU64::new(u64::MAX),
             seen_changes: AtomicU32::new(0),
             zone: around.zone.clone(),
@@ -183,6 +192,7 @@ impl Upstream {
             name: OUTSIDE.clone(),
             policy: Arc::new(policy),
             eligible: ArcSwap::from_pointee(Candidates::only(&endpoints)),
+            seats: None,
             endpoints,
             unplaced: Arc::clone(&endpoint.series),
             targets: Vec::new(),
@@ -213,6 +223,12 @@ impl Upstream {
             self.refresh(now_ms);
         }
         self.eligible.load()
+    }
+
+    /// What choosing by the subject goes by, where that is what the balancer does and there is a subject.
+    pub(crate) fn by_subject(&self, aim: Aim) -> Option<BySubject> {
+        let (policy, hash) = self.policy.by_subject.as_ref().zip(aim.subject_hash)?;
+        Some(BySubject { hash, factor: policy.factor, tries: aim.tries })
     }
 
     /// Whether a version, by its place in the traffic's versions, has an endpoint that membership and health checks call
@@ -344,6 +360,10 @@ impl Upstream {
         self.seen_changes.store(self.shared.ejections.changes(), Relaxed);
         let fail_open = self.shared.fail_open.load(Relaxed);
         let candidates = Candidates::of(&self.endpoints, &self.policy, &self.zone, fail_open);
+        let candidates = match &self.seats {
+            Some(seats) => candidates.seated(seats, self.policy.sharding.as_deref()),
+            None => candidates,
+        };
         self.eligible.store(Arc::new(candidates));
     }
 }

@@ -65,6 +65,7 @@ fn pick(upstream: &Upstream, now_ms: u64) -> Option<String> {
         slow_start: Duration::ZERO,
         turn: &upstream.shared.turn,
         except: None,
+        subject: None,
         now_ms,
     };
     upstream.eligible(now_ms).all.pick(&choice).map(|state| state.peer.to_string())
