@@ -89,9 +89,10 @@ pub(super) fn copy(
     let mut copy = copy_of(request);
     copy.headers_mut().insert(GILMOK_MIRROR, HeaderValue::from_static("1"));
     copy.headers_mut().insert(GILMOK_TIMEOUT, upstream.timeout_header.clone());
-    let upstream = Arc::clone(upstream);
+    let (upstream, passage) = (Arc::clone(upstream), record.passes_twice());
     // Ends within the request timeout.
     tokio::task::spawn_local(async move {
+        let _passage = passage;
         let limit = upstream.policy.request_timeout;
         let sending = send(&place.0, &upstream, aim, copy, &comparison);
         if timeout(limit, sending).await.is_err() {

@@ -159,6 +159,9 @@ fn route(
     record.balanced(subject_hash.is_some());
     let upgrade = seen.upgrade.then(|| hyper::upgrade::on(&mut request));
     let upstream = place.of(view);
+    if let Some(shard) = shard.filter(|_| !request.method().is_safe()) {
+        record.passes(upstream, shard.moves());
+    }
     let host = named_host(&request);
     let (mut head, body) = request.into_parts();
     headers::prepare_request(&mut head.headers, &seen, caller.downstream(), host.clone());

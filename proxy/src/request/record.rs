@@ -25,6 +25,7 @@ use crate::clock;
 use crate::last_good::{Answered, Question, Recorder};
 use crate::metrics::{Code, Kind, TargetSeries};
 use crate::upstream::endpoint::EndpointState;
+use crate::upstream::passages::Passage;
 use crate::upstream::service::Upstream;
 use crate::upstream::trials::Trial;
 use crate::upstream::upload::Progress;
@@ -65,6 +66,8 @@ pub(crate) struct Record {
     sharded: Option<Sharded>,
     /// Whether its subject decides on the endpoint.
     by_subject: bool,
+    /// Its place among the unsafe requests under way to a sharded service.
+    passage: Option<Passage>,
     /// What an answer of our own says more of its reason.
     said: Option<String>,
     /// Whether what becomes of it counts for its version.
@@ -114,6 +117,7 @@ impl Record {
             split: None,
             sharded: None,
             by_subject: false,
+            passage: None,
             said: None,
             trial: None,
             comparison: None,
@@ -154,6 +158,17 @@ impl Record {
     /// Whether its subject decides on the endpoint.
     pub(super) fn balanced(&mut self, by_subject: bool) {
         self.by_subject = by_subject;
+    }
+
+    /// It goes to this sharded service, and may change something there; `moves` says whether its key is on its way to
+    /// another shard. To be said in the turn of the worker's loop in which it was decided on.
+    pub(super) fn passes(&mut self, upstream: &Upstream, moves: bool) {
+        self.passage = upstream.passages.as_ref().map(|passages| passages.begin(moves));
+    }
+
+    /// Counts a copy of it as it is counted.
+    pub(super) fn passes_twice(&self) -> Option<Passage> {
+        self.passage.as_ref().map(Passage::twin)
     }
 
     /// Says more of the reason for which the proxy answers itself.

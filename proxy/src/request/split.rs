@@ -3,7 +3,7 @@
 use gilmok_config::assignment::PLACES;
 use gilmok_config::decide::{Facts, Listener, shard, split, subject_hash};
 use gilmok_config::host::canonical;
-use gilmok_config::sharding::Sharded;
+use gilmok_config::sharding::{Sharded, Sharding};
 use gilmok_config::subject::{Baggage, Uid};
 use http::header::HOST;
 use http::uri::Authority;
@@ -83,8 +83,9 @@ pub(super) fn facts<'r>(
     }
 }
 
-/// The version and the shard of another service that a request is sent on to; `None` where its key says no shard.
-pub(super) fn again(record: &Record, upstream: &Upstream, request: &Request<Upload>) -> Option<Aim> {
+/// The version and the shard of another service that a request is sent on to; `None` where its key says no shard, or is
+/// closed there to what may change something.
+pub(super) fn again(record: &mut Record, upstream: &Upstream, request: &Request<Upload>) -> Option<Aim> {
     let (traffic, sharding) = (upstream.policy.traffic.as_deref(), upstream.policy.sharding.as_deref());
     let by_subject = upstream.policy.by_subject.as_ref();
     if traffic.is_none() && sharding.is_none() && by_subject.is_none() {
@@ -111,8 +112,25 @@ pub(super) fn again(record: &Record, upstream: &Upstream, request: &Request<Uplo
     let at = sharded.and_then(Sharded::shard);
     let split =
         traffic.map(|traffic| split(traffic, &facts, &|version| upstream.has_healthy(version, at, now_ms)));
+    if let Some((rule, sharded)) = sharding.zip(sharded)
+        && !request.method().is_safe()
+    {
+        if rule.is_held(sharded, false) || !is_newest(record, upstream, rule) {
+            return None;
+        }
+        record.passes(upstream, sharded.moves());
+    }
     let hash = by_subject.and_then(|by| subject_hash(by, &facts, split));
     Some(Aim::new(split, sharded, request.method()).of_subject(hash))
+}
+
+/// Whether the rule of a service is what the newest snapshot says as well. That this worker runs that one may have been told
+/// by now: by an older one nothing that may change something begins any more.
+fn is_newest(record: &Record, upstream: &Upstream, rule: &Sharding) -> bool {
+    let newest = record.worker.view();
+    let at = newest.snapshot.service_index(upstream.name.as_str());
+    let now = at.and_then(|at| newest.snapshot.services()[at].policy.sharding.as_deref());
+    now.is_some_and(|now| now.divides_as(rule) && now.stands_as(rule))
 }
 
 /// What subjects are hashed with where their hash is passed on, and whether it may come with the request.

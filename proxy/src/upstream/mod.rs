@@ -22,6 +22,8 @@ pub(crate) mod candidates;
 
 pub(crate) mod trials;
 
+pub(crate) mod passages;
+
 pub(crate) mod unanswered;
 
 pub(crate) mod connect;

@@ -13,8 +13,10 @@ use gilmok_config::fallback::Action;
 use gilmok_config::name::{Name, ServiceName};
 use gilmok_config::outlier::OutlierDetection;
 use gilmok_config::service::ServicePolicy;
+use gilmok_config::sharding::Sharding;
 use gilmok_config::wire::{COUNTED_VERSIONS_MAX, ServiceCounts, VersionCounts};
 use http::HeaderValue;
+use tokio::sync::Notify;
 
 use super::breakers::Breakers;
 use super::by_subject::{BySubject, Seats};
@@ -22,6 +24,7 @@ use super::candidates::{Aim, Candidates};
 use super::ejection::{Deciding, Ejection, Ejections};
 use super::endpoint::{EndpointState, Health, Peer};
 use super::mirrored::Mirrored;
+use super::passages::Passages;
 use super::trials::Trials;
 use super::version::{VersionState, Versions};
 use crate::breaker::{Breaker, Verdict};
@@ -44,6 +47,8 @@ pub(crate) struct Upstream {
     pub(crate) timeout_header: HeaderValue,
     /// What tells its shard map from others, as `Gilmok-Shard-Map` tells it, made once; absent where it is not sharded.
     pub(crate) map_header: Option<HeaderValue>,
+    /// Its unsafe requests under way, where it is sharded.
+    pub(crate) passages: Option<Passages>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) breakers: Option<Breakers>,
     pub(crate) limiter: Option<Arc<Limiter>>,
@@ -98,6 +103,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) workers: usize,
     pub(crate) now_ms: u64,
     pub(crate) next_id: &'a AtomicU64,
+    /// Told whenever a closed batch of keys may have become quiet.
+    pub(crate) emptied: &'a Arc<Notify>,
 }
 
 impl Upstream {
@@ -160,10 +167,8 @@ impl Upstream {
             targets,
             versions,
             timeout_header: HeaderValue::from(timeout_ms),
-            map_header: policy
-                .sharding
-                .as_ref()
-                .and_then(|sharding| HeaderValue::from_str(&sharding.map_tag().to_string()).ok()),
+            map_header: policy.sharding.as_deref().and_then(map_header),
+            passages: policy.sharding.as_ref().map(|rule| passages(rule, before, around)),
             shared,
             breakers,
             limiter: limiter(policy, before),
@@ -184,6 +189,21 @@ impl Upstream {
         upstream
     }
 
+    /// An app beside this proxy whose callers look for its shard by this rule.
+    pub(crate) fn owning(
+        self,
+        rule: &Arc<Sharding>,
+        shard: &Name,
+        before: Option<&Self>,
+        around: &Surroundings<'_>,
+    ) -> Self {
+        let map_header = map_header(rule);
+        if shard.is_empty() {
+            return Self { map_header, ..self };
+        }
+        Self { map_header, passages: Some(passages(rule, before, around)), ..self }
+    }
+
     /// A host outside the mesh, for one request.
     pub(crate) fn outside(policy: ServicePolicy, endpoint: &Arc<EndpointState>) -> Self {
         let timeout_ms = u64::try_from(policy.request_timeout.as_millis()).unwrap_or(u64::MAX);
@@ -199,6 +219,7 @@ impl Upstream {
             versions: Versions::default(),
             timeout_header: HeaderValue::from(timeout_ms),
             map_header: None,
+            passages: None,
             shared: Arc::default(),
             breakers: None,
             limiter: None,
@@ -394,6 +415,15 @@ impl EndpointState {
         }
         state
     }
+}
+
+fn map_header(rule: &Sharding) -> Option<HeaderValue> {
+    HeaderValue::from_str(&rule.map_tag().to_string()).ok()
+}
+
+fn passages(rule: &Arc<Sharding>, before: Option<&Upstream>, around: &Surroundings<'_>) -> Passages {
+    let before = before.and_then(|before| before.passages.as_ref());
+    Passages::following(before, rule, around.emptied)
 }
 
 /// A limit goes on as it is while what is said of it stays the same.
