@@ -362,6 +362,7 @@ fn share(
         malformed: Default::default(),
         last_good: Arc::new(LastGoodStore::new(settings.limits.last_good_bytes)),
         nowhere: Arc::new(nowhere),
+        held: Default::default(),
     }
 }
 

@@ -36,6 +36,7 @@ pub(super) fn config(admin: &Admin) -> Value {
         "services": current.snapshot.services().len(),
         "routes": current.snapshot.routes().len(),
         "shards_without_endpoints": shards::unserved(&current),
+        "keys_on_their_way": shards::moving(&current),
         "refused": status.rejection(),
         "rejected_total": status.rejected_total(),
         "foreign_store": status.foreign_store(),

@@ -51,6 +51,7 @@ async fn listening(scope: Scope) -> Listening {
         malformed: Default::default(),
         last_good: Arc::new(LastGoodStore::new(settings.limits.last_good_bytes)),
         nowhere: Arc::new(TargetSeries::new(Name::default(), Name::default(), 1)),
+        held: Default::default(),
     };
     let admin = Arc::new(Admin {
         settings,

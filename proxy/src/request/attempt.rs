@@ -14,7 +14,7 @@ use super::record::Record;
 use super::reply::heard;
 use super::retry::Retries;
 use super::spare::{Keep, copy_of, keeps};
-use super::target::{fit_protocol, tell_target};
+use super::target::{fit_protocol, tell_map, tell_target};
 use super::tried::{Answered, Failed};
 use super::trying::Trying;
 use crate::clock;
@@ -40,6 +40,7 @@ pub(super) async fn attempt(
 ) -> Result<Answered, Fault> {
     let Some(request) = unsent else { return Err(Fault::NoEndpoint) };
     fit_protocol(request, upstream);
+    tell_map(request, upstream.map_header.as_ref());
     let method = request.method().clone();
     let mut retries = Retries::of(upstream);
     // Mostly the moment the request came: near enough for choosing, and one reading of the clock less.
@@ -57,8 +58,11 @@ pub(super) async fn attempt(
             Err(failed) => failed,
         };
         if failed.fault == Fault::Misdirected {
-            let owner = failed.owner.filter(|_| unsent.is_some() && !is_redirected);
-            aim = aim.at_shard(owner.ok_or(Fault::Misdirected)?);
+            let owner = failed.owner.filter(|_| !is_redirected);
+            let (owner, request) = owner.zip(unsent.as_mut()).ok_or(Fault::Misdirected)?;
+            aim = aim.at_shard(owner.shard);
+            // The new owner may not have heard of it yet, and must not send it back.
+            tell_map(request, owner.map.as_ref());
             is_redirected = true;
             upstream.shared.redirects.fetch_add(1, Relaxed);
             began = Instant::now();
@@ -99,7 +103,7 @@ async fn try_endpoint(
     let spare = unsent.as_ref().filter(|request| is_copied && request.body().keep(most));
     let spare = spare.map(copy_of).map(Box::new);
     if let Some(request) = unsent {
-        tell_target(request, upstream, &endpoint);
+        tell_target(request, &endpoint);
     }
     let is_safe = unsent.as_ref().is_some_and(|request| request.method().is_safe());
     let mut trying = Trying::new(upstream, &endpoint, record.worker.index, began, guard, is_safe);

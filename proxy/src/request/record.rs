@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use gilmok_config::decide::{Listener, Split, Why};
 use gilmok_config::name::Name;
@@ -48,6 +49,8 @@ pub(crate) struct Record {
     view: Rc<View>,
     caller: Rc<Caller>,
     started: Instant,
+    /// When it was decided on: at once, unless it had to wait.
+    decided: Instant,
     place: Option<Place>,
     /// The service in whose requests in flight it counts.
     admitted: Option<Arc<Upstream>>,
@@ -99,12 +102,14 @@ impl Record {
     ) -> Box<Self> {
         caller.activity.request_began();
         worker.requests.set(worker.requests.get() + 1);
+        let now = Instant::now();
         let log = worker.shared.access_log.is_some().then(|| Box::new(first_words(request, caller)));
         Box::new(Self {
             worker: Rc::clone(worker),
             view: Rc::clone(view),
             caller: Rc::clone(caller),
-            started: Instant::now(),
+            started: now,
+            decided: now,
             place: None,
             admitted: None,
             endpoint: None,
@@ -126,8 +131,21 @@ impl Record {
         })
     }
 
-    pub(crate) fn started(&self) -> Instant {
-        self.started
+    /// When it was decided on, which is mostly when it came.
+    pub(crate) fn decided(&self) -> Instant {
+        self.decided
+    }
+
+    /// How long it had to wait for that.
+    pub(super) fn waited(&self) -> Duration {
+        self.decided - self.started
+    }
+
+    /// It has waited, and is decided anew by this.
+    pub(super) fn anew(&mut self, view: &Rc<View>) {
+        self.view = Rc::clone(view);
+        self.decided = Instant::now();
+        self.place = None;
     }
 
     /// What decides about it.
@@ -142,7 +160,7 @@ impl Record {
     /// A version was decided on.
     pub(super) fn split(&mut self, split: Split, visitor: Visitor) {
         if let Some(upstream) = self.upstream() {
-            self.trial = upstream.trials.begin(&split, clock::ms_of(self.started));
+            self.trial = upstream.trials.begin(&split, clock::ms_of(self.decided));
         }
         if let (Why::NewVisitor(_), Visitor::New(new)) = (split.why, visitor) {
             self.visitor = Some(new);
@@ -324,6 +342,9 @@ impl Record {
         if fault == Fault::Drained {
             self.drained();
         }
+        if let (Fault::Elsewhere(_), Some(app)) = (fault, self.upstream()) {
+            app.shared.misdirected.fetch_add(1, Relaxed);
+        }
         if Reason::Fault(fault).is_versions_fault() {
             self.tried(true);
         }
@@ -331,7 +352,7 @@ impl Record {
 
     /// What became of the version's trial; the first word counts.
     fn tried(&mut self, failed: bool) {
-        let took = self.started.elapsed();
+        let took = self.decided.elapsed();
         if let Some(trial) = &mut self.trial {
             trial.came_to(failed, took);
         }
@@ -466,7 +487,7 @@ impl Drop for Record {
 }
 
 impl Record {
-    fn complete(&self, entry: &mut Entry, took: std::time::Duration) {
+    fn complete(&self, entry: &mut Entry, took: Duration) {
         entry.bytes_received = self.upload.as_ref().map_or(0, |upload| upload.bytes());
         entry.duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         entry.service = self.upstream().map(|upstream| upstream.name.clone());

@@ -5,8 +5,8 @@ use http::{HeaderValue, Response, StatusCode};
 use hyper::body::Incoming;
 
 use super::fault::Fault;
-use super::headers::{GILMOK_SHARD, PROXY_STATUS};
-use super::tried::{Answered, Failed};
+use super::headers::{GILMOK_SHARD, GILMOK_SHARD_MAP, PROXY_STATUS, map_told};
+use super::tried::{Answered, Failed, Owner};
 use super::trying::has_answer;
 use crate::metrics::Outcome;
 use crate::upstream::endpoint::EndpointState;
@@ -39,8 +39,8 @@ fn refuse_sidecar_error(endpoint: &EndpointState, answered: Answered) -> Result<
             let outcome = match fault {
                 Fault::Timeout => Outcome::Timeout,
                 Fault::Reset => Outcome::Reset,
-                // It is busy, not away: nobody shuns it for that.
-                Fault::Overflow(_) => Outcome::Answered,
+                // It is busy or waits, but is not away: nobody shuns it for that.
+                Fault::Held | Fault::Overflow(_) => Outcome::Answered,
                 _ if fault.is_unsent() => Outcome::Refused,
                 _ => Outcome::Answered,
             };
@@ -58,11 +58,12 @@ fn refuse_misdirected(
     let (Some(sharding), Some(owner)) = (&upstream.policy.sharding, owner_told(&answered.response)) else {
         return Ok(answered);
     };
-    let owner = owner.to_str().ok().and_then(|name| sharding.place_of(name));
+    let shard = owner.to_str().ok().and_then(|name| sharding.place_of(name));
     // Whoever sends a key to itself would do so again.
-    let is_other = |at: &usize| sharding.shards()[*at] != endpoint.endpoint.shard;
+    let shard = shard.filter(|at| sharding.shards()[*at] != endpoint.endpoint.shard);
+    let map = answered.response.headers().get(GILMOK_SHARD_MAP).filter(|map| map_told(map).is_some());
     let failed = Failed::sent(Fault::Misdirected, Outcome::Answered);
-    Err(Failed { owner: owner.filter(is_other), ..failed })
+    Err(Failed { owner: shard.map(|shard| Owner { shard, map: map.cloned() }), ..failed })
 }
 
 /// The shard to which an answer sends a request on.

@@ -39,8 +39,8 @@ impl<'u> Retries<'u> {
 
     /// Whether what failed may be tried once more at all.
     pub(super) fn may_follow(&self, failed: &Failed, method: &Method) -> bool {
-        // Tries again stay with the version.
-        failed.fault != Fault::Drained
+        // Tries again stay with the version, and an owner that was waited for is not waited for once more.
+        !matches!(failed.fault, Fault::Drained | Fault::Held)
             && self.made < self.policy.attempts
             && (!failed.sent || (method.is_idempotent() && self.is_listed(failed)))
     }

@@ -108,7 +108,7 @@ pub(super) fn again(record: &mut Record, upstream: &Upstream, request: &Request<
         None => None,
         Some(sharding) => Some(shard(sharding, &facts).ok()?),
     };
-    let now_ms = clock::ms_of(record.started());
+    let now_ms = clock::ms_of(record.decided());
     let at = sharded.and_then(Sharded::shard);
     let split =
         traffic.map(|traffic| split(traffic, &facts, &|version| upstream.has_healthy(version, at, now_ms)));

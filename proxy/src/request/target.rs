@@ -1,8 +1,8 @@
 //! A request as its endpoint gets it: in the endpoint's protocol, and told as what it is asked.
 
 use gilmok_config::service::Protocol;
-use http::Request;
 use http::header::{CONNECTION, UPGRADE};
+use http::{HeaderValue, Request};
 
 use super::headers::{GILMOK_SHARD, GILMOK_SHARD_MAP, GILMOK_VERSION};
 use crate::upstream::endpoint::EndpointState;
@@ -24,15 +24,19 @@ pub(super) fn fit_protocol(request: &mut Request<Upload>, upstream: &Upstream) {
     }
 }
 
-/// Tells the application which version and shard it was asked as, and by which map.
-pub(super) fn tell_target(request: &mut Request<Upload>, upstream: &Upstream, endpoint: &EndpointState) {
+/// Tells the application which version and shard it was asked as.
+pub(super) fn tell_target(request: &mut Request<Upload>, endpoint: &EndpointState) {
     if let Some(version) = &endpoint.version_header {
         request.headers_mut().insert(GILMOK_VERSION, version.clone());
     }
     if let Some(shard) = &endpoint.shard_header {
         request.headers_mut().insert(GILMOK_SHARD, shard.clone());
     }
-    if let Some(map) = &upstream.map_header {
+}
+
+/// Tells by which map it was found, where the service has one.
+pub(super) fn tell_map(request: &mut Request<Upload>, map: Option<&HeaderValue>) {
+    if let Some(map) = map {
         request.headers_mut().insert(GILMOK_SHARD_MAP, map.clone());
     }
 }

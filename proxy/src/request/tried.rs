@@ -1,6 +1,6 @@
 //! What one try at an endpoint came to: an answer and the connection it comes on, or a failure and what is known of it.
 
-use http::Response;
+use http::{HeaderValue, Response};
 use hyper::body::Incoming;
 
 use super::deadline::Expired;
@@ -25,8 +25,17 @@ pub(super) struct Failed {
     pub(super) sent: bool,
     /// An answer that the policy of retries counts as a failure. It is given if there is no better one.
     pub(super) answered: Option<Box<Answered>>,
-    /// The shard that the endpoint says the key is at.
-    pub(super) owner: Option<usize>,
+    /// Where the endpoint says that the key is.
+    pub(super) owner: Option<Owner>,
+}
+
+/// The shard of a key, as an owner that has lost it says.
+#[derive(Debug)]
+pub(super) struct Owner {
+    /// Place in the rule's shards.
+    pub(super) shard: usize,
+    /// By which map.
+    pub(super) map: Option<HeaderValue>,
 }
 
 impl Failed {

@@ -24,6 +24,8 @@ pub(crate) mod trials;
 
 pub(crate) mod passages;
 
+pub(crate) mod held;
+
 pub(crate) mod unanswered;
 
 pub(crate) mod connect;

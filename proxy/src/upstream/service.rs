@@ -23,6 +23,7 @@ use super::by_subject::{BySubject, Seats};
 use super::candidates::{Aim, Candidates};
 use super::ejection::{Deciding, Ejection, Ejections};
 use super::endpoint::{EndpointState, Health, Peer};
+use super::held::Held;
 use super::mirrored::Mirrored;
 use super::passages::Passages;
 use super::trials::Trials;
@@ -47,6 +48,8 @@ pub(crate) struct Upstream {
     pub(crate) timeout_header: HeaderValue,
     /// What tells its shard map from others, as `Gilmok-Shard-Map` tells it, made once; absent where it is not sharded.
     pub(crate) map_header: Option<HeaderValue>,
+    /// What it holds, where it is an app beside this proxy that says its shard, and its service is sharded.
+    pub(crate) owned: Option<Owned>,
     /// Its unsafe requests under way, where it is sharded.
     pub(crate) passages: Option<Passages>,
     pub(crate) shared: Arc<Shared>,
@@ -73,6 +76,13 @@ pub(crate) struct Upstream {
 static OUTSIDE: std::sync::LazyLock<ServiceName> =
     std::sync::LazyLock::new(|| ServiceName::parse("outside").expect("invariant: a sound name"));
 
+/// What an app beside this proxy holds of a sharded service.
+#[derive(Debug)]
+pub(crate) struct Owned {
+    pub(crate) rule: Arc<Sharding>,
+    pub(crate) shard: Name,
+}
+
 /// What a service keeps over snapshots.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -91,6 +101,10 @@ pub(crate) struct Shared {
     pub(crate) check_passed: AtomicBool,
     /// Requests that an owner sent on to another shard.
     pub(crate) redirects: AtomicU64,
+    /// Requests that this proxy sent on for its app, which does not hold their keys.
+    pub(crate) misdirected: AtomicU64,
+    /// Requests that wait for a newer snapshot.
+    pub(crate) held: Held,
     pub(crate) ejections: Ejections,
 }
 
@@ -168,6 +182,7 @@ impl Upstream {
             versions,
             timeout_header: HeaderValue::from(timeout_ms),
             map_header: policy.sharding.as_deref().and_then(map_header),
+            owned: None,
             passages: policy.sharding.as_ref().map(|rule| passages(rule, before, around)),
             shared,
             breakers,
@@ -201,7 +216,8 @@ impl Upstream {
         if shard.is_empty() {
             return Self { map_header, ..self };
         }
-        Self { map_header, passages: Some(passages(rule, before, around)), ..self }
+        let owned = Some(Owned { rule: Arc::clone(rule), shard: shard.clone() });
+        Self { map_header, owned, passages: Some(passages(rule, before, around)), ..self }
     }
 
     /// A host outside the mesh, for one request.
@@ -219,6 +235,7 @@ impl Upstream {
             versions: Versions::default(),
             timeout_header: HeaderValue::from(timeout_ms),
             map_header: None,
+            owned: None,
             passages: None,
             shared: Arc::default(),
             breakers: None,
@@ -230,6 +247,11 @@ impl Upstream {
             seen_changes: AtomicU32::new(0),
             zone: Name::default(),
         }
+    }
+
+    /// By what rule it is divided into shards.
+    pub(crate) fn rule(&self) -> Option<&Arc<Sharding>> {
+        self.policy.sharding.as_ref().or_else(|| self.owned.as_ref().map(|owned| &owned.rule))
     }
 
     /// What counts against an endpoint and its breaker.
