@@ -9,8 +9,6 @@ mod force;
 
 mod guard;
 
-mod merge_patch;
-
 mod moves;
 
 mod release;
@@ -34,7 +32,7 @@ use gilmok_config::problem::Problems;
 use gilmok_config::snapshot::Membership;
 use serde_json::{Map, Value};
 
-use crate::rollout::record::{Record, Records};
+use crate::record::{Record, Records};
 use crate::rollout::state::Hand;
 
 /// What a command is decided by, beside the document.
@@ -182,7 +180,9 @@ fn changed(
             ..Changed::document(restored(current, parsed, document, *number, context))
         },
         Command::PutService(name, table) => with(name, Some(table.clone())),
-        Command::PatchService(name, patch) => with(name, Some(merge_patch::merge(known(name)?, patch))),
+        Command::PatchService(name, patch) => {
+            with(name, Some(crate::merge_patch::merge(known(name)?, patch)))
+        }
         Command::ForceBreaker(name, force) => with(name, Some(force::forced(known(name)?, force))),
         Command::DeleteService(name) => {
             known(name)?;

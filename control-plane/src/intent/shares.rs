@@ -10,7 +10,7 @@ use gilmok_config::unit::Ppm;
 use serde_json::{Map, Value, json};
 
 use super::{Refusal, with_service};
-use crate::rollout::record::Tables;
+use crate::rollout::state::Tables;
 
 /// The key of a service's table.
 const KEY: &str = "traffic";

@@ -4,7 +4,7 @@ use gilmok_config::endpoint::Endpoint;
 use serde_json::json;
 
 use super::super::*;
-use crate::rollout::record::ReleaseKind;
+use crate::record::ReleaseKind;
 use crate::rollout::state::Rollout;
 
 /// A control plane without disk and clock.

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 /// The target with the patch applied.
-pub(super) fn merge(target: &Value, patch: &Value) -> Value {
+pub(crate) fn merge(target: &Value, patch: &Value) -> Value {
     let Value::Object(patch) = patch else { return patch.clone() };
     let mut merged = match target {
         Value::Object(target) => target.clone(),

@@ -4,12 +4,9 @@ use std::collections::BTreeMap;
 
 use gilmok_config::name::{Name, ServiceName};
 use serde::{Deserialize, Serialize};
-use serde_json::Value as Json;
 
-use super::state::Rollout;
+use crate::rollout::state::{Rollout, Tables};
 
-/// The traffic tables of the services that move together, as they are in the document.
-pub type Tables = BTreeMap<ServiceName, Json>;
 /// What is kept, by service.
 pub type Records = BTreeMap<ServiceName, Record>;
 
