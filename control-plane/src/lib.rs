@@ -1,7 +1,8 @@
 //! The control plane: knows what is wanted and who is alive, and says what is true.
 //!
 //! In reading order: what a process is told ([`settings`]); who is told of what happens ([`webhook`]); how users move from one
-//! version to another ([`rollout`]); what is kept of a service beside its table ([`record`]); what operators want ([`intent`]) and where it is kept ([`store`]); who is alive ([`membership`]); what follows from both ([`compile`]); telling it to proxies
+//! version to another ([`rollout`]); how keys move
+//! from one shard to another ([`resharding`]); what is kept of a service beside its table ([`record`]); what operators want ([`intent`]) and where it is kept ([`store`]); who is alive ([`membership`]); what follows from both ([`compile`]); telling it to proxies
 //! ([`publish`]); how a write goes through all of it ([`state`]); who lets
 //! rollouts go on ([`conductor`]); and REST ([`admin`]).
 
@@ -10,6 +11,8 @@ pub mod settings;
 pub mod webhook;
 
 pub mod rollout;
+
+pub mod resharding;
 
 pub mod record;
 
