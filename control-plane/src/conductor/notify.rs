@@ -14,7 +14,7 @@ use http::{Method, StatusCode, Uri};
 use ring::hmac;
 use serde_json::Value;
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::http_client::{Client, Origin, Request, Settings};
 use crate::webhook::{Agreement, Occasion, Owed, Webhook};
@@ -43,6 +43,8 @@ pub(super) struct Notice {
     at: u64,
     body: String,
     to: Vec<Webhook>,
+    /// For all of them; each try has a limit of its own.
+    within: Option<Duration>,
 }
 
 /// Somebody who was told, or could not be.
@@ -108,7 +110,12 @@ impl Notice {
     /// For those of the webhooks that are told on this occasion.
     pub(super) fn new(id: String, now_ms: u64, body: &Value, webhooks: &[Webhook], on: Occasion) -> Self {
         let to = webhooks.iter().filter(|webhook| webhook.on.contains(&on)).cloned().collect();
-        Self { id, at: now_ms / 1_000, body: body.to_string(), to }
+        Self { id, at: now_ms / 1_000, body: body.to_string(), to, within: None }
+    }
+
+    /// Given up when it has not been answered within this time, tries and pauses included.
+    pub(super) fn within(self, within: Duration) -> Self {
+        Self { within: Some(within), ..self }
     }
 
     /// Tells all of them. They agree to the least that one of them agrees to.
@@ -116,6 +123,15 @@ impl Notice {
     /// # Errors
     /// Who could not be told, or did not agree, and why.
     async fn send(&self, secret_file: Option<&Path>) -> Result<Agreement, String> {
+        match self.within {
+            None => self.send_to_all(secret_file).await,
+            Some(within) => timeout(within, self.send_to_all(secret_file))
+                .await
+                .unwrap_or_else(|_| Err(format!("no answer within {} ms", within.as_millis()))),
+        }
+    }
+
+    async fn send_to_all(&self, secret_file: Option<&Path>) -> Result<Agreement, String> {
         let file = secret_file.ok_or("webhook_secret_file is not set")?;
         let secret = secret(file).await?;
         let mut agreement = Agreement::Done;
@@ -202,6 +218,7 @@ mod tests {
             at: 1_614_265_330,
             body: r#"{"test": 2432232314}"#.to_owned(),
             to: Vec::new(),
+            within: None,
         };
         let secret = STANDARD.decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
         assert_eq!(notice.signature(&secret), "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");

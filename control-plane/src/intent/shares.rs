@@ -204,7 +204,7 @@ pub(super) fn alive(
 }
 
 /// Who serves a service: as membership says, or as the document lists them.
-pub(super) fn endpoints<'a>(
+pub(crate) fn endpoints<'a>(
     parsed: &'a Document,
     membership: &'a gilmok_config::snapshot::Membership,
     service: &ServiceName,
