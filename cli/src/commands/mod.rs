@@ -24,6 +24,8 @@ mod rollout;
 
 mod services;
 
+mod shard_map;
+
 mod shards;
 
 mod share;

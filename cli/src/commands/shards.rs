@@ -3,8 +3,9 @@
 use clap::{Args, Subcommand};
 use serde_json::Value as Json;
 
+use super::shard_map::Picture;
 use crate::client::{Remote, encoded};
-use crate::table::{indented, or_dash, table};
+use crate::table::{columns, indented, or_dash, table};
 use crate::trouble::{Trouble, say};
 
 /// Longest list of slots that is shown whole, in bytes.
@@ -12,7 +13,7 @@ const HOLDS_BYTES_MAX: usize = 60;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  gilmok shards show profile         what each shard holds, and who serves it\n  gilmok shards locate profile 42    where this key is"
+    after_help = "Examples:\n  gilmok shards show profile         a picture of who holds what, and who serves it\n  gilmok shards locate profile 42    where this key is"
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -41,7 +42,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Trouble> {
     let (remote, answer, shown) = match &arguments.task {
         Task::Show { service, remote } => {
             let answer = remote.get(&format!("/v1/services/{}/sharding", encoded(service)))?;
-            let shown = rule(&answer);
+            let shown = rule(&answer, columns());
             (remote, answer, shown)
         }
         Task::Locate { service, key, remote } => {
@@ -59,7 +60,7 @@ fn text(value: &Json) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-fn rule(answer: &Json) -> String {
+fn rule(answer: &Json, columns: usize) -> String {
     let rule = &answer["rule"];
     let Some(shards) = rule["shards"].as_array() else {
         return format!("{} is not sharded: its endpoints are one pool", text(&answer["service"]));
@@ -73,10 +74,15 @@ fn rule(answer: &Json) -> String {
         text(&rule["reads"]),
         text(&rule["map"]),
     );
-    format!("{head}\n{}", table(["shard", "holds", "endpoints", "writes"], shards.iter().map(row)))
+    let picture = Picture::of(rule, columns);
+    let drawn: String = picture.lines.iter().map(|line| format!("{line}\n")).collect();
+    let drawn = if drawn.is_empty() { drawn } else { format!("\n{drawn}\n") };
+    let rows = shards.iter().zip(picture.marks.iter().zip(picture.shares));
+    let rows = rows.map(|(shard, (mark, share))| row(shard, *mark, share));
+    format!("{head}\n{drawn}{}", table(["", "shard", "share", "holds", "endpoints", "writes"], rows))
 }
 
-fn row(shard: &Json) -> [String; 4] {
+fn row(shard: &Json, mark: char, share: String) -> [String; 6] {
     let holds = shard["holds"].as_str().unwrap_or_default();
     let holds = match holds.get(..HOLDS_BYTES_MAX) {
         Some(begin) if holds.len() > HOLDS_BYTES_MAX => format!("{begin}…"),
@@ -91,7 +97,7 @@ fn row(shard: &Json) -> [String; 4] {
         Some(0) | None => "NO PRIMARY",
         Some(_) => "SEVERAL PRIMARIES",
     };
-    [text(&shard["shard"]), or_dash(holds), listed, writes.to_owned()]
+    [mark.to_string(), text(&shard["shard"]), share, or_dash(holds), listed, writes.to_owned()]
 }
 
 fn located(decision: &Json) -> String {
@@ -129,7 +135,7 @@ mod tests {
         let answer = json!({
             "service": "profile",
             "rule": {
-                "key": "path_segment:2", "strategy": "slots", "hash": "crc16", "reads": "primary", "map": "00ff",
+                "key": "path_segment:2", "strategy": "slots", "hash": "crc16", "slots": 16_384, "reads": "primary", "map": "00ff",
                 "shards": [
                     { "shard": "0", "holds": "0-8191", "endpoints": [primary], "primaries": 1 },
                     { "shard": "1", "holds": "8192-16383", "endpoints": [], "primaries": 0 },
@@ -137,11 +143,16 @@ mod tests {
             },
         });
         let expected = "profile: slots of crc16 by path_segment:2, reads primary, map 00ff
-SHARD  HOLDS       ENDPOINTS              WRITES
-0      0-8191      10.0.0.1:80 (primary)  yes
-1      8192-16383  NONE                   NO PRIMARY";
-        assert_eq!(rule(&answer), expected);
-        assert!(rule(&json!({ "service": "ads", "rule": null })).contains("ads is not sharded"));
+
+0000000000000000000011111111111111111111
+0                   8192
+each cell is about 409 slots of 16384
+
+   SHARD  SHARE  HOLDS       ENDPOINTS              WRITES
+0  0      50 %   0-8191      10.0.0.1:80 (primary)  yes
+1  1      50 %   8192-16383  NONE                   NO PRIMARY";
+        assert_eq!(rule(&answer, 40), expected);
+        assert!(rule(&json!({ "service": "ads", "rule": null }), 40).contains("ads is not sharded"));
     }
 
     #[test]
