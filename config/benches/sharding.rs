@@ -1,4 +1,4 @@
-//! What sharding costs and how even it is: nanoseconds per look-up, balance, and what another shard moves.
+//! What sharding costs and how even it is: nanoseconds per look-up, balance, what another shard moves, and memory.
 //!
 //! `cargo bench -p gilmok-config --bench sharding`
 #![expect(clippy::print_stdout, reason = "a benchmark tells what it measured")]
@@ -16,6 +16,10 @@ const WARM_KEYS: usize = 1_024;
 /// How often each of them, in nine rounds of which the median counts.
 const TIMES: usize = 200;
 const ROUNDS: usize = 9;
+/// What rules fill to find out what one takes: far more than what reading one leaves behind.
+const FILLED_BYTES: usize = 64 << 20;
+const STRATEGIES: [&str; 8] =
+    ["slots", "modulo", "range", "directory", "ring", "maglev", "jump", "rendezvous"];
 
 fn main() {
     let keys: Vec<String> = (0..KEYS).map(|_| format!("user-{:x}", fastrand::u64(..))).collect();
@@ -24,7 +28,7 @@ fn main() {
         "{:<12} {:>9} {:>9} {:>17} {:>12}",
         "strategy", "ns", "max/mean", "moved by one more", "fair share"
     );
-    for strategy in ["slots", "modulo", "range", "directory", "ring", "maglev", "jump", "rendezvous"] {
+    for strategy in STRATEGIES {
         let sharding = rule(strategy, SHARDS);
         let ns = nanoseconds(&sharding, &keys[..WARM_KEYS]);
         let mut counts = vec![0_u32; SHARDS];
@@ -41,6 +45,27 @@ fn main() {
         let moved = if is_mapped { "-".to_owned() } else { format!("{moved:.3}%") };
         println!("{strategy:<12} {ns:>9.1} {max:>9.3} {moved:>17} {:>11.3}%", 100.0 / SHARDS as f64);
     }
+    println!("\nmemory of a rule with {SHARDS} shards, by how many fill 64 MiB:");
+    // Kept to the end, so that none lies where another was.
+    let mut all = Vec::new();
+    for strategy in STRATEGIES {
+        let Some(before) = resident() else { continue };
+        let (mut kept, mut grown) = (0, 0);
+        while grown < FILLED_BYTES {
+            all.push(rule(strategy, SHARDS));
+            kept += 1;
+            grown = resident().unwrap_or(usize::MAX).saturating_sub(before);
+        }
+        println!("{strategy:<12} {:>5} KiB", grown / kept / 1_024);
+    }
+    black_box(all);
+}
+
+/// The memory of this process in bytes, where the system tells it.
+fn resident() -> Option<usize> {
+    const PAGE_BYTES: usize = 4_096;
+    let told = std::fs::read_to_string("/proc/self/statm").ok()?;
+    told.split(' ').nth(1)?.parse::<usize>().ok().map(|pages| pages * PAGE_BYTES)
 }
 
 fn nanoseconds(sharding: &Sharding, keys: &[String]) -> f64 {
