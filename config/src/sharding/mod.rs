@@ -179,8 +179,10 @@ impl Sharding {
             Unplaceable::NotListed => KeyFault::NotListed,
             Unplaceable::NoNumber => KeyFault::Malformed("it has to be a number"),
         });
-        let Some(next) = &self.next else { return found };
-        found.map(|spot| Spot { moves: next.moves(key, spot.shard), ..spot })
+        match &self.next {
+            None => found,
+            Some(next) => found.map(|spot| next.marked(key, spot)),
+        }
     }
 
     /// The shard of a request.

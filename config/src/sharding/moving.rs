@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::strategy::Strategy;
+use super::strategy::{By, Spot, Strategy};
 use super::{Sharded, Sharding};
 
 /// How long a request waits for a newer snapshot, at its caller and at its owner.
@@ -33,10 +33,17 @@ impl Next {
         self.map_hash
     }
 
-    /// Whether a key leaves a shard. What the rule that follows places nowhere does.
-    pub(super) fn moves(&self, key: &[u8], shard: usize) -> bool {
-        // No strategy that has a `next` asks how many shards there are.
-        self.strategy.spot(key, 0).map(|spot| spot.shard) != Ok(shard)
+    /// The spot with whether its key leaves it, which what the rule that follows places nowhere does. Not inlined: looking up
+    /// while nothing moves stays short.
+    #[inline(never)]
+    pub(super) fn marked(&self, key: &[u8], spot: Spot) -> Spot {
+        let moves = match (&self.strategy, spot.slot) {
+            // A slot stays the key's: no need to hash it again.
+            (Strategy::Hashed(_, By::Slots(slots)), Some(slot)) => slots.shard(slot) != Some(spot.shard),
+            // No strategy that has a `next` asks how many shards there are.
+            (strategy, _) => strategy.spot(key, 0).map(|next| next.shard) != Ok(spot.shard),
+        };
+        Spot { moves, ..spot }
     }
 }
 
@@ -70,7 +77,8 @@ impl Sharding {
     }
 
     /// What an owner does with a request that reached it. `own_shard` is the shard of the app, empty where it has none;
-    /// `caller_epoch` is what a trusted caller said of its map.
+    /// `caller_epoch` is what a trusted caller said of its map. Keys of several shards are none of these: whoever has them all on
+    /// one may have lost one of them since, so that fault is one at an owner as well.
     #[must_use]
     pub fn at_owner(
         &self,
