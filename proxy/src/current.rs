@@ -207,6 +207,7 @@ impl InForce {
             // The app is checked by the proxy's settings and stands alone: its service's balancing, its division into
             // shards, and what is done when calls to it fail, are for callers.
             let policy = Arc::new(ServicePolicy {
+                by_subject: None,
                 health_check: None,
                 retry: RetryPolicy::default(),
                 outlier_detection: None,

@@ -164,6 +164,7 @@ pub(super) fn service(upstream: &Upstream) -> Value {
         "service": upstream.name,
         "protocol": upstream.policy.protocol.as_str(),
         "load_balancer": upstream.policy.load_balancer.as_str(),
+        "hash_balance_factor": upstream.policy.by_subject.as_ref().and_then(|by| by.factor),
         "in_flight": upstream.shared.in_flight.load(Relaxed),
         "max_concurrent": upstream.policy.max_concurrent,
         "fail_open": upstream.shared.fail_open.load(Relaxed),
