@@ -83,6 +83,9 @@ pub struct Owed {
     pub occasion: Occasion,
     /// Place of the step or batch that it is about.
     pub step: usize,
+    /// Whether that batch went back: a move may have turned before somebody is told.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub back: bool,
     pub why: String,
 }
 

@@ -3,8 +3,9 @@
 //! In reading order: how a test waits ([`eventually`]), where it writes ([`scratch`]), how it starts and ends
 //! programs ([`process`]), the programs themselves ([`proxy`], [`control_plane`], [`demo_app`]) and who types commands ([`operator`]), the two ends of
 //! a connection by hand ([`caller`], [`upstream`], [`sick`], [`h2_caller`]), many callers at once ([`load`]) and
-//! users who remember who answered ([`users`]), a service of two versions ([`shop`]) and one whose
-//! keys move ([`moving`]), and what is read off a running process ([`observe`]) or off the source tree ([`source_tree`]).
+//! users who remember who answered ([`users`]), a service of two versions ([`shop`]), one whose
+//! keys move ([`moving`]), one of real processes in shards ([`profile`]) and who comes to it ([`visitors`]), and what is
+//! read off a running process ([`observe`]) or off the source tree ([`source_tree`]).
 
 pub mod eventually;
 
@@ -43,6 +44,10 @@ pub mod users;
 pub mod shop;
 
 pub mod moving;
+
+pub mod visitors;
+
+pub mod profile;
 
 pub mod observe;
 

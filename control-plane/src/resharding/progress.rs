@@ -219,6 +219,7 @@ impl ShardMove {
         }
         self.messages += 1;
         let step = self.leg().map_or(self.moved, |Leg { at, .. }| at);
-        self.owed.push(Owed { number: self.messages, occasion, step, why: self.why.clone() });
+        let back = self.direction == Direction::Back;
+        self.owed.push(Owed { number: self.messages, occasion, step, back, why: self.why.clone() });
     }
 }

@@ -375,7 +375,7 @@ impl Rollout {
         }
         self.messages += 1;
         let (number, step, why) = (self.messages, self.step, self.why.clone());
-        self.owed.push(Owed { number, occasion, step, why });
+        self.owed.push(Owed { number, occasion, step, back: false, why });
     }
 }
 

@@ -112,6 +112,7 @@ pub(super) fn again(record: &mut Record, upstream: &Upstream, request: &Request<
     let at = sharded.and_then(Sharded::shard);
     let split =
         traffic.map(|traffic| split(traffic, &facts, &|version| upstream.has_healthy(version, at, now_ms)));
+    let hash = by_subject.and_then(|by| subject_hash(by, &facts, split));
     if let Some((rule, sharded)) = sharding.zip(sharded)
         && !request.method().is_safe()
     {
@@ -120,7 +121,6 @@ pub(super) fn again(record: &mut Record, upstream: &Upstream, request: &Request<
         }
         record.passes(upstream, sharded.moves());
     }
-    let hash = by_subject.and_then(|by| subject_hash(by, &facts, split));
     Some(Aim::new(split, sharded, request.method()).of_subject(hash))
 }
 

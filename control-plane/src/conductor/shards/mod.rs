@@ -277,9 +277,8 @@ fn body(
     table: Option<&Value>,
     now_ms: u64,
 ) -> Value {
-    let is_back = moving.direction == Direction::Back;
     let batch = moving.batches.get(owed.step).map(|batch| {
-        let (from, to) = if is_back { (&batch.to, &batch.from) } else { (&batch.from, &batch.to) };
+        let (from, to) = if owed.back { (&batch.to, &batch.from) } else { (&batch.from, &batch.to) };
         json!({ "from": from, "to": to, "what": batch.what, "detail": batch.detail, "place": owed.step })
     });
     let at = |key: &str| -> Value {
@@ -292,8 +291,9 @@ fn body(
         "event": owed.occasion.as_str(),
         "service": service,
         "move": moving.id,
+        "number": owed.number,
         "state": moving.state(),
-        "direction": moving.direction,
+        "direction": if owed.back { Direction::Back } else { Direction::Forward },
         "batch": batch,
         "batches": moving.batches.len(),
         "moved": moving.moved,

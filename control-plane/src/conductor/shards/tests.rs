@@ -326,19 +326,20 @@ fn a_message_says_what_there_is_to_copy_and_where_from_and_to() {
     };
     let hand = Hand { by: "ann", why: "", now_ms: 1, revision: 40 };
     let mut moving = ShardMove::new(rules[0].clone(), vec![batch], Vec::new(), &hand);
-    let owed = Owed { number: 1, occasion: Occasion::Copy, step: 0, why: "because".to_owned() };
+    let owed = Owed { number: 1, occasion: Occasion::Copy, step: 0, back: false, why: "because".to_owned() };
     let endpoint = |shard: usize| Endpoint {
         shard: name(&shard.to_string()),
         ..Endpoint::at(address(shard).parse().unwrap())
     };
     let endpoints = [endpoint(0), endpoint(1), endpoint(2)];
-    let told =
-        |moving: &ShardMove| body(&profile(), moving, &owed, &endpoints, Some(&json!({"epoch": 7})), 9);
-    let first = told(&moving);
+    let told = |moving: &ShardMove, owed: &Owed| {
+        body(&profile(), moving, owed, &endpoints, Some(&json!({"epoch": 7})), 9)
+    };
+    let first = told(&moving, &owed);
     assert_eq!(
         first,
         json!({
-            "event": "copy", "service": "profile", "move": 40, "state": "prepare", "direction": "forward",
+            "event": "copy", "service": "profile", "move": 40, "number": 1, "state": "prepare", "direction": "forward",
             "batch": {"from": "0", "to": "2", "what": "slots 2-3", "detail": {"slots": [[2, 3]]}, "place": 0},
             "batches": 1, "moved": 0, "closed": null, "rule": rules[0], "next": rules[1], "epoch": 7,
             "endpoints": {
@@ -350,6 +351,7 @@ fn a_message_says_what_there_is_to_copy_and_where_from_and_to() {
     );
     moving.moved = 1;
     moving.direction = Direction::Back;
-    let back = told(&moving);
+    assert_eq!(told(&moving, &owed)["batch"], first["batch"], "what is said late is of the batch as it went");
+    let back = told(&moving, &Owed { back: true, ..owed.clone() });
     assert_eq!((&back["batch"]["from"], &back["rule"], &back["next"]), (&json!("2"), &rules[1], &rules[0]));
 }
