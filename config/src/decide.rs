@@ -8,10 +8,11 @@ use std::net::IpAddr;
 use http::{HeaderMap, Method};
 
 use crate::assignment::place_of;
-use crate::baggage::KeyedSubject;
+use crate::baggage::{KeyedSubject, SubjectKey};
 use crate::balancing::{self, BySubject};
+use crate::flag::{Asked, Context, Evaluation, FlagSet, Told};
 use crate::name::Name;
-use crate::route::{Route, has_prefix};
+use crate::route::{Route, WhenFlag, has_prefix};
 use crate::sharding::key::Keyed;
 use crate::sharding::{KeyFault, Sharded, Sharding};
 use crate::snapshot::Snapshot;
@@ -38,6 +39,8 @@ pub struct Facts<'r> {
     pub baggage: Baggage<'r>,
     /// What is taken for the sharding key, for those who only ask; else it is what the request has.
     pub key: Option<&'r str>,
+    /// Seconds since 1970: needed only where [`Snapshot::wants_now`].
+    pub now: u64,
     /// A number by chance, from 0 up to [`crate::assignment::PLACES`].
     pub dice: u32,
     /// Another one, so that who is copied does not depend on who gets which version.
@@ -202,6 +205,7 @@ pub(crate) fn destination(snapshot: &Snapshot, facts: &Facts<'_>) -> Result<(usi
         let route = &snapshot.routes()[index];
         if route.matches(facts.method, facts.path, facts.headers)
             && let Some(service) = snapshot.service_index(route.service.as_str())
+            && route.when_flag.as_ref().is_none_or(|when| is_when(snapshot, facts, service, when))
         {
             return Ok((service, Some(index)));
         }
@@ -211,6 +215,75 @@ pub(crate) fn destination(snapshot: &Snapshot, facts: &Facts<'_>) -> Result<(usi
         Some(service) if facts.listener != Listener::Edge => Ok((service, None)),
         _ => Err(Refusal::NoDestination),
     }
+}
+
+/// Whether a flag has a variant for whoever asks, as the service sees them.
+fn is_when(snapshot: &Snapshot, facts: &Facts<'_>, service: usize, when: &WhenFlag) -> bool {
+    let is_it = |set: &FlagSet, asked: &Asked<'_>| {
+        let found = set.evaluate(when.flag(), asked);
+        found.is_ok_and(|found| found.variant().is_some_and(|variant| variant.name() == when.variant()))
+    };
+    with_flags(snapshot, facts, service, is_it).unwrap_or_default()
+}
+
+/// Puts the headers there that tell a service its flags. Every evaluation that was made for it is `seen`.
+pub fn tell_flags<'s>(
+    snapshot: &'s Snapshot,
+    facts: &Facts<'_>,
+    service: usize,
+    headers: &mut HeaderMap,
+    seen: &mut dyn FnMut(&Evaluation<'s>),
+) -> Told {
+    let Some((emission, set)) = snapshot.services()[service].emission.as_ref().zip(snapshot.flags()) else {
+        return Told::default();
+    };
+    if !emission.is_dynamic() {
+        // Nothing of the request is looked at.
+        return emission.tell(set, &Asked::of(&Context::default(), facts.now), headers, seen);
+    }
+    let told = with_flags(snapshot, facts, service, |_, asked| emission.tell(set, asked, headers, seen));
+    told.unwrap_or_default()
+}
+
+/// Evaluates flags for a request to a service, for whom and with what that service says; `None` if there are no flags.
+pub fn with_flags<T>(
+    snapshot: &Snapshot,
+    facts: &Facts<'_>,
+    service: usize,
+    evaluate: impl FnOnce(&FlagSet, &Asked<'_>) -> T,
+) -> Option<T> {
+    let set = snapshot.flags()?;
+    let follows = |followed: &str| {
+        let at = snapshot.service_index(followed)?;
+        let traffic = snapshot.services()[at].policy.traffic.as_deref()?;
+        Some(assigned(traffic, facts).version != traffic.stable())
+    };
+    let asker = facts.asker();
+    Some(
+        snapshot.flags_of(service).with_context(&asker, |context| {
+            evaluate(set, &Asked { context, now: facts.now, follows: &follows })
+        }),
+    )
+}
+
+/// Whether a subject of which nothing else is known is on the candidate of a service; `None` where nobody can say.
+/// `key` is the mesh's, for subjects that are told in baggage.
+#[must_use]
+pub fn is_on_candidate(
+    snapshot: &Snapshot,
+    service: &str,
+    subject: &str,
+    key: Option<&SubjectKey>,
+) -> Option<bool> {
+    let traffic = snapshot.services()[snapshot.service_index(service)?].policy.traffic.as_deref()?;
+    let mut headers = HeaderMap::new();
+    let query = traffic.subject.write(subject, &mut headers).ok()?;
+    let facts = Facts {
+        query: query.as_deref(),
+        baggage: Baggage { trusted: false, key },
+        ..Facts::of(Listener::Outbound, service, "/", &Method::GET, &headers)
+    };
+    Some(assigned(traffic, &facts).version != traffic.stable())
 }
 
 /// Decides which version a request goes to. Same subject, same traffic: same version, in every process.
@@ -291,6 +364,7 @@ impl<'r> Facts<'r> {
             new_uid: None,
             key: None,
             baggage: Baggage::default(),
+            now: 0,
             dice: 0,
             mirror_dice: 0,
         }

@@ -1,13 +1,15 @@
 //! The mesh document: what operators said, checked as a whole.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::fallback::Action;
+use crate::flag::{Emission, Emit, FlagSet, Variant};
 use crate::grammar::{Faults, Value};
 use crate::name::{Name, ServiceName};
 use crate::node::Node;
-use crate::problem::Problems;
-use crate::route::{self, Route};
+use crate::problem::{Problems, shown};
+use crate::route::{self, Route, WhenFlag};
 use crate::service::ServicePolicy;
 use crate::traffic::Traffic;
 
@@ -28,6 +30,10 @@ const NAMED_MAX: usize = 10;
 pub struct Document {
     pub services: BTreeMap<ServiceName, ServicePolicy>,
     pub routes: Vec<Route>,
+    /// The feature flags of the mesh, if there are any.
+    pub flags: Option<Arc<FlagSet>>,
+    /// What each service is told of them, made once: membership changes more often than documents.
+    pub(crate) emissions: BTreeMap<ServiceName, Arc<Emission>>,
 }
 
 impl Document {
@@ -61,11 +67,16 @@ impl Document {
         let Some(mut table) = root.table() else { return Self::default() };
         let services = table.optional("services");
         let routes = table.optional("routes");
+        let flags = table.optional("flags");
         table.finish();
-        let document = Self {
+        let mut document = Self {
             services: services.as_ref().map(read_services).unwrap_or_default(),
             routes: routes.as_ref().map(route::read_all).unwrap_or_default(),
+            flags: flags.as_ref().and_then(read_flags).map(Arc::new),
+            emissions: BTreeMap::new(),
         };
+        document.emissions = document.read_emissions(services.as_ref());
+        document.check_followed(flags.as_ref());
         document.check_routes(routes.as_ref());
         document.check_fallbacks(services.as_ref());
         document.check_groups(services.as_ref());
@@ -84,7 +95,44 @@ impl Document {
                 )
             })
         });
-        many.chain(self.services.iter().flat_map(|(name, policy)| misplaced(name, policy))).collect()
+        let flags = self.flags.iter().flat_map(|set| set.warnings());
+        let misplaced = self.services.iter().flat_map(|(name, policy)| misplaced(name, policy));
+        many.chain(misplaced).chain(flags.map(ToString::to_string)).collect()
+    }
+
+    /// What each service is told of the flags.
+    fn read_emissions(&self, services: Option<&Value<'_>>) -> BTreeMap<ServiceName, Arc<Emission>> {
+        let nothing = FlagSet::default();
+        let set = self.flags.as_deref().unwrap_or(&nothing);
+        let tables: BTreeMap<&str, Value<'_>> = services
+            .filter(|value| value.is_table())
+            .and_then(Value::entries)
+            .into_iter()
+            .flatten()
+            .collect();
+        let emit_of = |name: &ServiceName| {
+            let flags = tables.get(name.as_str())?.table()?.optional("flags")?;
+            flags.table()?.optional("emit")
+        };
+        let told = self.services.iter().filter_map(|(name, policy)| {
+            let flags = policy.flags.as_ref().filter(|flags| flags.emit != Emit::default())?;
+            Some((name.clone(), Arc::new(Emission::new(&flags.emit, set, emit_of(name).as_ref()))))
+        });
+        told.collect()
+    }
+
+    /// A flag follows a service whose traffic can say who is on its candidate.
+    fn check_followed(&self, value: Option<&Value<'_>>) {
+        let (Some(set), Some(value)) = (&self.flags, value) else { return };
+        for flag in set.flags() {
+            let Some(service) = flag.follows() else { continue };
+            if self.services.get(service).is_none_or(|policy| policy.traffic.is_none()) {
+                value.fault(
+                    format!("the flag `{}` follows `{service}`, whose traffic nobody says", flag.key()),
+                    format!("add [services.{service}.traffic]"),
+                );
+            }
+        }
     }
 
     /// Whoever is on the new version of one service of a group is so everywhere: same salt, same borders, same roles.
@@ -127,6 +175,7 @@ impl Document {
             let Some(service) = item.table().and_then(|mut table| table.optional("service")) else {
                 continue;
             };
+            self.check_when_flag(item);
             let known = service.is_text().then(|| service.text()).flatten();
             if let Some(name) = known
                 && !self.services.contains_key(name)
@@ -134,6 +183,25 @@ impl Document {
             {
                 service.fault(format!("there is no service `{name}`"), format!("add [services.{name}]"));
             }
+        }
+    }
+
+    /// What a route asks of a flag must be something that the flag can be.
+    fn check_when_flag(&self, route: &Value<'_>) {
+        let Some(value) = route.table().and_then(|mut table| table.optional("when_flag")) else { return };
+        let Some(when) = value.is_text().then(|| value.text()).flatten().and_then(WhenFlag::parse) else {
+            return;
+        };
+        match self.flags.as_ref().and_then(|set| set.get(when.flag())) {
+            None => value.fault(format!("there is no flag `{}`", shown(when.flag())), "a flag of [flags]"),
+            Some(flag) if flag.place_of(when.variant()).is_none() => {
+                let names: Vec<&str> = flag.variants().iter().take(NAMED_MAX).map(Variant::name).collect();
+                value.fault(
+                    format!("`{}` has no variant `{}`", flag.key(), shown(when.variant())),
+                    format!("one of: {}", names.join(", ")),
+                );
+            }
+            Some(_) => {}
         }
     }
 
@@ -210,6 +278,31 @@ fn misplaced(name: &ServiceName, policy: &ServicePolicy) -> Vec<String> {
 /// Every host that a service answers to without a route.
 pub(crate) fn own_hosts(name: &ServiceName) -> [String; 3] {
     [name.to_string(), format!("{name}.mesh"), format!("{name}.service.consul")]
+}
+
+/// `[flags]`: the set itself. Whoever reads a file puts the set that it names there; see [`crate::body_file`].
+fn read_flags(value: &Value<'_>) -> Option<FlagSet> {
+    let mut table = value.table()?;
+    let (file, set) = (table.optional("file"), table.optional("set"));
+    table.finish();
+    match (file, set) {
+        (None, Some(set)) => FlagSet::read(&set),
+        (None, None) => {
+            value.fault("neither `file` nor `set`", "file = \"flags.json\", with flagd's JSON in it");
+            None
+        }
+        (Some(file), None) => {
+            file.fault(
+                "a document that did not come from a file cannot name one",
+                "`set`; `gilmok apply` puts the file's flags there",
+            );
+            None
+        }
+        (Some(_), Some(_)) => {
+            value.fault("only one of `file` and `set`", "");
+            None
+        }
+    }
 }
 
 fn read_services(value: &Value<'_>) -> BTreeMap<ServiceName, ServicePolicy> {

@@ -86,6 +86,11 @@ impl<'d> Value<'d> {
         &self.path
     }
 
+    /// The tree below it, for what has a grammar of its own.
+    pub(crate) fn node(&self) -> &'d Node {
+        self.node
+    }
+
     #[must_use]
     pub fn line(&self) -> Option<usize> {
         self.node.line

@@ -7,6 +7,7 @@ use crate::balancing::{BySubject, FACTOR_MAX, FACTOR_MIN, Kind};
 use crate::breaker::BreakerPolicy;
 use crate::endpoint::Endpoint;
 use crate::fallback::{Fallback, read_chain};
+use crate::flag::ServiceFlags;
 use crate::forced::{ForcedBreaker, read_forced};
 use crate::grammar::Value;
 use crate::health::HealthCheckPolicy;
@@ -55,6 +56,8 @@ pub struct ServicePolicy {
     pub traffic: Option<Arc<Traffic>>,
     /// Which of its shards a request goes to; without it they are one pool.
     pub sharding: Option<Arc<Sharding>>,
+    /// Which feature flags it is told, and for whom they are evaluated; without it none and for the default subject.
+    pub flags: Option<Arc<ServiceFlags>>,
     /// Used while membership knows no endpoint of this service.
     pub endpoints: Vec<Endpoint>,
 }
@@ -151,6 +154,7 @@ impl Default for ServicePolicy {
             fallback: Vec::new(),
             traffic: None,
             sharding: None,
+            flags: None,
             endpoints: Vec::new(),
         }
     }
@@ -195,6 +199,7 @@ impl ServicePolicy {
             fallback: table.optional("fallback").and_then(|v| read_chain(&v)).unwrap_or_default(),
             traffic: None,
             sharding: None,
+            flags: table.optional("flags").and_then(|v| ServiceFlags::read(&v)).map(Arc::new),
             endpoints: table.optional("endpoints").and_then(|v| read_endpoints(&v)).unwrap_or_default(),
         };
         let (spread, rule) = (table.optional("traffic"), table.optional("sharding"));

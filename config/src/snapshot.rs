@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::document::{Document, own_hosts};
 use crate::endpoint::Endpoint;
+use crate::flag::{Emission, FlagSet, ServiceFlags};
 use crate::name::ServiceName;
 use crate::route::Route;
 use crate::service::ServicePolicy;
@@ -23,8 +24,12 @@ pub struct Snapshot {
     /// The routes that match every host. Kept once and merged while deciding: in the list of each host
     /// they would take hosts × routes.
     anywhere: Vec<usize>,
+    flags: Option<Arc<FlagSet>>,
+    /// Of services that say nothing of flags.
+    usual_flags: ServiceFlags,
     wants_client: bool,
     wants_uid: bool,
+    wants_now: bool,
 }
 
 /// A service of a snapshot.
@@ -33,6 +38,8 @@ pub struct Service {
     pub name: ServiceName,
     pub policy: Arc<ServicePolicy>,
     pub endpoints: Arc<[Endpoint]>,
+    /// What it is told of the flags.
+    pub emission: Option<Arc<Emission>>,
     /// The document does not name it, membership does.
     pub implied: bool,
 }
@@ -70,7 +77,14 @@ impl Snapshot {
         let told = document.services.iter().map(|(name, policy)| {
             let alive = membership.get(name).filter(|endpoints| !endpoints.is_empty());
             let endpoints = alive.cloned().unwrap_or_else(|| policy.endpoints.as_slice().into());
-            Service { name: name.clone(), policy: Arc::new(policy.clone()), endpoints, implied: false }
+            let emission = document.emissions.get(name).cloned();
+            Service {
+                name: name.clone(),
+                policy: Arc::new(policy.clone()),
+                endpoints,
+                emission,
+                implied: false,
+            }
         });
         let untold = membership.iter().filter(|(name, _)| !document.services.contains_key(*name));
         let default = Arc::new(ServicePolicy::default());
@@ -78,11 +92,14 @@ impl Snapshot {
             name: name.clone(),
             policy: Arc::clone(&default),
             endpoints: Arc::clone(endpoints),
+            emission: None,
             implied: true,
         });
         let mut services: Vec<Service> = told.chain(implied).collect();
         services.sort_by(|a, b| a.name.cmp(&b.name));
-        let mut snapshot = Self { services, routes: document.routes.clone(), ..Self::default() };
+        let (routes, flags) = (document.routes.clone(), document.flags.clone());
+        let wants_now = flags.as_ref().is_some_and(|set| set.reads_time());
+        let mut snapshot = Self { services, routes, flags, wants_now, ..Self::default() };
         snapshot.index_hosts();
         let wants = |wanted: fn(&Inputs) -> bool| {
             snapshot.services.iter().any(|service| {
@@ -90,10 +107,14 @@ impl Snapshot {
                 let traffic = service.policy.traffic.as_deref();
                 let pins = traffic.into_iter().flat_map(|traffic| &traffic.pins);
                 let inputs = service.policy.subject().into_iter().chain(key);
-                inputs.chain(pins.filter_map(|pin| pin.input())).any(wanted)
+                let flags = service.policy.flags.iter().flat_map(|flags| flags.inputs());
+                inputs.chain(pins.filter_map(|pin| pin.input())).chain(flags).any(wanted)
             })
         };
-        (snapshot.wants_client, snapshot.wants_uid) = (wants(Inputs::want_client), wants(Inputs::want_uid));
+        // Flags of a route whose service says nothing of them are evaluated for the default subject.
+        let by_flag = snapshot.routes.iter().any(|route| route.when_flag.is_some());
+        (snapshot.wants_client, snapshot.wants_uid) =
+            (wants(Inputs::want_client), by_flag || wants(Inputs::want_uid));
         snapshot
     }
 
@@ -133,6 +154,23 @@ impl Snapshot {
     #[must_use]
     pub fn service_index(&self, name: &str) -> Option<usize> {
         self.services.binary_search_by(|service| service.name.as_str().cmp(name)).ok()
+    }
+
+    /// The feature flags, if the document has any.
+    #[must_use]
+    pub fn flags(&self) -> Option<&Arc<FlagSet>> {
+        self.flags.as_ref()
+    }
+
+    /// For whom a service's flags are evaluated.
+    pub(crate) fn flags_of(&self, service: usize) -> &ServiceFlags {
+        self.services[service].policy.flags.as_deref().unwrap_or(&self.usual_flags)
+    }
+
+    /// Whether any flag may depend on [`crate::decide::Facts::now`].
+    #[must_use]
+    pub fn wants_now(&self) -> bool {
+        self.wants_now
     }
 
     /// Whether any decision may depend on [`crate::decide::Facts::client`].

@@ -77,6 +77,7 @@ pub(super) fn facts<'r>(
         uid: visitor.uid(),
         new_uid: visitor.new_uid(),
         baggage: baggage(caller, view),
+        now: if view.snapshot.wants_now() { clock::unix_seconds() } else { 0 },
         dice: fastrand::u32(..PLACES),
         mirror_dice: fastrand::u32(..PLACES),
         ..Facts::of(caller.listener, host, uri.path(), request.method(), headers)
