@@ -1,9 +1,10 @@
-//! `gilmok shards`: which shard holds what and who serves it, and where a key is.
+//! `gilmok shards`: which shard holds what and who serves it, where a key is, and moves of keys to other shards.
 
 use clap::{Args, Subcommand};
 use serde_json::Value as Json;
 
 use super::shard_map::Picture;
+use super::shard_moves as moves;
 use crate::client::{Remote, encoded};
 use crate::table::{columns, indented, or_dash, table};
 use crate::trouble::{Trouble, say};
@@ -13,7 +14,7 @@ const HOLDS_BYTES_MAX: usize = 60;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  gilmok shards show profile         a picture of who holds what, and who serves it\n  gilmok shards locate profile 42    where this key is"
+    after_help = "Examples:\n  gilmok shards show profile         a picture of who holds what, and who serves it\n  gilmok shards locate profile 42    where this key is\n  gilmok shards plan profile --shards 0,1,2,3,4,5,6,7    what would have to move; changes nothing\n  gilmok shards move profile --shards 0,1,2,3,4,5,6,7 --wait\n  gilmok shards resume profile          the batch is copied, or: go on after a pause\n  gilmok shards reverse profile         back, batch by batch"
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -36,6 +37,18 @@ enum Task {
         #[command(flatten)]
         remote: Remote,
     },
+    /// What would have to move so that the service has these shards, or this map; changes nothing
+    Plan(moves::Plan),
+    /// Move keys to other shards, batch by batch, while traffic flows
+    Move(Box<moves::Move>),
+    /// The moves that are remembered, newest first, or one of them with its batches
+    Moves(moves::Moves),
+    /// Do not go on; a batch that is closed is open at its source again
+    Pause(moves::Word),
+    /// Go on after a pause; where nothing is paused, say that the batch is copied
+    Resume(moves::Resume),
+    /// Give up the current batch, and move back what has moved; also when it has ended
+    Reverse(moves::Word),
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Trouble> {
@@ -51,6 +64,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Trouble> {
             let shown = located(&answer["decision"]);
             (remote, answer, shown)
         }
+        Task::Plan(plan) => return plan.run(),
+        Task::Move(begin) => return begin.run(),
+        Task::Moves(list) => return list.run(),
+        Task::Pause(word) => return word.say("pause", None, "is paused"),
+        Task::Resume(resume) => return resume.run(),
+        Task::Reverse(word) => return word.say("reverse", None, "goes the other way"),
     };
     say(&if remote.json { format!("{answer:#}") } else { shown });
     Ok(())
