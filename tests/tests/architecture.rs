@@ -12,7 +12,8 @@ const ARROWS: [(&str, &[&str]); 6] = [
     ("config", &[]),
     ("proxy", &["gilmok-config"]),
     ("control-plane", &["gilmok-config"]),
-    ("demo-app", &[]),
+    // Which slot a user is in, as an app of any language would take it from a library.
+    ("demo-app", &["gilmok-config"]),
     ("cli", &["gilmok-config", "gilmok-proxy", "gilmok-control-plane", "gilmok-demo-app"]),
     ("tests", &["gilmok-config", "gilmok-control-plane", "gilmok-cli"]),
 ];

@@ -1,7 +1,7 @@
 //! Moves of shards by REST and command line against a real control plane: its sidecars are played, its webhooks heard, and it is
 //! killed.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -91,23 +91,30 @@ impl Drop for Sidecars {
     }
 }
 
-/// Who copies: answers with these statuses one after the other, and then 200; 0 is no answer.
+/// What is answered to messages of an event, one after the other; 0 is no answer.
+type Answers = VecDeque<(&'static str, u16)>;
+
+/// Who copies: answers the messages of each event as it was told to, and then with 200.
 struct Copier {
     upstream: Upstream,
     /// A mutex: taken for an answer a message.
-    statuses: Arc<Mutex<VecDeque<u16>>>,
+    answers: Arc<Mutex<Answers>>,
 }
 
 impl Copier {
     async fn start() -> Self {
-        let statuses = Arc::<Mutex<VecDeque<u16>>>::default();
-        let said = Arc::clone(&statuses);
+        let answers = Arc::<Mutex<Answers>>::default();
+        let said = Arc::clone(&answers);
         let upstream = Upstream::start(move |mut conversation| {
             let said = Arc::clone(&said);
             async move {
-                while conversation.request().await.is_some() {
-                    let status =
-                        said.lock().unwrap_or_else(PoisonError::into_inner).pop_front().unwrap_or(200);
+                while let Some(message) = conversation.request().await {
+                    let told: Json = serde_json::from_slice(&message.body).unwrap_or_default();
+                    let status = {
+                        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+                        let at = said.iter().position(|(event, _)| told["event"] == *event);
+                        at.and_then(|at| said.remove(at)).map_or(200, |(_, status)| status)
+                    };
                     if status == 0 {
                         conversation.hang().await;
                         return;
@@ -120,11 +127,11 @@ impl Copier {
             }
         })
         .await;
-        Self { upstream, statuses }
+        Self { upstream, answers }
     }
 
-    fn answers(&self, statuses: &[u16]) {
-        *self.statuses.lock().unwrap_or_else(PoisonError::into_inner) = statuses.iter().copied().collect();
+    fn answers(&self, answers: &[(&'static str, u16)]) {
+        *self.answers.lock().unwrap_or_else(PoisonError::into_inner) = answers.iter().copied().collect();
     }
 
     fn url(&self) -> String {
@@ -136,8 +143,11 @@ impl Copier {
         requests.map(|request| serde_json::from_slice(&request.body).expect("JSON")).collect()
     }
 
+    /// Each message once: the same may come twice.
     fn events(&self) -> Vec<String> {
-        self.heard().iter().map(|told| told["event"].as_str().unwrap_or_default().to_owned()).collect()
+        let mut numbers = BTreeSet::new();
+        let heard = self.heard().into_iter().filter(|told| numbers.insert(told["number"].as_u64()));
+        heard.map(|told| told["event"].as_str().unwrap_or_default().to_owned()).collect()
     }
 }
 
@@ -259,7 +269,7 @@ async fn a_copier_is_asked_to_copy_and_told_the_rest_in_order() {
     let mut body = four();
     body["webhooks"] = json!([{ "url": copier.url(), "on": on, "retries": 0 }]);
     // The first copy is only begun; and the last words of the second batch are not copied in time.
-    copier.answers(&[202, 200, 200, 200, 0]);
+    copier.answers(&[("copy", 202), ("fenced", 200), ("fenced", 0)]);
     let id = begin(&plane, &body).await;
     eventually("the copy to have begun", async || {
         let moving = plane.json(&format!("{MOVES}/{id}")).await;
