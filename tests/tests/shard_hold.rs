@@ -165,6 +165,24 @@ async fn what_has_waited_in_vain_is_refused_and_nothing_stands_in_for_it() {
 }
 
 #[tokio::test]
+async fn callers_from_outside_wait_at_the_edge_as_well() {
+    let (one, two) = (Upstream::saying("one").await, Upstream::saying("two").await);
+    let endpoints = [("1", one.address), ("2", two.address)];
+    let route = "[[routes]]\nhosts = [\"shop.example\"]\npath_prefix = \"/api\"\nstrip_prefix = \"/api\"\nservice = \"profile\"\n";
+    let mesh = |step: Step| format!("{}{route}", step.mesh(&endpoints));
+    let settings = ProxySettings::of_mesh(mesh(Step::Closed)).listen("edge = \"127.0.0.1:0\"");
+    let proxy = Proxy::start_with(settings).await;
+    let request = |method: &str| {
+        format!("{method} /api/users/1 HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 0\r\n\r\n")
+    };
+    let waiting = tokio::spawn(ask(proxy.edge(), request("PUT")));
+    is_held(&proxy, 1).await;
+    assert_eq!(ask(proxy.edge(), request("GET")).await.text(), "one");
+    proxy.reload(mesh(Step::Moved)).await;
+    assert_eq!(waiting.await.unwrap().text(), "two");
+}
+
+#[tokio::test]
 async fn whoever_leaves_waits_no_longer() {
     let mesh = Mesh::start(Step::Closed, "").await;
     let mut caller = Caller::connect(mesh.proxy.outbound()).await;

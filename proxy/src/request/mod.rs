@@ -257,6 +257,19 @@ struct Key {
     moves: bool,
 }
 
+impl Key {
+    /// It has none, or nobody minds whose it is.
+    const ANYBODYS: Self = Self { at_owner: AtOwner::Serve, moves: false };
+}
+
+impl Destination {
+    /// The app at this place beside this proxy.
+    fn app(at: usize, app: &Upstream, key: Key) -> Self {
+        let (place, timeout) = (Place::App(at), app.policy.request_timeout);
+        Self { place, split: None, shard: None, subject_hash: None, key, strip_prefix: None, timeout }
+    }
+}
+
 /// Decides where a request goes; `None` is a host that the mesh does not know and that is passed on.
 fn destination(
     worker: &Worker,
@@ -267,26 +280,18 @@ fn destination(
     visitor: &Visitor,
 ) -> Result<Option<Destination>, Fault> {
     let host = head::authority(request, caller.listener)?;
-    if let (Listener::Inbound, Some(app)) = (caller.listener, caller.app) {
-        // Before there is anything in force nobody knows what may be asked of it.
-        let upstream = view.apps.get(app).ok_or(Fault::NoEndpoint)?;
-        let place = Place::App(app);
-        let timeout = upstream.policy.request_timeout;
-        record.placed(place);
-        let key = owner::decide(worker, caller, view, record, upstream, request, host.as_deref())?;
-        let known = Destination {
-            place,
-            split: None,
-            shard: None,
-            subject_hash: None,
-            key,
-            strip_prefix: None,
-            timeout,
-        };
-        return Ok(Some(known));
+    let app = caller.app.filter(|_| caller.listener == Listener::Inbound);
+    // Before there is anything in force nobody knows what may be asked of it.
+    let app = app.map(|at| view.apps.get(at).map(|app| (at, app)).ok_or(Fault::NoEndpoint)).transpose()?;
+    if let Some((at, app)) = app.filter(|(_, app)| app.owned.is_none()) {
+        return Ok(Some(Destination::app(at, app, Key::ANYBODYS)));
     }
     let host = host.unwrap_or(Cow::Borrowed(""));
     let facts = split::facts(worker, caller, view, request, visitor, &host);
+    if let Some((at, app)) = app {
+        record.placed(Place::App(at));
+        return Ok(Some(Destination::app(at, app, owner::decide(caller, record, app, &facts)?)));
+    }
     let now_ms = clock::ms_of(record.decided());
     let is_healthy =
         |target: Target| view.upstreams[target.service].has_healthy(target.version, target.shard, now_ms);

@@ -49,7 +49,8 @@ pub(crate) struct Record {
     view: Rc<View>,
     caller: Rc<Caller>,
     started: Instant,
-    /// When it was decided on: at once, unless it had to wait.
+    /// How long it had to wait until it was decided on, and when that was.
+    waited: Duration,
     decided: Instant,
     place: Option<Place>,
     /// The service in whose requests in flight it counts.
@@ -109,6 +110,7 @@ impl Record {
             view: Rc::clone(view),
             caller: Rc::clone(caller),
             started: now,
+            waited: Duration::ZERO,
             decided: now,
             place: None,
             admitted: None,
@@ -138,13 +140,14 @@ impl Record {
 
     /// How long it had to wait for that.
     pub(super) fn waited(&self) -> Duration {
-        self.decided - self.started
+        self.waited
     }
 
     /// It has waited, and is decided anew by this.
     pub(super) fn anew(&mut self, view: &Rc<View>) {
         self.view = Rc::clone(view);
         self.decided = Instant::now();
+        self.waited = self.decided - self.started;
         self.place = None;
     }
 

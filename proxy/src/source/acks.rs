@@ -195,10 +195,10 @@ pub(crate) async fn remember(
 
 #[cfg(test)]
 mod tests {
-    use gilmok_config::name::Name;
+    use gilmok_config::name::{Name, ServiceName};
     use gilmok_config::problem::Problems;
     use gilmok_config::snapshot::Snapshot;
-    use gilmok_config::wire::{Applied, Refused};
+    use gilmok_config::wire::{Applied, InboundApp, Refused};
     use serde_json::{Value, json};
 
     use super::*;
@@ -220,7 +220,11 @@ mod tests {
             token_file: None,
             here: Here {
                 identity: Identity { node: "web-1".to_owned(), instance: "7".to_owned() },
-                apps: Vec::new(),
+                apps: vec![InboundApp {
+                    service: ServiceName::parse("shop").unwrap(),
+                    shard: Name::parse("1").unwrap(),
+                    address: Some("10.0.0.5:15006".to_owned()),
+                }],
             },
             in_force: Arc::clone(&in_force),
             status: Arc::clone(&status),
@@ -254,6 +258,7 @@ mod tests {
             (&ack["node"], &ack["instance"], &ack["state"]),
             (&json!("web-1"), &json!("7"), &json!("ready"))
         );
+        assert_eq!(ack["apps"], json!([{ "service": "shop", "shard": "1", "address": "10.0.0.5:15006" }]));
         assert_eq!(calls.lock().unwrap()[0].0, "POST /v1/feed/acks");
         let problems = Problems::whole("no");
         let refused =
