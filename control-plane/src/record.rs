@@ -26,7 +26,7 @@ pub struct Record {
     /// The move of shards that runs, or ran last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moving: Option<Box<ShardMove>>,
-    /// Those before it without their maps, newest first; at most [`MOVED_MAX`].
+    /// Those before it without their maps, newest first; at most five.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub moved: Vec<ShardMove>,
 }
