@@ -44,10 +44,10 @@ pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
 
     let quiet = (began, Instant::now());
     let grown = moved(stage, &mut visitors, json!({"shards": wanted})).await?;
-    tell_of(stage, "grown to eight", &visitors.so_far(), quiet, grown);
+    tell_of(stage, "grown to eight", &visitors.so_far(), quiet, &grown);
     visitors.go_on_for(VISITS).await?;
     let shrunk = moved(stage, &mut visitors, json!({"shards": wanted[..4]})).await?;
-    tell_of(stage, "back to four", &visitors.so_far(), quiet, shrunk);
+    tell_of(stage, "back to four", &visitors.so_far(), quiet, &shrunk);
     visitors.go_on_for(VISITS).await?;
 
     let seen = visitors.leave().await?;
@@ -115,7 +115,7 @@ async fn shards_of(stage: &Stage<'_>, users: &[String]) -> anyhow::Result<Vec<Va
     Ok(shards)
 }
 
-fn tell_of(stage: &Stage<'_>, what: &str, seen: &Seen, quiet: (Instant, Instant), moved: Moved) {
+fn tell_of(stage: &Stage<'_>, what: &str, seen: &Seen, quiet: (Instant, Instant), moved: &Moved) {
     let (visits, _, slow) = seen.between(moved.began, moved.ended);
     let (_, _, usually) = seen.between(quiet.0, quiet.1);
     stage.teller.say(&format!(
