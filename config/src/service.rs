@@ -15,6 +15,7 @@ use crate::outlier::OutlierDetection;
 use crate::rate_limit::RateLimit;
 use crate::retry::RetryPolicy;
 use crate::sharding::Sharding;
+use crate::tls::UpstreamTls;
 use crate::traffic::Traffic;
 
 /// Most endpoints of one service.
@@ -40,6 +41,8 @@ pub struct ServicePolicy {
     pub max_concurrent: u32,
     pub rate_limit: Option<RateLimit>,
     pub health_check: Option<HealthCheckPolicy>,
+    /// How endpoints are called that speak TLS themselves; without it in the clear.
+    pub tls: Option<UpstreamTls>,
     pub retry: RetryPolicy,
     pub outlier_detection: Option<OutlierDetection>,
     pub circuit_breaker: Option<BreakerPolicy>,
@@ -121,6 +124,7 @@ impl Default for ServicePolicy {
             max_concurrent: 1024,
             rate_limit: None,
             health_check: None,
+            tls: None,
             retry: RetryPolicy::default(),
             outlier_detection: None,
             circuit_breaker: None,
@@ -162,6 +166,7 @@ impl ServicePolicy {
                 .unwrap_or(default.max_concurrent),
             rate_limit: table.optional("rate_limit").and_then(|v| RateLimit::read(&v)),
             health_check: table.optional("health_check").and_then(|v| HealthCheckPolicy::read(&v)),
+            tls: table.optional("tls").and_then(|v| UpstreamTls::read(&v)),
             retry: table.optional("retry").and_then(|v| RetryPolicy::read(&v)).unwrap_or_default(),
             outlier_detection: table.optional("outlier_detection").and_then(|v| OutlierDetection::read(&v)),
             circuit_breaker,

@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::clock;
+use crate::tls::CallerIdentity;
 use crate::worker::{Shared, Worker};
 
 /// How long a connection may be idle between requests. Longer than upstream pools of common callers keep theirs.
@@ -28,6 +29,10 @@ pub(crate) struct Caller {
     pub(crate) peer: SocketAddr,
     /// Whether it may set the mesh's own headers.
     pub(crate) trusted: bool,
+    /// Whether the connection is encrypted.
+    pub(crate) secure: bool,
+    /// Who it has shown that it is.
+    pub(crate) identity: Option<CallerIdentity>,
     /// Its address as `X-Forwarded-For` tells it, made once per connection.
     pub(crate) forwarded_for: HeaderValue,
     pub(crate) activity: Arc<Activity>,
@@ -41,6 +46,9 @@ pub(crate) struct Caller {
 pub(crate) struct Downstream<'c> {
     pub(crate) listener: Listener,
     pub(crate) trusted: bool,
+    pub(crate) secure: bool,
+    /// Who it has shown that it is, as the app is told.
+    pub(crate) client_cert: Option<&'c HeaderValue>,
     pub(crate) forwarded_for: &'c HeaderValue,
 }
 
@@ -72,8 +80,9 @@ pub(crate) enum Expired {
 impl Caller {
     /// What headers depend on.
     pub(crate) fn downstream(&self) -> Downstream<'_> {
-        let Self { listener, trusted, forwarded_for, .. } = self;
-        Downstream { listener: *listener, trusted: *trusted, forwarded_for }
+        let Self { listener, trusted, secure, forwarded_for, .. } = self;
+        let client_cert = self.identity.as_ref().map(|identity| &identity.forwarded);
+        Downstream { listener: *listener, trusted: *trusted, secure: *secure, client_cert, forwarded_for }
     }
 
     /// Admits a connection; `None` when its address has too many already.
@@ -101,12 +110,21 @@ impl Caller {
             app,
             peer,
             trusted,
+            secure: false,
+            identity: None,
             forwarded_for,
             activity,
             _permit: permit,
             _counted: counted,
             _open: Open::new(&worker.shared, listener),
         })
+    }
+
+    /// It speaks TLS, and may have shown who it is: whoever belongs to the mesh may speak for it.
+    pub(crate) fn showed(&mut self, identity: Option<CallerIdentity>) {
+        self.secure = true;
+        self.trusted |= identity.is_some();
+        self.identity = identity;
     }
 }
 

@@ -16,6 +16,7 @@ use gilmok_config::wire::Applied;
 use tokio::sync::watch;
 
 use crate::clock;
+use crate::tls::Mesh;
 use crate::upstream::endpoint::EndpointState;
 use crate::upstream::service::{Surroundings, Upstream};
 use crate::visitor::VisitorKeys;
@@ -58,6 +59,7 @@ pub(crate) type Resolved = HashMap<(Arc<str>, u16), Arc<[SocketAddr]>>;
 struct Around {
     resolved: Resolved,
     keys: Option<Arc<VisitorKeys>>,
+    identity: Option<Arc<Mesh>>,
 }
 
 /// Holds what is in force and replaces it.
@@ -133,6 +135,14 @@ impl InForce {
         }
     }
 
+    /// Notes who this proxy is from now on; rebuilds what is in force, so that no new request goes over a connection that
+    /// was made before.
+    pub(crate) fn put_identity(&self, news: Arc<Mesh>) {
+        let mut around = self.lock();
+        around.identity = Some(news);
+        self.rebuild(&around);
+    }
+
     fn rebuild(&self, around: &Around) {
         let before = self.load();
         if before.generation > 0 {
@@ -182,6 +192,7 @@ impl InForce {
         let around = Surroundings {
             resolved: &with.resolved,
             zone: &self.zone,
+            identity: with.identity.as_ref(),
             workers: self.workers(),
             now_ms: clock::now_ms(),
             next_id: &self.next_endpoint_id,
@@ -197,6 +208,7 @@ impl InForce {
             // calls to it fail, are for callers.
             let policy = Arc::new(ServicePolicy {
                 health_check: None,
+                tls: None,
                 retry: RetryPolicy::default(),
                 outlier_detection: None,
                 circuit_breaker: None,

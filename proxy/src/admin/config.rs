@@ -10,10 +10,11 @@ use gilmok_config::unit::format_duration;
 use serde_json::{Value, json};
 use tracing::level_filters::LevelFilter;
 
-use super::{Admin, shards};
+use super::{Admin, shards, tls};
 use crate::clock;
 use crate::drain::Phase;
 use crate::settings::{App, LEVELS, LogTarget, Registration, Settings, Source, UnknownHosts};
+use crate::tls::Mode;
 use crate::upstream::endpoint::{EndpointState, Health};
 use crate::upstream::service::Upstream;
 
@@ -40,6 +41,7 @@ pub(super) fn config(admin: &Admin) -> Value {
         "rejected_total": status.rejected_total(),
         "foreign_store": status.foreign_store(),
         "listeners": admin.listeners,
+        "certificates": tls::standings(admin),
         "settings": settings(&admin.settings, admin),
     })
 }
@@ -71,6 +73,15 @@ fn settings(settings: &Settings, admin: &Admin) -> Value {
         "log": word_of(admin.logs.level()),
         "apps": apps.collect::<Vec<_>>(),
         "trusted": settings.listen.trusted.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "tls": {
+            "inbound": settings.tls.identity.is_some().then(|| mode(settings.tls.inbound_mode)),
+            "edge": (!settings.tls.edge.is_empty()).then(|| mode(settings.tls.edge_mode)),
+        },
+        "identity": settings.tls.identity.as_ref().map(|files| json!({
+            "cert_file": files.pair.cert_file,
+            "key_file": files.pair.key_file,
+            "ca_file": files.ca_file,
+        })),
         "outbound": { "unknown_hosts": match settings.outbound.unknown_hosts {
             UnknownHosts::Pass => "pass",
             UnknownHosts::Reject => "reject",
@@ -92,6 +103,8 @@ fn settings(settings: &Settings, admin: &Admin) -> Value {
             "requests_in_flight": limits.requests_in_flight,
             "buffered_bytes": limits.buffered_bytes,
             "h2_streams": limits.h2_streams,
+            "handshakes": limits.handshakes,
+            "handshake_timeout": format_duration(limits.handshake_timeout),
             "header_timeout": format_duration(limits.header_timeout),
             "upstream_idle_timeout": format_duration(limits.upstream_idle_timeout),
             "upstream_idle_connections": limits.upstream_idle_connections,
@@ -108,6 +121,13 @@ fn settings(settings: &Settings, admin: &Admin) -> Value {
             "query": log.query,
         })),
     })
+}
+
+fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Permissive => "permissive",
+        Mode::Strict => "strict",
+    }
 }
 
 fn app(app: &App) -> Value {

@@ -267,7 +267,8 @@ fn next_target(
         }
         gilmok_config::service::Protocol::H2 => {
             headers.remove(HOST);
-            parts.scheme = Some(http::uri::Scheme::HTTP);
+            let is_tls = upstream.policy.tls.is_some();
+            parts.scheme = Some(if is_tls { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP });
             let authority = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
             parts.authority = Some(authority.parse().map_err(|_| Fault::BadRequest("Host is no host"))?);
         }

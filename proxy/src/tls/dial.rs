@@ -1,0 +1,249 @@
+//! Calling over TLS: a sidecar of the mesh, which must be the service that was meant, or a service that speaks TLS itself.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{env, fmt, io};
+
+use gilmok_config::address::Address;
+use gilmok_config::endpoint::Endpoint;
+use gilmok_config::name::ServiceName;
+use gilmok_config::service::{Protocol, ServicePolicy};
+use gilmok_config::tls::UpstreamTls;
+use rustls::client::Resumption;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, Error, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{TlsConnector, TlsStream};
+
+use super::mesh::Mesh;
+use super::pair::{provider, read};
+use super::verify::Unverified;
+use super::{CLIENT_SESSIONS_MAX, alpn, unix_now};
+
+/// Where the systems that we know keep the authorities they believe: Debian, Red Hat, SUSE, Alpine. A path in
+/// `SSL_CERT_FILE` wins, as everywhere.
+const SYSTEM_CA_FILES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+/// How often it is told that an endpoint cannot be called, and why.
+const TELL_SECONDS: u64 = 60;
+
+/// How one endpoint is called.
+#[derive(Debug)]
+pub(crate) struct Dial {
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    /// Whether HTTP/2 must be agreed upon.
+    is_h2: bool,
+    /// When it was told last that it failed, in seconds of Unix time. Relaxed: a number of its own.
+    told_at: AtomicU64,
+}
+
+/// Why there is no connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DialError {
+    /// It is not who it should be, or cannot prove it.
+    Certificate,
+    /// It refuses us, or speaks otherwise.
+    Protocol,
+    /// The connection ended.
+    Closed,
+}
+
+/// How the endpoints of one service are called, kept over snapshots while nothing of it changes.
+#[derive(Debug, Default)]
+pub(crate) struct Dialing {
+    protocol: Protocol,
+    /// Sidecars that say they speak mutual TLS.
+    mesh: Option<(Arc<Mesh>, Arc<ClientConfig>)>,
+    /// Endpoints that speak TLS themselves.
+    own: Option<(UpstreamTls, Arc<ClientConfig>)>,
+}
+
+impl Dialing {
+    /// Builds what a service needs: nothing, mostly.
+    pub(crate) fn build(
+        service: &ServiceName,
+        policy: &ServicePolicy,
+        endpoints: &[Endpoint],
+        identity: Option<&Arc<Mesh>>,
+        before: Option<&Self>,
+    ) -> Self {
+        let before = before.filter(|before| before.protocol == policy.protocol);
+        let wants_mesh = endpoints.iter().any(speaks_mesh_tls);
+        let mesh = identity.filter(|_| wants_mesh).and_then(|identity| {
+            let kept = before.and_then(|before| before.mesh.as_ref());
+            if let Some((kept, config)) = kept.filter(|(kept, _)| Arc::ptr_eq(kept, identity)) {
+                return Some((Arc::clone(kept), Arc::clone(config)));
+            }
+            let config = identity.client_config(service, policy.protocol);
+            told(service, config).map(|config| (Arc::clone(identity), config))
+        });
+        let own = policy.tls.as_ref().and_then(|tls| {
+            let kept = before.and_then(|before| before.own.as_ref());
+            if let Some((kept, config)) = kept.filter(|(kept, _)| kept == tls) {
+                return Some((kept.clone(), Arc::clone(config)));
+            }
+            told(service, own_config(tls, policy.protocol)).map(|config| (tls.clone(), config))
+        });
+        Self { protocol: policy.protocol, mesh, own }
+    }
+
+    /// How an endpoint is called that is at this address; `None` is in the clear. `before` is how it was called, and
+    /// goes on while it is the same.
+    pub(crate) fn of(
+        &self,
+        service: &ServiceName,
+        endpoint: &Endpoint,
+        ip: Option<IpAddr>,
+        before: Option<&Arc<Dial>>,
+    ) -> Option<Arc<Dial>> {
+        let by_address = || ip.map(ServerName::from);
+        let (config, name) = match (&self.mesh, &self.own) {
+            (Some((_, config)), _) if speaks_mesh_tls(endpoint) => {
+                // Only a hint for whoever looks at the wire: who it must be stands in the verifier.
+                (config, named(&format!("{service}.mesh")).or_else(by_address)?)
+            }
+            (_, Some((tls, config))) => {
+                let of_address = match &endpoint.address {
+                    Address::Name { host, .. } => named(host),
+                    Address::Socket(_) | Address::Unix(_) => None,
+                };
+                let said = tls.server_name.as_deref().and_then(named);
+                (config, said.or(of_address).or_else(by_address).or_else(|| named(service.as_str()))?)
+            }
+            (_, None) => return None,
+        };
+        if let Some(before) =
+            before.filter(|before| Arc::ptr_eq(&before.config, config) && before.name == name)
+        {
+            return Some(Arc::clone(before));
+        }
+        let (config, is_h2) = (Arc::clone(config), self.protocol == Protocol::H2);
+        Some(Arc::new(Dial { config, name, is_h2, told_at: AtomicU64::new(0) }))
+    }
+}
+
+/// Whether a sidecar says of itself that it speaks mutual TLS.
+fn speaks_mesh_tls(endpoint: &Endpoint) -> bool {
+    endpoint.inbound && endpoint.mtls
+}
+
+fn named(name: &str) -> Option<ServerName<'static>> {
+    ServerName::try_from(name.to_owned()).ok()
+}
+
+fn told<T>(service: &ServiceName, built: Result<T, String>) -> Option<T> {
+    built.inspect_err(|why| tracing::error!("{service}: no TLS to its endpoints: {why}")).ok()
+}
+
+fn own_config(tls: &UpstreamTls, protocol: Protocol) -> Result<Arc<ClientConfig>, String> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    let mut config = if tls.verify {
+        builder.with_root_certificates(roots(tls.ca.as_deref())).with_no_client_auth()
+    } else {
+        builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Unverified::new()))
+            .with_no_client_auth()
+    };
+    config.alpn_protocols = alpn(protocol);
+    config.resumption = Resumption::in_memory_sessions(CLIENT_SESSIONS_MAX);
+    Ok(Arc::new(config))
+}
+
+/// The authorities that are believed. Where there are none, nobody is: calls fail and say why.
+fn roots(ca: Option<&str>) -> RootCertStore {
+    let mut store = RootCertStore::empty();
+    let (pem, of) = match ca {
+        Some(pem) => (Some(pem.as_bytes().to_vec()), "the document"),
+        None => (system_roots(), "this system"),
+    };
+    let certificates = pem.iter().flat_map(|pem| CertificateDer::pem_slice_iter(pem).flatten());
+    let (added, ignored) = store.add_parsable_certificates(certificates);
+    if added == 0 {
+        tracing::error!("no authority of {of} can be used, so no endpoint that speaks TLS is believed");
+    } else if ignored > 0 {
+        tracing::warn!("{ignored} of {} authorities of {of} cannot be used", added + ignored);
+    }
+    store
+}
+
+fn system_roots() -> Option<Vec<u8>> {
+    let said = env::var_os("SSL_CERT_FILE");
+    let mut files = said.iter().map(Path::new).chain(SYSTEM_CA_FILES.iter().map(Path::new));
+    let file = files.find(|file| file.is_file())?;
+    read(file).map(|bytes| bytes.to_vec()).inspect_err(|why| tracing::error!("{why}")).ok()
+}
+
+impl Dial {
+    /// Makes a connection one over TLS. The caller bounds the time.
+    ///
+    /// # Errors
+    /// Why it cannot be; who is to be called is told, once in a while.
+    pub(crate) async fn connect<T: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        peer: &(dyn fmt::Display + Sync),
+        stream: T,
+    ) -> Result<Box<TlsStream<T>>, DialError> {
+        let connector = TlsConnector::from(Arc::clone(&self.config));
+        let stream = match connector.connect(self.name.clone(), stream).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                let why = of_error(&error);
+                self.tell(peer, &error);
+                return Err(why);
+            }
+        };
+        if self.is_h2 && stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+            self.tell(peer, &"it does not speak HTTP/2");
+            return Err(DialError::Protocol);
+        }
+        Ok(Box::new(stream.into()))
+    }
+
+    fn tell(&self, peer: &(dyn fmt::Display + Sync), why: &dyn fmt::Display) {
+        let now = unix_now();
+        if now.saturating_sub(self.told_at.load(Relaxed)) >= TELL_SECONDS {
+            self.told_at.store(now, Relaxed);
+            tracing::warn!("no TLS with {} at {peer}: {why}", self.name.to_str());
+        }
+    }
+}
+
+/// Whether a callee has refused us by what it thinks of our certificate. It says so after the handshake, where a request
+/// may be on its way already, and has delivered nothing of it (RFC 8446, 4.4.2.4).
+pub(crate) fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
+    use rustls::AlertDescription as Alert;
+    let error = error.downcast_ref::<io::Error>().and_then(|error| error.get_ref());
+    let Some(Error::AlertReceived(alert)) = error.and_then(|source| source.downcast_ref::<Error>()) else {
+        return false;
+    };
+    matches!(
+        alert,
+        Alert::AccessDenied
+            | Alert::BadCertificate
+            | Alert::CertificateExpired
+            | Alert::CertificateRequired
+            | Alert::CertificateRevoked
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::UnsupportedCertificate
+    )
+}
+
+fn of_error(error: &io::Error) -> DialError {
+    match error.get_ref().and_then(|source| source.downcast_ref::<Error>()) {
+        Some(Error::InvalidCertificate(_) | Error::NoCertificatesPresented) => DialError::Certificate,
+        Some(_) => DialError::Protocol,
+        None => DialError::Closed,
+    }
+}
