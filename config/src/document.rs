@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use crate::access::{self, AccessMode, Callers, DefaultAccess};
 use crate::fallback::Action;
 use crate::grammar::{Faults, Value};
 use crate::name::{Name, ServiceName};
@@ -25,6 +26,9 @@ const NAMED_MAX: usize = 10;
 pub struct Document {
     pub services: BTreeMap<ServiceName, ServicePolicy>,
     pub routes: Vec<Route>,
+    /// Who may call services that say nothing of it, and what becomes of denials where they say nothing of that.
+    pub default_access: DefaultAccess,
+    pub access_mode: AccessMode,
 }
 
 impl Document {
@@ -58,10 +62,14 @@ impl Document {
         let Some(mut table) = root.table() else { return Self::default() };
         let services = table.optional("services");
         let routes = table.optional("routes");
+        let default_access = table.optional("default_access");
+        let access_mode = table.optional("access_mode");
         table.finish();
         let document = Self {
             services: services.as_ref().map(read_services).unwrap_or_default(),
             routes: routes.as_ref().map(route::read_all).unwrap_or_default(),
+            default_access: default_access.and_then(|v| access::read_default(&v)).unwrap_or_default(),
+            access_mode: access_mode.and_then(|v| access::read_mode(&v)).unwrap_or_default(),
         };
         document.check_routes(routes.as_ref());
         document.check_fallbacks(services.as_ref());
@@ -81,7 +89,21 @@ impl Document {
                 )
             })
         });
-        many.chain(self.services.iter().flat_map(|(name, policy)| misplaced(name, policy))).collect()
+        let misplaced = self.services.iter().flat_map(|(name, policy)| misplaced(name, policy));
+        many.chain(misplaced).chain(self.unknown_callers()).collect()
+    }
+
+    /// Callers that rules name and the document does not: membership may know them, or they are misspelt.
+    fn unknown_callers(&self) -> impl Iterator<Item = String> {
+        self.services.iter().flat_map(move |(name, policy)| {
+            let rules = policy.allow.iter().flatten();
+            let unknown = rules.filter_map(move |rule| match &rule.callers {
+                Callers::Service(caller) if !self.services.contains_key(caller) => Some(caller),
+                Callers::Service(_) | Callers::Identified | Callers::Unidentified => None,
+            });
+            unknown
+                .map(move |caller| format!("services.{name}.allow: the document names no service `{caller}`"))
+        })
     }
 
     /// Whoever is on the new version of one service of a group is so everywhere: same salt, same borders, same roles.

@@ -3,7 +3,7 @@
 //! Pure by rule: no IO, no clock, no task, no dice. Time, liveness and randomness are arguments.
 //! In reading order: what is wrong with a document ([`problem`]), how text becomes a tree ([`json`], [`node`]) and
 //! the tree is read ([`grammar`]), the words ([`name`], [`address`], [`mod@unit`], [`identity`]), the policies of a service
-//! ([`service`], [`health`], [`tls`]; who is asking and how often: [`subject`], [`baggage`], [`rate_limit`]; when calls fail: [`failure`],
+//! ([`service`], [`health`], [`tls`]; who may call it: [`access`], by [`path`]; who is asking and how often: [`subject`], [`baggage`], [`rate_limit`]; when calls fail: [`failure`],
 //! [`retry`], [`outlier`], [`breaker`], [`fallback`]; who gets which version: [`assignment`], [`traffic`]; and which shard: [`sharding`]), the [`route`]s, the whole [`document`], what it means together
 //! with who is alive ([`snapshot`]), the brain ([`decide`]) and what it would do ([`explain`]), and what the two planes tell each
 //! other ([`wire`]).
@@ -57,6 +57,10 @@ pub mod assignment;
 pub mod traffic;
 
 pub mod sharding;
+
+pub mod path;
+
+pub mod access;
 
 pub mod service;
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::access::{self, AccessMode, Rule};
 use crate::breaker::BreakerPolicy;
 use crate::endpoint::Endpoint;
 use crate::fallback::{Fallback, read_chain};
@@ -54,6 +55,9 @@ pub struct ServicePolicy {
     pub traffic: Option<Arc<Traffic>>,
     /// Which of its shards a request goes to; without it they are one pool.
     pub sharding: Option<Arc<Sharding>>,
+    /// Who may call it, as far as it says so itself; see [`crate::snapshot::Snapshot::access_of`].
+    pub allow: Option<Vec<Rule>>,
+    pub access_mode: Option<AccessMode>,
     /// Used while membership knows no endpoint of this service.
     pub endpoints: Vec<Endpoint>,
 }
@@ -132,6 +136,8 @@ impl Default for ServicePolicy {
             fallback: Vec::new(),
             traffic: None,
             sharding: None,
+            allow: None,
+            access_mode: None,
             endpoints: Vec::new(),
         }
     }
@@ -174,9 +180,13 @@ impl ServicePolicy {
             fallback: table.optional("fallback").and_then(|v| read_chain(&v)).unwrap_or_default(),
             traffic: None,
             sharding: None,
+            allow: None,
+            access_mode: table.optional("access_mode").and_then(|v| access::read_mode(&v)),
             endpoints: table.optional("endpoints").and_then(|v| read_endpoints(&v)).unwrap_or_default(),
         };
         let (spread, rule) = (table.optional("traffic"), table.optional("sharding"));
+        // What is no list allows nobody: silence would allow everybody.
+        let allow = table.optional("allow").map(|v| access::read_rules(&v).unwrap_or_default());
         table.finish();
         let traffic = spread.as_ref().and_then(|v| Traffic::read(v, name));
         if let (Some(value), Some(traffic)) = (&spread, &traffic) {
@@ -184,7 +194,7 @@ impl ServicePolicy {
         }
         let subject = traffic.as_ref().map(|traffic| &traffic.subject);
         let sharding = rule.as_ref().and_then(|v| Sharding::read(v, subject));
-        Some(Self { traffic: traffic.map(Arc::new), sharding: sharding.map(Arc::new), ..policy })
+        Some(Self { traffic: traffic.map(Arc::new), sharding: sharding.map(Arc::new), allow, ..policy })
     }
 }
 

@@ -33,6 +33,8 @@ pub(crate) struct Caller {
     pub(crate) secure: bool,
     /// Who it has shown that it is.
     pub(crate) identity: Option<CallerIdentity>,
+    /// When the certificate ends by which it has, in milliseconds of [`clock`]; `u64::MAX` is never.
+    until_ms: u64,
     /// Its address as `X-Forwarded-For` tells it, made once per connection.
     pub(crate) forwarded_for: HeaderValue,
     pub(crate) activity: Arc<Activity>,
@@ -69,6 +71,8 @@ pub(crate) struct Activity {
 /// Why a connection is ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expired {
+    /// The caller's certificate has ended, and with it what it had shown.
+    Certificate,
     /// A head did not become complete in time.
     Head,
     /// No request for a long time.
@@ -112,6 +116,7 @@ impl Caller {
             trusted,
             secure: false,
             identity: None,
+            until_ms: u64::MAX,
             forwarded_for,
             activity,
             _permit: permit,
@@ -124,7 +129,21 @@ impl Caller {
     pub(crate) fn showed(&mut self, identity: Option<CallerIdentity>) {
         self.secure = true;
         self.trusted |= identity.is_some();
+        if let Some(identity) = &identity {
+            let lasts_ms = u64::try_from(identity.lasts.as_millis()).unwrap_or(u64::MAX);
+            self.until_ms = clock::now_ms().saturating_add(lasts_ms);
+        }
         self.identity = identity;
+    }
+
+    /// What is overdue now, or how long nothing can be.
+    pub(crate) fn check(&self, now_ms: u64, head_timeout: Duration) -> Result<Duration, Expired> {
+        let left_ms = self.until_ms.saturating_sub(now_ms);
+        if left_ms == 0 {
+            return Err(Expired::Certificate);
+        }
+        let next = self.activity.check(now_ms, head_timeout)?;
+        Ok(next.min(Duration::from_millis(left_ms)))
     }
 }
 
@@ -167,7 +186,7 @@ impl Activity {
     }
 
     /// What is overdue now, or how long nothing can be.
-    pub(crate) fn check(&self, now_ms: u64, head_timeout: Duration) -> Result<Duration, Expired> {
+    fn check(&self, now_ms: u64, head_timeout: Duration) -> Result<Duration, Expired> {
         let head_ms = u64::try_from(head_timeout.as_millis()).unwrap_or(u64::MAX);
         let left = |since: u64, most: u64| (since + most).saturating_sub(now_ms);
         let blocked = self.blocked_since_ms.load(Relaxed);

@@ -15,6 +15,7 @@ use gilmok_config::snapshot::Snapshot;
 use gilmok_config::wire::Applied;
 use tokio::sync::watch;
 
+use crate::access::Admission;
 use crate::clock;
 use crate::tls::Mesh;
 use crate::upstream::endpoint::EndpointState;
@@ -29,6 +30,8 @@ pub(crate) struct Current {
     pub(crate) upstreams: Vec<Arc<Upstream>>,
     /// The apps beside this proxy, by place in the settings.
     pub(crate) apps: Vec<Arc<Upstream>>,
+    /// Who may call them, in the same order.
+    pub(crate) access: Vec<Arc<Admission>>,
     /// By which visitors are known, where there are any.
     pub(crate) keys: Option<Arc<VisitorKeys>>,
     /// Which revision it is; absent in file mode.
@@ -215,6 +218,7 @@ impl InForce {
                 forced_breakers: Vec::new(),
                 fallback: Vec::new(),
                 traffic: None,
+                allow: None,
                 endpoints: Vec::new(),
                 ..told.map_or_else(ServicePolicy::default, |policy| ServicePolicy::clone(policy))
             });
@@ -223,9 +227,14 @@ impl InForce {
             Arc::new(Upstream::build(&app.service, &policy, endpoints, kept, &around))
         });
         let apps: Vec<_> = apps.collect();
+        let access = self.apps.iter().enumerate().map(|(place, app)| {
+            let (kept, access) = (before.access.get(place), snapshot.access_of(app.service.as_str()));
+            Admission::following(kept, &app.service, access, with.identity.is_some())
+        });
+        let access = access.collect();
         let generation = before.generation + 1;
         let keys = with.keys.clone();
-        let current = Current { snapshot, upstreams, apps, keys, applied, generation };
+        let current = Current { snapshot, upstreams, apps, access, keys, applied, generation };
         self.current.store(Arc::new(current));
         self.generation.send_replace(generation);
         generation

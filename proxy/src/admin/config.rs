@@ -62,8 +62,10 @@ pub(super) fn word_of(level: LevelFilter) -> &'static str {
 /// The settings without what is secret: of tokens only the file's name.
 fn settings(settings: &Settings, admin: &Admin) -> Value {
     let limits = &settings.limits;
-    let apps = settings.apps.iter().zip(&admin.apps_healthy).map(|(app, healthy)| {
+    let current = admin.in_force.load();
+    let apps = settings.apps.iter().zip(&admin.apps_healthy).enumerate().map(|(at, (app, healthy))| {
         let mut told = self::app(app);
+        told["access"] = json!(current.access.get(at).map(|admission| tls::access(admission)));
         told["healthy"] = json!(*healthy.borrow());
         told
     });

@@ -45,7 +45,7 @@ pub(super) fn metrics(admin: &Admin) -> Response<Full<Bytes>> {
     add_rate_limits(&mut out, &current);
     shards::add(&mut out, &current);
     versions::add(&mut out, &current);
-    tls::add(&mut out, admin);
+    tls::add(&mut out, admin, &current);
     respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", out)
 }
 

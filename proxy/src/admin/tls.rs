@@ -1,11 +1,14 @@
-//! What operators are told of TLS: who this proxy is, until when its certificates last, and what handshakes came to.
+//! What operators are told of who may come in: until when certificates last, what handshakes came to, and who was denied.
 
+use gilmok_config::access::{AccessMode, DefaultAccess};
 use gilmok_config::decide::Listener;
 use gilmok_config::moment::format_moment;
 use serde_json::{Value, json};
 
 use super::Admin;
 use super::scrape::{add_family, line};
+use crate::access::Admission;
+use crate::current::Current;
 
 /// Certificates by what they are for. Of keys nothing is told but the files' names.
 pub(super) fn standings(admin: &Admin) -> Value {
@@ -23,7 +26,23 @@ pub(super) fn standings(admin: &Admin) -> Value {
     told.collect()
 }
 
-pub(super) fn add(out: &mut String, admin: &Admin) {
+/// Who may call an app beside this proxy, in a few words.
+pub(super) fn access(admission: &Admission) -> Value {
+    let access = admission.access();
+    json!({
+        "rules": access.allow.as_ref().map(Vec::len),
+        "default": match access.default {
+            DefaultAccess::Allow => "allow",
+            DefaultAccess::Deny => "deny",
+        },
+        "mode": match access.mode {
+            AccessMode::DryRun => "dry_run",
+            AccessMode::Enforce => "enforce",
+        },
+    })
+}
+
+pub(super) fn add(out: &mut String, admin: &Admin, current: &Current) {
     let tls = &admin.shared.tls;
     let (mut ends, mut reloads, mut handshakes) = (String::new(), String::new(), String::new());
     for standing in tls.standings() {
@@ -50,7 +69,22 @@ pub(super) fn add(out: &mut String, admin: &Admin) {
             );
         }
     }
+    let mut denials = String::new();
+    for admission in &current.access {
+        let service = admission.service();
+        for (kind, count) in admission.denied() {
+            let (caller, rule) = (kind.caller.as_str(), kind.denial);
+            let mode = if kind.is_dry { "dry_run" } else { "enforce" };
+            line(
+                &mut denials,
+                format_args!(
+                    "gilmok_access_denied_total{{service=\"{service}\",caller=\"{caller}\",rule=\"{rule}\",mode=\"{mode}\"}} {count}"
+                ),
+            );
+        }
+    }
     for (name, kind, help, lines) in [
+        ("gilmok_access_denied_total", "counter", "Requests that no rule allows.", denials),
         ("gilmok_certificate_end_seconds", "gauge", "When a certificate ends, in Unix time.", ends),
         ("gilmok_certificate_reloads_total", "counter", "Changes of certificates' files.", reloads),
         ("gilmok_tls_handshakes_total", "counter", "TLS handshakes with callers.", handshakes),

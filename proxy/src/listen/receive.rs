@@ -33,9 +33,11 @@ pub(super) async fn receive(
             caller.showed(received.identity);
             Some((Stream::Tls(received.stream), received.is_h2))
         }
-        Err((outcome, why)) => {
-            tls.count(listener, outcome);
-            tracing::debug!("TLS with {} at the {} listener: {why}", caller.peer, listener.as_str());
+        Err(refused) => {
+            tls.count(listener, refused.outcome);
+            let (peer, why) = (caller.peer, &refused.why);
+            tracing::debug!("no TLS with {peer} at the {} listener: {why}", listener.as_str());
+            refused.part().await;
             None
         }
     }

@@ -161,7 +161,7 @@ pub(super) async fn within<F: Future>(
             return std::task::Poll::Ready(Ok(output));
         }
         while timer.as_mut().poll(cx).is_ready() {
-            match caller.activity.check(clock::now_ms(), head_timeout) {
+            match caller.check(clock::now_ms(), head_timeout) {
                 Ok(next) => timer.as_mut().reset(Instant::now() + next),
                 Err(expired) => return std::task::Poll::Ready(Err(expired)),
             }

@@ -39,9 +39,10 @@ use std::future::ready;
 use std::pin::Pin;
 use std::rc::Rc;
 
+use gilmok_config::access;
 use gilmok_config::baggage;
 use gilmok_config::decide::{Decision, Listener, Refusal, Split, Target, decide};
-use gilmok_config::route::has_prefix;
+use gilmok_config::path::has_prefix;
 use gilmok_config::sharding::Sharded;
 use http::header::{HOST, HeaderValue};
 use http::uri::PathAndQuery;
@@ -201,6 +202,16 @@ fn destination(
     let host = head::authority(request, caller.listener)?;
     if let (Listener::Inbound, Some(app)) = (caller.listener, caller.app) {
         let place = Place::App(app);
+        let asking = access::Asking {
+            caller: caller.identity.as_ref().map(|identity| &identity.service),
+            method: request.method(),
+            // The same that is sent on.
+            path: request.uri().path_and_query().map_or("/", PathAndQuery::path),
+        };
+        if let Err(denial) = view.access[app].ask(&asking, clock::ms_of(record.started())) {
+            record.placed(place);
+            return Err(Fault::Denied(denial.told()));
+        }
         let timeout = place.of(view).policy.request_timeout;
         return Ok(Some(Destination { place, split: None, shard: None, strip_prefix: None, timeout }));
     }

@@ -20,7 +20,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::mesh::Mesh;
 use super::pair::{provider, read};
-use super::verify::Unverified;
+use super::verify::{Unverified, told as told_of};
 use super::{CLIENT_SESSIONS_MAX, alpn, unix_now};
 
 /// Where the systems that we know keep the authorities they believe: Debian, Red Hat, SUSE, Alpine. A path in
@@ -199,7 +199,7 @@ impl Dial {
             Ok(stream) => stream,
             Err(error) => {
                 let why = of_error(&error);
-                self.tell(peer, &error);
+                self.tell(peer, &told_of(&error));
                 return Err(why);
             }
         };
@@ -235,6 +235,8 @@ pub(crate) fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
             | Alert::CertificateRequired
             | Alert::CertificateRevoked
             | Alert::CertificateUnknown
+            // Its signature is not the authority's.
+            | Alert::DecryptError
             | Alert::UnknownCA
             | Alert::UnsupportedCertificate
     )

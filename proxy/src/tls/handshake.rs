@@ -11,14 +11,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::{Error, HandshakeKind};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy, sink};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsStream, server};
 
 use super::live::Accepting;
 use super::mesh::CallerIdentity;
 use super::unix_now;
+use super::verify::told;
+
+/// How long and how much a caller that is refused is still read from.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES_MAX: u64 = 64 << 10;
 
 /// What handshakes come to, as the metric tells it.
 pub(crate) const RESULTS: [&str; 11] = [
@@ -68,6 +74,15 @@ pub(crate) struct Received {
     pub(crate) outcome: Outcome,
 }
 
+/// A caller that was not.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) outcome: Outcome,
+    pub(crate) why: String,
+    /// Where it is still to be heard out.
+    stream: Option<TcpStream>,
+}
+
 /// The handshakes of one worker that are under way.
 #[derive(Debug)]
 pub(crate) struct Handshakes {
@@ -97,17 +112,20 @@ impl Handshakes {
         accepting: &Accepting,
         stream: TcpStream,
         within: Duration,
-    ) -> Result<Received, (Outcome, String)> {
+    ) -> Result<Received, Refused> {
         let (place, mut ended) = self.begin();
+        let acceptor = TlsAcceptor::from(Arc::clone(&accepting.config));
         let accepted = tokio::select! {
-            accepted = TlsAcceptor::from(Arc::clone(&accepting.config)).accept(stream) => accepted,
-            _ = &mut ended => return Err((Outcome::CrowdedOut, "too many handshakes at once".to_owned())),
-            () = sleep(within) => return Err((Outcome::Timeout, format!("no end within {within:?}"))),
+            accepted = acceptor.accept(stream).into_fallible() => accepted,
+            _ = &mut ended => return Err(Refused::new(Outcome::CrowdedOut, "too many handshakes at once".to_owned())),
+            () = sleep(within) => return Err(Refused::new(Outcome::Timeout, format!("no end within {within:?}"))),
         };
         drop(place);
         match accepted {
-            Ok(stream) => Ok(received(accepting, stream)),
-            Err(error) => Err((of_error(&error), error.to_string())),
+            Ok(stream) => received(accepting, stream),
+            Err((error, stream)) => {
+                Err(Refused { stream: Some(stream), ..Refused::new(of_error(&error), told(&error)) })
+            }
         }
     }
 
@@ -129,7 +147,24 @@ impl Drop for Place<'_> {
     }
 }
 
-fn received(accepting: &Accepting, stream: server::TlsStream<TcpStream>) -> Received {
+impl Refused {
+    fn new(outcome: Outcome, why: String) -> Self {
+        Self { outcome, why, stream: None }
+    }
+
+    /// Lets the caller read why: closing on what it has sent already would take back the alert.
+    pub(crate) async fn part(self) {
+        let Some(mut stream) = self.stream else { return };
+        let reading = async {
+            if stream.shutdown().await.is_ok() {
+                drop(copy(&mut (&mut stream).take(LINGER_BYTES_MAX), &mut sink()).await);
+            }
+        };
+        drop(timeout(LINGER, reading).await);
+    }
+}
+
+fn received(accepting: &Accepting, stream: server::TlsStream<TcpStream>) -> Result<Received, Refused> {
     let connection = stream.get_ref().1;
     let outcome = match connection.handshake_kind() {
         Some(HandshakeKind::Resumed) => Outcome::Resumed,
@@ -137,8 +172,12 @@ fn received(accepting: &Accepting, stream: server::TlsStream<TcpStream>) -> Rece
     };
     let chain = connection.peer_certificates().unwrap_or_default();
     let identity = accepting.mesh.as_ref().and_then(|mesh| mesh.caller(chain, unix_now()));
+    // Verified when its session began, and ended since.
+    if accepting.needs_identity() && identity.is_none() {
+        return Err(Refused::new(Outcome::BadCertificate, "its certificate has ended".to_owned()));
+    }
     let is_h2 = connection.alpn_protocol().map(|protocol| protocol == b"h2");
-    Received { stream: Box::new(stream.into()), identity, is_h2, outcome }
+    Ok(Received { stream: Box::new(stream.into()), identity, is_h2, outcome })
 }
 
 fn of_error(error: &io::Error) -> Outcome {

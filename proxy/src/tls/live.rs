@@ -65,6 +65,7 @@ pub(crate) struct Accepting {
     pub(super) config: Arc<ServerConfig>,
     /// Who they are checked to be; only for callers of the mesh.
     pub(super) mesh: Option<Arc<Mesh>>,
+    mode: Mode,
 }
 
 /// How it stands with a certificate, as operators are told.
@@ -100,7 +101,7 @@ impl std::fmt::Debug for Follower {
 
 impl Door {
     fn new(mode: Mode, config: Arc<ServerConfig>, mesh: Option<Arc<Mesh>>) -> Self {
-        Self { mode, accepting: ArcSwap::from_pointee(Accepting { config, mesh }) }
+        Self { mode, accepting: ArcSwap::from_pointee(Accepting { config, mesh, mode }) }
     }
 
     /// How a caller is received who comes now.
@@ -109,7 +110,14 @@ impl Door {
     }
 
     fn put(&self, config: Arc<ServerConfig>, mesh: Option<Arc<Mesh>>) {
-        self.accepting.store(Arc::new(Accepting { config, mesh }));
+        self.accepting.store(Arc::new(Accepting { config, mesh, mode: self.mode }));
+    }
+}
+
+impl Accepting {
+    /// Whether nobody comes in without an identity.
+    pub(super) fn needs_identity(&self) -> bool {
+        self.mesh.is_some() && self.mode == Mode::Strict
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gilmok_config::identity::Identity;
 use gilmok_config::name::ServiceName;
@@ -41,6 +42,8 @@ pub(crate) struct Mesh {
 #[derive(Clone, Debug)]
 pub(crate) struct CallerIdentity {
     pub(crate) service: ServiceName,
+    /// When its certificate ends, from the moment it was shown.
+    pub(crate) lasts: Duration,
     /// What the app is told of it: `X-Forwarded-Client-Cert` in Envoy's grammar, made once per connection.
     pub(crate) forwarded: HeaderValue,
 }
@@ -118,7 +121,8 @@ impl Mesh {
         }
         forwarded.push_str(&format!(";URI={identity}"));
         let forwarded = HeaderValue::try_from(forwarded).ok()?;
-        Some(CallerIdentity { service: identity.service, forwarded })
+        let lasts = Duration::from_secs(facts.not_after - now);
+        Some(CallerIdentity { service: identity.service, lasts, forwarded })
     }
 }
 

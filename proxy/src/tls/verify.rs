@@ -4,8 +4,8 @@
 //! common name says does not count. Constraints of an authority on URIs are refused as a whole: rustls does not know how
 //! to check them.
 
-use std::fmt;
 use std::sync::Arc;
+use std::{fmt, io};
 
 use gilmok_config::identity::Identity;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -217,6 +217,15 @@ impl ClientCertVerifier for CallerVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.chain.supported_verify_schemes()
+    }
+}
+
+/// What went wrong in a handshake, in words. rustls shows what is not its own the way programs do.
+pub(super) fn told(error: &io::Error) -> String {
+    let source = error.get_ref().and_then(|source| source.downcast_ref::<Error>());
+    match source {
+        Some(Error::InvalidCertificate(CertificateError::Other(OtherError(wrong)))) => wrong.to_string(),
+        Some(_) | None => error.to_string(),
     }
 }
 
