@@ -205,6 +205,8 @@ impl InForce {
             Arc::new(Upstream::build(&service.name, &service.policy, &service.endpoints, kept, &around))
         });
         let upstreams: Vec<_> = upstreams.collect();
+        // The apps beside this proxy are called in the clear.
+        let around = Surroundings { identity: None, ..around };
         let apps = self.apps.iter().enumerate().map(|(place, app)| {
             let told = snapshot.service_index(app.service.as_str()).map(|at| &snapshot.services()[at].policy);
             // The app is checked by the proxy's settings and stands alone: its service's balancing, and what is done when

@@ -227,6 +227,23 @@ async fn without_an_identity_a_caller_is_served_where_that_is_allowed() {
 }
 
 #[tokio::test]
+async fn a_strict_caller_calls_nobody_in_the_clear_whatever_membership_says() {
+    let app = Upstream::saying("fine").await;
+    let authority = Authority::new("mesh");
+    let ads = sidecar(&authority, "ads", app.address, "").await;
+    // Neither is said to be a sidecar, and only one of them is.
+    let mesh = service("ads", "", &[ads.inbound(0)]) + &service("news", "", &[app.address]);
+    let settings = ProxySettings::of_mesh(mesh).table(IDENTITY).table("[outbound]\ntls = \"strict\"");
+    let scratch = identity(&authority.sign(&Spec::service("shop")), &authority.pem());
+    let shop = started(settings, scratch).await;
+    assert_eq!(shop.get("ads", "/").await.status(), 200);
+    assert!(app.only_request().await.header("x-forwarded-client-cert").is_some());
+    let answer = shop.get("news", "/").await;
+    assert!(answer.status() >= 502, "{answer:?}");
+    assert!(app.requests().iter().all(|request| request.header("host") != Some("news")));
+}
+
+#[tokio::test]
 async fn a_registration_says_who_speaks_mutual_tls() {
     let app = Upstream::saying("fine").await;
     let authority = Authority::new("mesh");
@@ -378,4 +395,55 @@ async fn nginx_is_called_over_tls_in_both_protocols() {
         assert_eq!(answer.text(), format!("ads.internal {told} TLSv1.3"));
     }
     nginx.signal(Signal::Terminate).await;
+}
+
+#[tokio::test]
+async fn identities_that_openssl_made_as_the_docs_say_are_believed() {
+    let page = std::fs::read_to_string(gilmok_tests::source_tree::root().join("docs/moving-in.md")).unwrap();
+    let script: Vec<&str> =
+        page.lines().filter(|line| line.starts_with("openssl ") || line.starts_with("printf ")).collect();
+    assert_eq!(script.len(), 4, "{script:?}");
+    let folder = Scratch::new();
+    // The root once, then each service; the second one with an RSA key.
+    let rsa = script[1..]
+        .join("\n")
+        .replace("checkout", "shop")
+        .replace("ec -pkeyopt ec_paramgen_curve:P-256", "rsa:2048");
+    for commands in [script.join("\n"), rsa] {
+        let output = Command::new("sh").args(["-ec", &commands]).current_dir(folder.path()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    let files = |name: &str| {
+        let path = |ending: &str| folder.path().join(format!("{name}.{ending}")).display().to_string();
+        format!(
+            "[identity]\ncert_file = \"{}\"\nkey_file = \"{}\"\nca_file = \"{}\"",
+            path("pem"),
+            path("key"),
+            folder.path().join("root.pem").display()
+        )
+    };
+    let app = Upstream::saying("fine").await;
+    let callee = ProxySettings::of_mesh("[services.checkout]\nallow = [\"shop\"]\n")
+        .listen("inbound_tls = \"strict\"")
+        .app("checkout", app.address, "")
+        .table(&files("checkout"));
+    let callee = Proxy::start_with(callee).await;
+    let shop = ProxySettings::of_mesh(sidecars("checkout", "", &[callee.inbound(0)])).table(&files("shop"));
+    let shop = Proxy::start_with(shop).await;
+    assert_eq!(shop.get("checkout", "/").await.status(), 200);
+    let told = app.only_request().await.header("x-forwarded-client-cert").unwrap().to_owned();
+    assert!(told.ends_with(";URI=spiffe://mesh.example/service/shop"), "{told}");
+}
+
+#[tokio::test]
+async fn sidecars_speak_http2_with_each_other_where_the_service_says_so() {
+    let app = Upstream::saying("fine").await;
+    let authority = Authority::new("mesh");
+    let ads = sidecar(&authority, "ads", app.address, "inbound_tls = \"strict\"").await;
+    let shop = shop(&authority, &sidecars("ads", "protocol = \"h2\"", &[ads.inbound(0)])).await;
+    let load = Load::start(shop.outbound(), 8, &Ask::of("ads"));
+    load.flows(200).await;
+    load.stop().await.expect_no_failure();
+    let open = ads.metric("gilmok_connections", &["listener=\"inbound\""]).await;
+    assert!(open <= 2.0, "streams share a connection: {open}");
 }

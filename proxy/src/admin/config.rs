@@ -76,6 +76,7 @@ fn settings(settings: &Settings, admin: &Admin) -> Value {
         "apps": apps.collect::<Vec<_>>(),
         "trusted": settings.listen.trusted.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "tls": {
+            "outbound": settings.tls.identity.is_some().then(|| mode(settings.tls.outbound_mode)),
             "inbound": settings.tls.identity.is_some().then(|| mode(settings.tls.inbound_mode)),
             "edge": (!settings.tls.edge.is_empty()).then(|| mode(settings.tls.edge_mode)),
         },

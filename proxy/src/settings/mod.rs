@@ -227,14 +227,17 @@ impl Settings {
         check_ports(root, registration != Registration::Nowhere);
         let (visitor_keys, certificates) = edge.map(|v| read_edge(&v, base)).unwrap_or_default();
         let identity = identity.and_then(|v| tls::read_identity(&v, base));
+        let (outbound, outbound_mode) =
+            outbound.map(|v| Outbound::read(&v, identity.as_ref())).unwrap_or_default();
         let (listen, tls) = Listen::read(listen.as_ref(), certificates, identity);
+        let tls = TlsSettings { outbound_mode, ..tls };
         let settings = Self {
             node: node.and_then(|v| read_node(&v)).unwrap_or_else(|| default_node(&apps, environment)),
             zone: zone.and_then(|v| v.named(Name::parse)).unwrap_or_default(),
             log: log.and_then(|v| v.choice(&LEVELS)).unwrap_or(LevelFilter::INFO),
             apps,
             listen,
-            outbound: outbound.map(|v| Outbound::read(&v)).unwrap_or_default(),
+            outbound,
             mesh_warnings: Vec::new(),
             visitor_keys,
             tls,
@@ -295,13 +298,14 @@ impl Listen {
 }
 
 impl Outbound {
-    fn read(value: &Value<'_>) -> Self {
-        let Some(mut table) = value.table() else { return Self::default() };
+    fn read(value: &Value<'_>, identity: Option<&IdentityFiles>) -> (Self, Mode) {
+        let Some(mut table) = value.table() else { return Default::default() };
         let words = [("reject", UnknownHosts::Reject), ("pass", UnknownHosts::Pass)];
         let unknown_hosts =
             table.optional("unknown_hosts").and_then(|v| v.choice(&words)).unwrap_or_default();
+        let mode = table.optional("tls").map(|v| tls::read_outbound_mode(&v, identity)).unwrap_or_default();
         table.finish();
-        Self { unknown_hosts }
+        (Self { unknown_hosts }, mode)
     }
 }
 

@@ -34,7 +34,7 @@ const fn row(path: &'static str, flag: &'static str, form: Form, help: &'static 
     Overridable { path, flag, form, help }
 }
 
-pub(super) const OVERRIDABLE: [Overridable; 45] = [
+pub(super) const OVERRIDABLE: [Overridable; 46] = [
     row("node", "node", Form::Text, "Name of this proxy, stable over restarts"),
     row("zone", "zone", Form::Text, "Zone of this proxy, for zone preference"),
     row("log", "log", Form::Text, "error, warn, info, debug or trace"),
@@ -55,6 +55,7 @@ pub(super) const OVERRIDABLE: [Overridable; 45] = [
         "Roots that other identities are checked against",
     ),
     row("outbound.unknown_hosts", "outbound-unknown-hosts", Form::Text, "reject or pass"),
+    row("outbound.tls", "outbound-tls", Form::Text, "permissive or strict; needs an identity"),
     row(
         "edge.uid_key_file",
         "edge-uid-key-file",

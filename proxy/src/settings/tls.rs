@@ -19,7 +19,7 @@ pub(super) fn read_identity(value: &Value<'_>, base: &Path) -> Option<IdentityFi
     let ca_file = table.required("ca_file").and_then(|v| read_path(&v, base));
     table.finish();
     let files = IdentityFiles { pair: pair?, ca_file: ca_file? };
-    if let Err(why) = Mesh::read(&files) {
+    if let Err(why) = Mesh::read(&files, Mode::default()) {
         value.fault("no identity", why);
         return None;
     }
@@ -51,6 +51,18 @@ fn read_pair(table: &mut Table<'_>, base: &Path) -> Option<PairFiles> {
     let mut path = |key| table.required(key).and_then(|v| read_path(&v, base));
     let (cert_file, key_file) = (path("cert_file"), path("key_file"));
     Some(PairFiles { cert_file: cert_file?, key_file: key_file? })
+}
+
+/// `tls` of `[outbound]`.
+pub(super) fn read_outbound_mode(value: &Value<'_>, identity: Option<&IdentityFiles>) -> Mode {
+    let mode = value.choice(&MODES).unwrap_or_default();
+    if mode == Mode::Strict && identity.is_none() {
+        value.fault(
+            "there is no identity to speak TLS with",
+            "add [identity] with cert_file, key_file, ca_file",
+        );
+    }
+    mode
 }
 
 /// `inbound_tls` and `edge_tls` of `[listen]`.

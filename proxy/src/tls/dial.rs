@@ -21,7 +21,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use super::mesh::Mesh;
 use super::pair::{provider, read};
 use super::verify::{Unverified, told as told_of};
-use super::{CLIENT_SESSIONS_MAX, alpn, unix_now};
+use super::{CLIENT_SESSIONS_MAX, Mode, alpn, unix_now};
 
 /// Where the systems that we know keep the authorities they believe: Debian, Red Hat, SUSE, Alpine. A path in
 /// `SSL_CERT_FILE` wins, as everywhere.
@@ -76,8 +76,11 @@ impl Dialing {
         before: Option<&Self>,
     ) -> Self {
         let before = before.filter(|before| before.protocol == policy.protocol);
-        let wants_mesh = endpoints.iter().any(speaks_mesh_tls);
-        let mesh = identity.filter(|_| wants_mesh).and_then(|identity| {
+        let is_wanted = |identity: &&Arc<Mesh>| {
+            let calls = |endpoint| calls_mesh(identity, endpoint, policy.tls.is_some());
+            endpoints.iter().any(calls)
+        };
+        let mesh = identity.filter(is_wanted).and_then(|identity| {
             let kept = before.and_then(|before| before.mesh.as_ref());
             if let Some((kept, config)) = kept.filter(|(kept, _)| Arc::ptr_eq(kept, identity)) {
                 return Some((Arc::clone(kept), Arc::clone(config)));
@@ -106,7 +109,7 @@ impl Dialing {
     ) -> Option<Arc<Dial>> {
         let by_address = || ip.map(ServerName::from);
         let (config, name) = match (&self.mesh, &self.own) {
-            (Some((_, config)), _) if speaks_mesh_tls(endpoint) => {
+            (Some((mesh, config)), own) if calls_mesh(mesh, endpoint, own.is_some()) => {
                 // Only a hint for whoever looks at the wire: who it must be stands in the verifier.
                 (config, named(&format!("{service}.mesh")).or_else(by_address)?)
             }
@@ -130,9 +133,10 @@ impl Dialing {
     }
 }
 
-/// Whether a sidecar says of itself that it speaks mutual TLS.
-fn speaks_mesh_tls(endpoint: &Endpoint) -> bool {
-    endpoint.inbound && endpoint.mtls
+/// Whether an endpoint is called over mutual TLS: a sidecar that says of itself that it speaks it; strictly, whoever is
+/// not said to speak TLS itself.
+fn calls_mesh(mesh: &Mesh, endpoint: &Endpoint, speaks_own: bool) -> bool {
+    (endpoint.inbound && endpoint.mtls) || (mesh.calls == Mode::Strict && !speaks_own)
 }
 
 fn named(name: &str) -> Option<ServerName<'static>> {

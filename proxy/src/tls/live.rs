@@ -38,6 +38,8 @@ pub(crate) struct TlsSettings {
     pub(crate) edge_mode: Mode,
     pub(crate) identity: Option<IdentityFiles>,
     pub(crate) inbound_mode: Mode,
+    /// How others are called.
+    pub(crate) outbound_mode: Mode,
 }
 
 /// What all workers share of TLS.
@@ -145,7 +147,7 @@ impl Tls {
         let (mut identity, mut inbound, mut mesh) = (None, None, None);
         if let Some(files) = &settings.identity {
             let watched = Watched::new(&[&files.pair.cert_file, &files.pair.key_file, &files.ca_file]);
-            let read = Arc::new(Mesh::read(files)?);
+            let read = Arc::new(Mesh::read(files, settings.outbound_mode)?);
             standings.extend(Standing::of_mesh(&read));
             let config = read.server_config(settings.inbound_mode)?;
             inbound = Some(Door::new(settings.inbound_mode, config, Some(Arc::clone(&read))));
@@ -312,7 +314,7 @@ impl Follower {
         let door = self.tls.inbound.as_ref()?;
         let before = door.accepting();
         let before = before.mesh.as_ref()?;
-        let read = Mesh::read(files).and_then(|new| {
+        let read = Mesh::read(files, before.calls).and_then(|new| {
             if new.identity != before.identity {
                 return Err(format!("it is {}, and this process is {}", new.identity, before.identity));
             }

@@ -36,6 +36,8 @@ pub(crate) struct Mesh {
     pub(crate) identity: Identity,
     pub(crate) pair: Pair,
     pub(crate) roots: Roots,
+    /// Whether endpoints are called in the clear that do not say they speak mutual TLS.
+    pub(crate) calls: Mode,
 }
 
 /// A caller that has shown who it is.
@@ -53,7 +55,7 @@ impl Mesh {
     ///
     /// # Errors
     /// Why they are no identity, in words for an operator.
-    pub(crate) fn read(files: &IdentityFiles) -> Result<Self, String> {
+    pub(crate) fn read(files: &IdentityFiles, calls: Mode) -> Result<Self, String> {
         let pair = Pair::read(&files.pair)?;
         let leaf = pair.certified.cert.first();
         let Some((identity, _)) = leaf.and_then(identity_of) else {
@@ -63,7 +65,7 @@ impl Mesh {
             ));
         };
         let roots = Roots::read(&files.ca_file)?;
-        Ok(Self { identity, pair, roots })
+        Ok(Self { identity, pair, roots, calls })
     }
 
     /// How callers are received. A new one forgets every session: whoever was believed by an old root shows itself anew.
@@ -140,7 +142,7 @@ mod tests {
         std::fs::write(&ca_file, authority.pem()).unwrap();
         let read = |leaf| {
             let pair = write(&dir, "a", &leaf);
-            Mesh::read(&IdentityFiles { pair, ca_file: ca_file.clone() })
+            Mesh::read(&IdentityFiles { pair, ca_file: ca_file.clone() }, Mode::Permissive)
         };
         let mesh = read(authority.leaf("spiffe://mesh/service/shop")).unwrap();
         assert_eq!(mesh.identity.to_string(), "spiffe://mesh/service/shop");
@@ -159,7 +161,7 @@ mod tests {
         let ca_file = dir.join("ca.pem");
         std::fs::write(&ca_file, authority.pem()).unwrap();
         let pair = write(&dir, "a", &authority.leaf("spiffe://mesh/service/ads"));
-        let mesh = Mesh::read(&IdentityFiles { pair, ca_file }).unwrap();
+        let mesh = Mesh::read(&IdentityFiles { pair, ca_file }, Mode::Permissive).unwrap();
         let caller = CertificateDer::from(authority.leaf("spiffe://mesh/service/shop").der());
         let until = Facts::read(&caller).unwrap().not_after;
         let known = mesh.caller(std::slice::from_ref(&caller), until).unwrap();
