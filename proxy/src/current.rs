@@ -251,6 +251,9 @@ mod tests {
     use gilmok_config::snapshot::Membership;
 
     use super::*;
+    use crate::testing::Folder;
+    use crate::testing::certificates::{Authority, write};
+    use crate::tls::{IdentityFiles, Mode};
 
     fn snapshot(text: &str) -> Snapshot {
         Snapshot::join(&Document::parse_toml(text).unwrap(), &Membership::new())
@@ -297,6 +300,37 @@ mod tests {
         let addresses: Arc<[SocketAddr]> = [([10, 0, 0, 1], 1).into(), ([10, 0, 0, 2], 1).into()].into();
         in_force.put_resolved(Resolved::from([(name, addresses)]));
         assert_eq!(in_force.load().upstreams[0].endpoints.len(), 2);
+    }
+
+    #[test]
+    fn another_identity_makes_other_connections_and_forgets_nothing_else() {
+        let (dir, authority) = (Folder::new("renewed"), Authority::new("mesh"));
+        let ca_file = dir.join("ca.pem");
+        std::fs::write(&ca_file, authority.pem()).unwrap();
+        let identity = |name: &str| {
+            let pair = write(&dir, name, &authority.leaf("spiffe://mesh/service/shop"));
+            let files = IdentityFiles { pair, ca_file: ca_file.clone() };
+            Arc::new(Mesh::read(&files, Mode::Permissive).unwrap())
+        };
+        let in_force = in_force();
+        let text = format!(
+            "{ONE}[[services.a.endpoints]]\naddress = \"127.0.0.1:2\"\ninbound = true\nmtls = true\n"
+        );
+        in_force.put(snapshot(&text), None);
+        let states = || in_force.load().upstreams[0].endpoints.clone();
+        let ids = || states().iter().map(|state| state.id).collect::<Vec<_>>();
+        let (plain, before) = (ids(), states());
+        assert!(before.iter().all(|state| state.dial.is_none()));
+        before[1].ewma_ns.store(7, Relaxed);
+        in_force.put_identity(identity("one"));
+        let encrypted = ids();
+        assert_eq!(encrypted[0], plain[0], "who is called in the clear is called on");
+        assert_ne!(encrypted[1], plain[1]);
+        assert!(states()[1].dial.is_some() && states()[1].ewma_ns.load(Relaxed) == 7);
+        in_force.put(snapshot(&format!("{text}weight = 5\n")), None);
+        assert_eq!(ids(), encrypted, "another weight is no other connection");
+        in_force.put_identity(identity("two"));
+        assert_ne!(ids()[1], encrypted[1]);
     }
 
     #[tokio::test]

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 use std::{env, fmt, io};
 
 use gilmok_config::address::Address;
@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::mesh::Mesh;
-use super::pair::{provider, read};
+use super::pair::{client, read};
 use super::verify::{Unverified, told as told_of};
 use super::{CLIENT_SESSIONS_MAX, Mode, alpn, unix_now};
 
@@ -31,6 +31,9 @@ const SYSTEM_CA_FILES: [&str; 4] = [
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 ];
+/// What no certificate is for (RFC 6761, 6.4).
+static NOBODY: LazyLock<ServerName<'static>> =
+    LazyLock::new(|| ServerName::try_from("nobody.invalid").expect("invariant: a sound name"));
 /// How often it is told that an endpoint cannot be called, and why.
 const TELL_SECONDS: u64 = 60;
 
@@ -80,20 +83,22 @@ impl Dialing {
             let calls = |endpoint| calls_mesh(identity, endpoint, policy.tls.is_some());
             endpoints.iter().any(calls)
         };
-        let mesh = identity.filter(is_wanted).and_then(|identity| {
+        let mesh = identity.filter(is_wanted).map(|identity| {
             let kept = before.and_then(|before| before.mesh.as_ref());
-            if let Some((kept, config)) = kept.filter(|(kept, _)| Arc::ptr_eq(kept, identity)) {
-                return Some((Arc::clone(kept), Arc::clone(config)));
-            }
-            let config = identity.client_config(service, policy.protocol);
-            told(service, config).map(|config| (Arc::clone(identity), config))
+            let kept = kept.filter(|(kept, _)| Arc::ptr_eq(kept, identity));
+            let config = match kept {
+                Some((_, config)) => Arc::clone(config),
+                None => identity.client_config(service, policy.protocol),
+            };
+            (Arc::clone(identity), config)
         });
-        let own = policy.tls.as_ref().and_then(|tls| {
+        let own = policy.tls.as_ref().map(|tls| {
             let kept = before.and_then(|before| before.own.as_ref());
-            if let Some((kept, config)) = kept.filter(|(kept, _)| kept == tls) {
-                return Some((kept.clone(), Arc::clone(config)));
-            }
-            told(service, own_config(tls, policy.protocol)).map(|config| (tls.clone(), config))
+            let config = match kept.filter(|(kept, _)| kept == tls) {
+                Some((_, config)) => Arc::clone(config),
+                None => own_config(tls, policy.protocol),
+            };
+            (tls.clone(), config)
         });
         Self { protocol: policy.protocol, mesh, own }
     }
@@ -111,7 +116,7 @@ impl Dialing {
         let (config, name) = match (&self.mesh, &self.own) {
             (Some((mesh, config)), own) if calls_mesh(mesh, endpoint, own.is_some()) => {
                 // Only a hint for whoever looks at the wire: who it must be stands in the verifier.
-                (config, named(&format!("{service}.mesh")).or_else(by_address)?)
+                (config, named(&format!("{service}.mesh")).or_else(by_address))
             }
             (_, Some((tls, config))) => {
                 let of_address = match &endpoint.address {
@@ -119,10 +124,12 @@ impl Dialing {
                     Address::Socket(_) | Address::Unix(_) => None,
                 };
                 let said = tls.server_name.as_deref().and_then(named);
-                (config, said.or(of_address).or_else(by_address).or_else(|| named(service.as_str()))?)
+                (config, said.or(of_address).or_else(by_address).or_else(|| named(service.as_str())))
             }
             (_, None) => return None,
         };
+        // Whoever has no name at all is asked for none that anybody has: never called in the clear for it.
+        let name = name.unwrap_or_else(|| NOBODY.clone());
         if let Some(before) =
             before.filter(|before| Arc::ptr_eq(&before.config, config) && before.name == name)
         {
@@ -143,14 +150,8 @@ fn named(name: &str) -> Option<ServerName<'static>> {
     ServerName::try_from(name.to_owned()).ok()
 }
 
-fn told<T>(service: &ServiceName, built: Result<T, String>) -> Option<T> {
-    built.inspect_err(|why| tracing::error!("{service}: no TLS to its endpoints: {why}")).ok()
-}
-
-fn own_config(tls: &UpstreamTls, protocol: Protocol) -> Result<Arc<ClientConfig>, String> {
-    let builder = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?;
+fn own_config(tls: &UpstreamTls, protocol: Protocol) -> Arc<ClientConfig> {
+    let builder = client();
     let mut config = if tls.verify {
         builder.with_root_certificates(roots(tls.ca.as_deref())).with_no_client_auth()
     } else {
@@ -161,7 +162,7 @@ fn own_config(tls: &UpstreamTls, protocol: Protocol) -> Result<Arc<ClientConfig>
     };
     config.alpn_protocols = alpn(protocol);
     config.resumption = Resumption::in_memory_sessions(CLIENT_SESSIONS_MAX);
-    Ok(Arc::new(config))
+    Arc::new(config)
 }
 
 /// The authorities that are believed. Where there are none, nobody is: calls fail and say why.
@@ -251,5 +252,93 @@ fn of_error(error: &io::Error) -> DialError {
         Some(Error::InvalidCertificate(_) | Error::NoCertificatesPresented) => DialError::Certificate,
         Some(_) => DialError::Protocol,
         None => DialError::Closed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::mesh::IdentityFiles;
+    use super::*;
+    use crate::testing::Folder;
+    use crate::testing::certificates::{Authority, write};
+
+    fn identity(calls: Mode) -> Arc<Mesh> {
+        let (dir, authority) = (Folder::new("dial"), Authority::new("mesh"));
+        let ca_file = dir.join("ca.pem");
+        std::fs::write(&ca_file, authority.pem()).unwrap();
+        let pair = write(&dir, "own", &authority.leaf("spiffe://mesh/service/shop"));
+        Arc::new(Mesh::read(&IdentityFiles { pair, ca_file }, calls).unwrap())
+    }
+
+    fn endpoint(address: &str, is_sidecar: bool) -> Endpoint {
+        let mut endpoint = Endpoint::at(address.parse().unwrap());
+        (endpoint.inbound, endpoint.mtls) = (is_sidecar, is_sidecar);
+        endpoint
+    }
+
+    fn policy(tls: Option<&str>) -> ServicePolicy {
+        let own = |name: &str| UpstreamTls {
+            ca: None,
+            server_name: (!name.is_empty()).then(|| name.to_owned()),
+            verify: false,
+        };
+        ServicePolicy { tls: tls.map(own), ..ServicePolicy::default() }
+    }
+
+    /// The name that an endpoint is asked for; `None` is in the clear.
+    fn asked(
+        service: &str,
+        policy: &ServicePolicy,
+        mesh: Option<&Arc<Mesh>>,
+        endpoint: &Endpoint,
+    ) -> Option<String> {
+        let service = ServiceName::parse(service).unwrap();
+        let all = std::slice::from_ref(endpoint);
+        let ip = match &endpoint.address {
+            Address::Socket(socket) => Some(socket.ip()),
+            Address::Name { .. } => Some([10, 0, 0, 9].into()),
+            Address::Unix(_) => None,
+        };
+        let dial = Dialing::build(&service, policy, all, mesh, None).of(&service, endpoint, ip, None);
+        dial.map(|dial| dial.name.to_str().into_owned())
+    }
+
+    #[test]
+    fn who_is_called_how() {
+        let (gentle, strict) = (identity(Mode::Permissive), identity(Mode::Strict));
+        let (sidecar, other) = (endpoint("10.0.0.1:1", true), endpoint("10.0.0.1:1", false));
+        let (named, local) = (endpoint("ads.example:1", false), endpoint("unix:///ads.sock", false));
+        let (plain, own, said) = (policy(None), policy(Some("")), policy(Some("ads.internal")));
+        for (policy, mesh, endpoint, expected) in [
+            (&plain, None, &sidecar, None),
+            (&plain, Some(&gentle), &sidecar, Some("ads.mesh")),
+            (&plain, Some(&gentle), &other, None),
+            (&plain, Some(&strict), &other, Some("ads.mesh")),
+            (&own, Some(&strict), &other, Some("10.0.0.1")),
+            (&own, Some(&gentle), &sidecar, Some("ads.mesh")),
+            (&own, None, &named, Some("ads.example")),
+            (&said, None, &named, Some("ads.internal")),
+            (&said, None, &other, Some("ads.internal")),
+            (&own, None, &local, Some("ads")),
+        ] {
+            assert_eq!(asked("ads", policy, mesh, endpoint).as_deref(), expected, "{policy:?} {endpoint:?}");
+        }
+        // A name that cannot be asked for is no reason to speak in the clear.
+        let strange = asked("a-.b", &plain, Some(&gentle), &endpoint("unix:///x.sock", true));
+        assert_eq!(strange.as_deref(), Some("nobody.invalid"));
+    }
+
+    #[test]
+    fn what_is_unchanged_goes_on_and_services_share_nothing() {
+        let mesh = identity(Mode::Permissive);
+        let (ads, news) = (ServiceName::parse("ads").unwrap(), ServiceName::parse("news").unwrap());
+        let (policy, all) = (policy(None), [endpoint("10.0.0.1:1", true)]);
+        let build = |service, before| Dialing::build(service, &policy, &all, Some(&mesh), before);
+        let of = |dialing: &Dialing, service, before| dialing.of(service, &all[0], None, before).unwrap();
+        let first = build(&ads, None);
+        let dial = of(&first, &ads, None);
+        let second = build(&ads, Some(&first));
+        assert!(Arc::ptr_eq(&of(&second, &ads, Some(&dial)), &dial));
+        assert!(!Arc::ptr_eq(&of(&build(&news, None), &news, None).config, &dial.config), "nor sessions");
     }
 }

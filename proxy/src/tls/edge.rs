@@ -8,7 +8,7 @@ use rustls::server::{ClientHello, ProducesTickets, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use super::SERVER_ALPN;
-use super::pair::{Pair, provider};
+use super::pair::{Pair, server};
 
 /// Certificates by name. The first one serves who asks for a name that none has, or for none.
 #[derive(Debug)]
@@ -60,11 +60,7 @@ pub(super) fn server_config(
     tickets: &Arc<dyn ProducesTickets>,
 ) -> Result<Arc<ServerConfig>, String> {
     let names = ByName::new(pairs).ok_or("no certificate")?;
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(names));
+    let mut config = server().with_no_client_auth().with_cert_resolver(Arc::new(names));
     config.alpn_protocols = SERVER_ALPN.map(<[u8]>::to_vec).to_vec();
     config.ticketer = Arc::clone(tickets);
     Ok(Arc::new(config))

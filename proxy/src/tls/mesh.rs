@@ -15,7 +15,7 @@ use rustls::server::ServerSessionMemoryCache;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ServerConfig};
 
-use super::pair::{Pair, PairFiles, Roots, provider};
+use super::pair::{Pair, PairFiles, Roots, client, server};
 use super::verify::{CalleeVerifier, CallerVerifier, identity_of};
 use super::{CLIENT_SESSIONS_MAX, Mode, SERVER_ALPN, alpn};
 
@@ -75,11 +75,8 @@ impl Mesh {
     pub(super) fn server_config(&self, mode: Mode) -> Result<Arc<ServerConfig>, String> {
         let verifier = CallerVerifier::new(&self.roots.store, &self.identity.domain, mode == Mode::Strict)?;
         let certificate = SingleCertAndKey::from((*self.pair.certified).clone());
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .with_client_cert_verifier(Arc::new(verifier))
-            .with_cert_resolver(Arc::new(certificate));
+        let mut config =
+            server().with_client_cert_verifier(Arc::new(verifier)).with_cert_resolver(Arc::new(certificate));
         config.alpn_protocols = SERVER_ALPN.map(<[u8]>::to_vec).to_vec();
         // Not by tickets: what was verified stays in this process.
         config.session_storage = ServerSessionMemoryCache::new(SESSIONS_MAX);
@@ -88,25 +85,16 @@ impl Mesh {
 
     /// How a service's sidecar is called. Each service has its own, and with it its own sessions: one that was made with
     /// another service is never taken up.
-    ///
-    /// # Errors
-    /// When rustls refuses it.
-    pub(super) fn client_config(
-        &self,
-        service: &ServiceName,
-        protocol: Protocol,
-    ) -> Result<Arc<ClientConfig>, String> {
+    pub(super) fn client_config(&self, service: &ServiceName, protocol: Protocol) -> Arc<ClientConfig> {
         let verifier = CalleeVerifier::new(&self.roots.store, self.identity.sibling(service));
         let certificate = SingleCertAndKey::from((*self.pair.certified).clone());
-        let mut config = ClientConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
+        let mut config = client()
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_cert_resolver(Arc::new(certificate));
         config.alpn_protocols = alpn(protocol);
         config.resumption = Resumption::in_memory_sessions(CLIENT_SESSIONS_MAX);
-        Ok(Arc::new(config))
+        Arc::new(config)
     }
 
     /// Who a caller is whose certificate was verified, now or when its session began; `None` where it has none, or one

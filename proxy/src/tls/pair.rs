@@ -9,7 +9,9 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
-use rustls::{Error, InconsistentKeys, RootCertStore};
+use rustls::{
+    ClientConfig, ConfigBuilder, Error, InconsistentKeys, RootCertStore, ServerConfig, WantsVerifier,
+};
 use zeroize::Zeroizing;
 
 use super::der::Facts;
@@ -25,6 +27,20 @@ static PROVIDER: LazyLock<Arc<CryptoProvider>> =
 
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::clone(&PROVIDER)
+}
+
+/// The beginning of every client's configuration.
+pub(super) fn client() -> ConfigBuilder<ClientConfig, WantsVerifier> {
+    ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("invariant: the provider has suites of TLS 1.2 and 1.3")
+}
+
+/// The beginning of every server's configuration.
+pub(super) fn server() -> ConfigBuilder<ServerConfig, WantsVerifier> {
+    ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("invariant: the provider has suites of TLS 1.2 and 1.3")
 }
 
 /// Where a certificate and its key stand.
