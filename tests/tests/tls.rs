@@ -240,8 +240,24 @@ async fn a_handshake_has_its_time_and_may_come_byte_by_byte() {
     });
     let mut caller =
         TlsCaller::connect(&client_config(&authority, None, &[]), relay, "shop.example").await.unwrap();
-    assert_eq!(caller.ask(caller::get("shop.example", "/")).await.unwrap().status(), 200);
+    // A request of which each byte is a record of its own.
+    let request = caller::get("shop.example", "/");
+    let (last, most) = request.as_bytes().split_last().unwrap();
+    for byte in most {
+        caller.io.write_all(&[*byte]).await.unwrap();
+        caller.io.flush().await.unwrap();
+    }
+    assert_eq!(caller.ask([*last]).await.unwrap().status(), 200);
     relaying.abort();
+    // A hello cut into records of one byte is taken, too.
+    let config = client_config(&authority, None, &[]);
+    let mut client = rustls::ClientConnection::new(config, "shop.example".try_into().unwrap()).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    let records: Vec<u8> = hello[5..].iter().flat_map(|byte| [0x16, 3, 1, 0, 1, *byte]).collect();
+    let mut stream = TcpStream::connect(proxy.edge()).await.unwrap();
+    stream.write_all(&records).await.unwrap();
+    assert_eq!(within(SOON, "the server's hello", stream.read_u8()).await.unwrap(), 0x16);
 }
 
 #[tokio::test]
