@@ -431,6 +431,13 @@ async fn nobody_comes_in_strictly_without_being_somebody() {
     plain.send(caller::get("app", "/")).await;
     assert!(plain.try_answer(SOON).await.is_err());
     assert_eq!(upstream.requests().len(), 1, "only the good one reached the app");
+    let log = proxy.process.log();
+    assert_eq!(
+        log.matches("no TLS with the caller 127.0.0.1").count(),
+        3,
+        "each reason once a minute: {log}"
+    );
+    assert!(log.contains("certificate expired"), "{log}");
     for (result, count) in
         [("full", 1.0), ("bad_certificate", 12.0), ("no_certificate", 1.0), ("not_tls", 1.0)]
     {

@@ -1,5 +1,7 @@
 //! What operators are told of who may come in: until when certificates last, what handshakes came to, and who was denied.
 
+use std::collections::BTreeMap;
+
 use gilmok_config::access::{AccessMode, DefaultAccess};
 use gilmok_config::decide::Listener;
 use gilmok_config::moment::format_moment;
@@ -69,20 +71,7 @@ pub(super) fn add(out: &mut String, admin: &Admin, current: &Current) {
             );
         }
     }
-    let mut denials = String::new();
-    for admission in &current.access {
-        let service = admission.service();
-        for (kind, count) in admission.denied() {
-            let (caller, rule) = (kind.caller.as_str(), kind.denial);
-            let mode = if kind.is_dry { "dry_run" } else { "enforce" };
-            line(
-                &mut denials,
-                format_args!(
-                    "gilmok_access_denied_total{{service=\"{service}\",caller=\"{caller}\",rule=\"{rule}\",mode=\"{mode}\"}} {count}"
-                ),
-            );
-        }
-    }
+    let denials = denials(current);
     for (name, kind, help, lines) in [
         ("gilmok_access_denied_total", "counter", "Requests that no rule allows.", denials),
         ("gilmok_certificate_end_seconds", "gauge", "When a certificate ends, in Unix time.", ends),
@@ -91,4 +80,26 @@ pub(super) fn add(out: &mut String, admin: &Admin, current: &Current) {
     ] {
         add_family(out, name, kind, help, &lines);
     }
+}
+
+/// Two apps beside this proxy may be of one service.
+fn denials(current: &Current) -> String {
+    let mut sums: BTreeMap<_, u64> = BTreeMap::new();
+    for admission in &current.access {
+        for (kind, count) in admission.denied() {
+            *sums.entry((admission.service(), kind)).or_default() += count;
+        }
+    }
+    let mut lines = String::new();
+    for ((service, kind), count) in sums {
+        let (caller, rule) = (kind.caller.as_str(), kind.denial);
+        let mode = if kind.is_dry { "dry_run" } else { "enforce" };
+        line(
+            &mut lines,
+            format_args!(
+                "gilmok_access_denied_total{{service=\"{service}\",caller=\"{caller}\",rule=\"{rule}\",mode=\"{mode}\"}} {count}"
+            ),
+        );
+    }
+    lines
 }

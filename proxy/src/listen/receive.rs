@@ -34,9 +34,7 @@ pub(super) async fn receive(
             Some((Stream::Tls(received.stream), received.is_h2))
         }
         Err(refused) => {
-            tls.count(listener, refused.outcome);
-            let (peer, why) = (caller.peer, &refused.why);
-            tracing::debug!("no TLS with {peer} at the {} listener: {why}", listener.as_str());
+            tls.refused(listener, caller.peer, &refused);
             refused.part().await;
             None
         }

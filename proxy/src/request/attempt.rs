@@ -358,9 +358,10 @@ async fn exchange(
         if let Some(request) = error.take_message() {
             *unsent = Some(request);
             if !lease.reused() {
-                return Err(match was_refused(error.error()) {
-                    true => Failed::unsent(Fault::Tls, Outcome::Tls),
-                    false => Failed::unsent(Fault::Reset, Outcome::Reset),
+                return Err(if was_refused(error.error()) {
+                    Failed::unsent(Fault::Tls, Outcome::Tls)
+                } else {
+                    Failed::unsent(Fault::Reset, Outcome::Reset)
                 });
             }
         } else if lease.reused()

@@ -3,6 +3,7 @@
 //! What is not sound is refused and the old goes on, told by log, metric and `/config`. New connections take what is
 //! there when they come; those that are open go on as they are.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +18,7 @@ use rustls::ServerConfig;
 use rustls::server::ProducesTickets;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::handshake::{Outcome, RESULTS};
+use super::handshake::{Outcome, RESULTS, Refused};
 use super::mesh::{IdentityFiles, Mesh};
 use super::pair::{Pair, PairFiles, read};
 use super::{Mode, edge, unix_now};
@@ -28,6 +29,8 @@ const POLL: Duration = Duration::from_millis(250);
 const CLOCK_GRAIN: Duration = Duration::from_secs(3);
 /// How often it is told that a certificate is near its end.
 const TELL: Duration = Duration::from_hours(1);
+/// How often it is logged that callers of the mesh do not get in, for each reason.
+const TELL_REFUSED_SECONDS: u64 = 60;
 /// Near is: less than this part of its life is left.
 const NEAR: u64 = 5;
 
@@ -49,6 +52,8 @@ pub(crate) struct Tls {
     inbound: Option<Door>,
     /// By listener and result. Atomics: counted once a connection, read by the admin thread.
     handshakes: [[AtomicU64; RESULTS.len()]; 3],
+    /// When each of them was logged last at inbound listeners, in seconds of Unix time; relaxed, as numbers of their own.
+    told_at: [AtomicU64; RESULTS.len()],
     /// A mutex: written when a file changes, read by the admin thread.
     standings: Mutex<Vec<Standing>>,
 }
@@ -154,8 +159,8 @@ impl Tls {
             identity = Some((watched, files.clone()));
             mesh = Some(read);
         }
-        let (handshakes, standings) = (Default::default(), Mutex::new(standings));
-        let tls = Arc::new(Self { edge: edge_door, inbound, handshakes, standings });
+        let standings = Mutex::new(standings);
+        let tls = Arc::new(Self { edge: edge_door, inbound, standings, ..Self::default() });
         tls.tell_ends();
         Ok((Follower { tls, edge, tickets, identity }, mesh))
     }
@@ -172,6 +177,21 @@ impl Tls {
     /// Counts a handshake.
     pub(crate) fn count(&self, listener: Listener, outcome: Outcome) {
         self.handshakes[listener as usize][outcome as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Counts a handshake that came to nothing, and tells why: once in a while, where a caller of the mesh does not get
+    /// in. At the edge strangers do what they like.
+    pub(crate) fn refused(&self, listener: Listener, peer: SocketAddr, refused: &Refused) {
+        let (outcome, why) = (refused.outcome, &refused.why);
+        self.count(listener, outcome);
+        let (told_at, now) = (&self.told_at[outcome as usize], unix_now());
+        let is_news = now.saturating_sub(told_at.load(Relaxed)) >= TELL_REFUSED_SECONDS;
+        if listener == Listener::Inbound && outcome != Outcome::Closed && is_news {
+            told_at.store(now, Relaxed);
+            tracing::warn!("no TLS with the caller {peer}: {why}");
+        } else {
+            tracing::debug!("no TLS with {peer} at the {} listener: {why}", listener.as_str());
+        }
     }
 
     /// How often handshakes at a listener came to each of [`RESULTS`]; `None` where it speaks no TLS.
@@ -205,7 +225,7 @@ impl Tls {
     }
 
     /// A change was refused. What is the same as before is not told again.
-    fn refused(&self, name: &str, why: &str) {
+    fn refused_change(&self, name: &str, why: &str) {
         if let Some(standing) = self.lock().iter_mut().find(|standing| standing.name == name)
             && standing.fault.as_deref() != Some(why)
         {
@@ -290,7 +310,7 @@ impl Follower {
                     *pair = new;
                     news.push(Standing::of(name, pair));
                 }
-                Err(why) => self.tls.refused(&name, &why),
+                Err(why) => self.tls.refused_change(&name, &why),
             }
         }
         let (Some(door), Some(tickets), false) = (&self.tls.edge, &self.tickets, news.is_empty()) else {
@@ -302,7 +322,7 @@ impl Follower {
                 door.put(config, None);
                 news.into_iter().for_each(|new| self.tls.took(new));
             }
-            Err(why) => news.iter().for_each(|new| self.tls.refused(&new.name, &why)),
+            Err(why) => news.iter().for_each(|new| self.tls.refused_change(&new.name, &why)),
         }
     }
 
@@ -330,7 +350,7 @@ impl Follower {
                 Some(new)
             }
             Err(why) => {
-                self.tls.refused("identity", &why);
+                self.tls.refused_change("identity", &why);
                 None
             }
         }
