@@ -24,6 +24,13 @@ fn lines(rows: &[Vec<String>]) -> impl Iterator<Item = String> {
     })
 }
 
+/// How wide what is said may be: as wide as the terminal, where there is one.
+pub(crate) fn columns() -> usize {
+    const ELSEWHERE: usize = 80;
+    let size = rustix::termios::tcgetwinsize(std::io::stdout());
+    size.ok().map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0).unwrap_or(ELSEWHERE)
+}
+
 /// What stands where there is nothing.
 pub(crate) fn or_dash(text: impl Into<String>) -> String {
     let text = text.into();

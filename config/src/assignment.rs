@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::cbor::{Head, Major};
 use crate::hash::Murmur3;
 use crate::name::Name;
 use crate::unit::Ppm;
@@ -25,8 +26,8 @@ pub struct Salt {
 impl Salt {
     #[must_use]
     pub fn new(text: &str) -> Self {
-        let mut prefix = vec![0x82];
-        prefix.extend_from_slice(text_head(text.len()).as_slice());
+        let mut prefix = Head::new(Major::Array, 2).as_slice().to_vec();
+        prefix.extend_from_slice(Head::new(Major::Text, text.len() as u64).as_slice());
         prefix.extend_from_slice(text.as_bytes());
         Self { text: text.into(), prefix: prefix.into() }
     }
@@ -40,7 +41,7 @@ impl Salt {
     /// bytes are.
     #[must_use]
     pub fn hash(&self, subject: &[u8]) -> u32 {
-        let head = text_head(subject.len());
+        let head = Head::new(Major::Text, subject.len() as u64);
         Murmur3::default().with(&self.prefix).with(head.as_slice()).with(subject).finish()
     }
 
@@ -56,40 +57,6 @@ impl Salt {
 pub fn place_of(hash: u32) -> u32 {
     // Less than PLACES, because the hash is less than 2^32.
     ((u64::from(hash) * u64::from(PLACES)) >> 32) as u32
-}
-
-/// The head of a CBOR text string (RFC 8949, 3.1): major type 3 and the shortest form of the length.
-fn text_head(length: usize) -> Head {
-    const TEXT: u8 = 0x60;
-    let mut bytes = [0; 5];
-    let used = if let Ok(short @ 0..24) = u8::try_from(length) {
-        bytes[0] = TEXT | short;
-        1
-    } else if let Ok(length) = u8::try_from(length) {
-        bytes[..2].copy_from_slice(&[TEXT | 24, length]);
-        2
-    } else if let Ok(length) = u16::try_from(length) {
-        bytes[0] = TEXT | 25;
-        bytes[1..3].copy_from_slice(&length.to_be_bytes());
-        3
-    } else {
-        // What is longer than 4 GiB does not come in a request.
-        bytes[0] = TEXT | 26;
-        bytes[1..].copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
-        5
-    };
-    Head { bytes, used }
-}
-
-struct Head {
-    bytes: [u8; 5],
-    used: usize,
-}
-
-impl Head {
-    fn as_slice(&self) -> &[u8] {
-        &self.bytes[..self.used]
-    }
 }
 
 /// Whose each of the [`PLACES`] is: ranges without holes, in order.
@@ -380,7 +347,7 @@ mod tests {
 
         #[test]
         fn text_of_any_length_has_a_head_of_its_own(short in 0_usize..70_000) {
-            let head = text_head(short);
+            let head = Head::new(Major::Text, short as u64);
             let length = match head.as_slice() {
                 [one] => usize::from(one & 0x1F),
                 [0x78, length] => usize::from(*length),

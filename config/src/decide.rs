@@ -8,10 +8,12 @@ use std::net::IpAddr;
 use http::{HeaderMap, Method};
 
 use crate::assignment::place_of;
-use crate::baggage::KeyedSubject;
+use crate::baggage::{KeyedSubject, SubjectKey};
+use crate::balancing::{self, BySubject};
+use crate::flag::{Asked, Context, Evaluation, FlagSet, Told};
 use crate::name::Name;
 use crate::path::has_prefix;
-use crate::route::Route;
+use crate::route::{Route, WhenFlag};
 use crate::sharding::key::Keyed;
 use crate::sharding::{KeyFault, Sharded, Sharding};
 use crate::snapshot::Snapshot;
@@ -38,6 +40,8 @@ pub struct Facts<'r> {
     pub baggage: Baggage<'r>,
     /// What is taken for the sharding key, for those who only ask; else it is what the request has.
     pub key: Option<&'r str>,
+    /// Seconds since 1970: needed only where [`Snapshot::wants_now`].
+    pub now: u64,
     /// A number by chance, from 0 up to [`crate::assignment::PLACES`].
     pub dice: u32,
     /// Another one, so that who is copied does not depend on who gets which version.
@@ -80,6 +84,8 @@ pub struct Decision {
     pub split: Option<Split>,
     /// Which shard, where the service is sharded.
     pub shard: Option<Sharded>,
+    /// The hash of the subject, where the service's balancer goes by it and there is one.
+    pub subject_hash: Option<u64>,
 }
 
 /// Which version a request goes to.
@@ -156,7 +162,21 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, is_healthy: Liveness<'_>) 
         let shard = shard.and_then(Sharded::shard);
         split(traffic, facts, &|version| is_healthy(Target { service, version, shard }))
     });
-    Ok(Decision { service, route, split, shard })
+    let subject_hash = policy.by_subject.as_ref().and_then(|by| subject_hash(by, facts, split));
+    Ok(Decision { service, route, split, shard, subject_hash })
+}
+
+/// The hash of the subject that decides on the endpoint: the one that decides on the version, were it an id that the
+/// visitor is given now.
+#[must_use]
+pub fn subject_hash(by: &BySubject, facts: &Facts<'_>, split: Option<Split>) -> Option<u64> {
+    let asker = facts.asker();
+    let is_new = split.is_some_and(|split| matches!(split.why, Why::NewVisitor(_)));
+    let subject = by.inputs.decisive(&asker).or_else(|| {
+        let id = facts.new_uid.filter(|_| is_new)?;
+        Some(by.inputs.keyed(&asker, Cow::Borrowed(id.as_bytes())))
+    });
+    subject.map(|subject| balancing::subject_hash(subject.as_bytes()))
 }
 
 /// The path as the service gets it.
@@ -186,6 +206,7 @@ pub(crate) fn destination(snapshot: &Snapshot, facts: &Facts<'_>) -> Result<(usi
         let route = &snapshot.routes()[index];
         if route.matches(facts.method, facts.path, facts.headers)
             && let Some(service) = snapshot.service_index(route.service.as_str())
+            && route.when_flag.as_ref().is_none_or(|when| is_when(snapshot, facts, service, when))
         {
             return Ok((service, Some(index)));
         }
@@ -195,6 +216,75 @@ pub(crate) fn destination(snapshot: &Snapshot, facts: &Facts<'_>) -> Result<(usi
         Some(service) if facts.listener != Listener::Edge => Ok((service, None)),
         _ => Err(Refusal::NoDestination),
     }
+}
+
+/// Whether a flag has a variant for whoever asks, as the service sees them.
+fn is_when(snapshot: &Snapshot, facts: &Facts<'_>, service: usize, when: &WhenFlag) -> bool {
+    let is_it = |set: &FlagSet, asked: &Asked<'_>| {
+        let found = set.evaluate(when.flag(), asked);
+        found.is_ok_and(|found| found.variant().is_some_and(|variant| variant.name() == when.variant()))
+    };
+    with_flags(snapshot, facts, service, is_it).unwrap_or_default()
+}
+
+/// Puts the headers there that tell a service its flags. Every evaluation that was made for it is `seen`.
+pub fn tell_flags<'s>(
+    snapshot: &'s Snapshot,
+    facts: &Facts<'_>,
+    service: usize,
+    headers: &mut HeaderMap,
+    seen: &mut dyn FnMut(&Evaluation<'s>),
+) -> Told {
+    let Some((emission, set)) = snapshot.services()[service].emission.as_ref().zip(snapshot.flags()) else {
+        return Told::default();
+    };
+    if !emission.is_dynamic() {
+        // Nothing of the request is looked at.
+        return emission.tell(set, &Asked::of(&Context::default(), facts.now), headers, seen);
+    }
+    let told = with_flags(snapshot, facts, service, |_, asked| emission.tell(set, asked, headers, seen));
+    told.unwrap_or_default()
+}
+
+/// Evaluates flags for a request to a service, for whom and with what that service says; `None` if there are no flags.
+pub fn with_flags<T>(
+    snapshot: &Snapshot,
+    facts: &Facts<'_>,
+    service: usize,
+    evaluate: impl FnOnce(&FlagSet, &Asked<'_>) -> T,
+) -> Option<T> {
+    let set = snapshot.flags()?;
+    let follows = |followed: &str| {
+        let at = snapshot.service_index(followed)?;
+        let traffic = snapshot.services()[at].policy.traffic.as_deref()?;
+        Some(assigned(traffic, facts).version != traffic.stable())
+    };
+    let asker = facts.asker();
+    Some(
+        snapshot.flags_of(service).with_context(&asker, |context| {
+            evaluate(set, &Asked { context, now: facts.now, follows: &follows })
+        }),
+    )
+}
+
+/// Whether a subject of which nothing else is known is on the candidate of a service; `None` where nobody can say.
+/// `key` is the mesh's, for subjects that are told in baggage.
+#[must_use]
+pub fn is_on_candidate(
+    snapshot: &Snapshot,
+    service: &str,
+    subject: &str,
+    key: Option<&SubjectKey>,
+) -> Option<bool> {
+    let traffic = snapshot.services()[snapshot.service_index(service)?].policy.traffic.as_deref()?;
+    let mut headers = HeaderMap::new();
+    let query = traffic.subject.write(subject, &mut headers).ok()?;
+    let facts = Facts {
+        query: query.as_deref(),
+        baggage: Baggage { trusted: false, key },
+        ..Facts::of(Listener::Outbound, service, "/", &Method::GET, &headers)
+    };
+    Some(assigned(traffic, &facts).version != traffic.stable())
 }
 
 /// Decides which version a request goes to. Same subject, same traffic: same version, in every process.
@@ -275,6 +365,7 @@ impl<'r> Facts<'r> {
             new_uid: None,
             key: None,
             baggage: Baggage::default(),
+            now: 0,
             dice: 0,
             mirror_dice: 0,
         }
@@ -415,6 +506,39 @@ mod tests {
         let other = user("user-4");
         assert_eq!(split_of(&own, &Facts { headers: &other, ..facts }, &[0, 1]).mirror, Some(0));
         assert_eq!(split_of(&own, &Facts { headers: &other, ..facts }, &[0]).mirror, None);
+    }
+
+    #[test]
+    fn an_endpoint_is_chosen_by_the_subject_only_where_the_balancer_says_so() {
+        let user = user("user-1");
+        let hash = |more: &str, headers: &HeaderMap, new_uid| {
+            let text = format!("[services.shop]\n{more}");
+            let snapshot = Snapshot::join(&Document::parse_toml(&text).unwrap(), &Membership::new());
+            let facts = Facts { new_uid, ..facts(headers) };
+            decide(&snapshot, &facts, &|_| true).unwrap().subject_hash
+        };
+        let expected = Some(balancing::subject_hash(b"user-1"));
+        assert_eq!(hash("", &user, None), None);
+        assert_eq!(hash("load_balancer = \"random\"", &user, None), None);
+        let nobody = HeaderMap::new();
+        for balancer in ["load_balancer = \"ring_hash\"", "load_balancer = \"maglev\""] {
+            assert_eq!(hash(balancer, &user, None), expected);
+            assert_eq!(hash(balancer, &nobody, None), None);
+            // As its traffic says who is asking, and what a visitor is called from now on.
+            let traffic = |more: &str| {
+                format!(
+                    "{balancer}\n[services.shop.traffic]\nstable = \"v1\"\nweights = {{ v1 = 50, v2 = 50 }}\n{more}"
+                )
+            };
+            let other = "x-account".parse::<http::HeaderName>().unwrap();
+            let account: HeaderMap = [(other, "user-1".parse().unwrap())].into_iter().collect();
+            let by_account = traffic("subject = [\"header:x-account\"]");
+            assert_eq!(hash(&by_account, &account, None), expected);
+            assert_eq!(hash(&by_account, &user, None), None);
+            let by_cookie = traffic("when_no_subject = \"cookie\"");
+            assert_eq!(hash(&by_cookie, &nobody, Some("user-1")), expected);
+            assert_eq!(hash(&traffic(""), &nobody, Some("user-1")), None, "nobody is given an id");
+        }
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! The mesh document: what operators said, checked as a whole.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::access::{self, AccessMode, Callers, DefaultAccess};
 use crate::fallback::Action;
+use crate::flag::{Emission, Emit, FlagSet, Variant};
 use crate::grammar::{Faults, Value};
 use crate::name::{Name, ServiceName};
 use crate::node::Node;
-use crate::problem::Problems;
-use crate::route::{self, Route};
+use crate::problem::{Problems, shown};
+use crate::route::{self, Route, WhenFlag};
 use crate::service::ServicePolicy;
 use crate::traffic::Traffic;
 
@@ -18,6 +20,9 @@ pub const SERVICES_MAX: usize = 10_000;
 /// this, at about 250 MiB.
 const SHARDED_MAX: usize = 1_000;
 const SHARDS_MAX: usize = 65_536;
+/// Most services that balance by their subjects: their tables take 128 KiB each and 2 KiB for each shard,
+/// or 2.2 KiB for each endpoint.
+const BY_SUBJECT_MAX: usize = 1_000;
 /// Most names that a warning lists.
 const NAMED_MAX: usize = 10;
 
@@ -29,6 +34,10 @@ pub struct Document {
     /// Who may call services that say nothing of it, and what becomes of denials where they say nothing of that.
     pub default_access: DefaultAccess,
     pub access_mode: AccessMode,
+    /// The feature flags of the mesh, if there are any.
+    pub flags: Option<Arc<FlagSet>>,
+    /// What each service is told of them, made once: membership changes more often than documents.
+    pub(crate) emissions: BTreeMap<ServiceName, Arc<Emission>>,
 }
 
 impl Document {
@@ -64,13 +73,18 @@ impl Document {
         let routes = table.optional("routes");
         let default_access = table.optional("default_access");
         let access_mode = table.optional("access_mode");
+        let flags = table.optional("flags");
         table.finish();
-        let document = Self {
+        let mut document = Self {
             services: services.as_ref().map(read_services).unwrap_or_default(),
             routes: routes.as_ref().map(route::read_all).unwrap_or_default(),
             default_access: default_access.and_then(|v| access::read_default(&v)).unwrap_or_default(),
             access_mode: access_mode.and_then(|v| access::read_mode(&v)).unwrap_or_default(),
+            flags: flags.as_ref().and_then(read_flags).map(Arc::new),
+            emissions: BTreeMap::new(),
         };
+        document.emissions = document.read_emissions(services.as_ref());
+        document.check_followed(flags.as_ref());
         document.check_routes(routes.as_ref());
         document.check_fallbacks(services.as_ref());
         document.check_groups(services.as_ref());
@@ -89,8 +103,10 @@ impl Document {
                 )
             })
         });
+        let flags = self.flags.iter().flat_map(|set| set.warnings());
         let misplaced = self.services.iter().flat_map(|(name, policy)| misplaced(name, policy));
-        many.chain(misplaced).chain(self.unknown_callers()).collect()
+        let told = many.chain(misplaced).chain(self.unknown_callers());
+        told.chain(flags.map(ToString::to_string)).collect()
     }
 
     /// Callers that rules name and the document does not: membership may know them, or they are misspelt.
@@ -104,6 +120,41 @@ impl Document {
             unknown
                 .map(move |caller| format!("services.{name}.allow: the document names no service `{caller}`"))
         })
+    }
+
+    /// What each service is told of the flags.
+    fn read_emissions(&self, services: Option<&Value<'_>>) -> BTreeMap<ServiceName, Arc<Emission>> {
+        let nothing = FlagSet::default();
+        let set = self.flags.as_deref().unwrap_or(&nothing);
+        let tables: BTreeMap<&str, Value<'_>> = services
+            .filter(|value| value.is_table())
+            .and_then(Value::entries)
+            .into_iter()
+            .flatten()
+            .collect();
+        let emit_of = |name: &ServiceName| {
+            let flags = tables.get(name.as_str())?.table()?.optional("flags")?;
+            flags.table()?.optional("emit")
+        };
+        let told = self.services.iter().filter_map(|(name, policy)| {
+            let flags = policy.flags.as_ref().filter(|flags| flags.emit != Emit::default())?;
+            Some((name.clone(), Arc::new(Emission::new(&flags.emit, set, emit_of(name).as_ref()))))
+        });
+        told.collect()
+    }
+
+    /// A flag follows a service whose traffic can say who is on its candidate.
+    fn check_followed(&self, value: Option<&Value<'_>>) {
+        let (Some(set), Some(value)) = (&self.flags, value) else { return };
+        for flag in set.flags() {
+            let Some(service) = flag.follows() else { continue };
+            if self.services.get(service).is_none_or(|policy| policy.traffic.is_none()) {
+                value.fault(
+                    format!("the flag `{}` follows `{service}`, whose traffic nobody says", flag.key()),
+                    format!("add [services.{service}.traffic]"),
+                );
+            }
+        }
     }
 
     /// Whoever is on the new version of one service of a group is so everywhere: same salt, same borders, same roles.
@@ -146,6 +197,7 @@ impl Document {
             let Some(service) = item.table().and_then(|mut table| table.optional("service")) else {
                 continue;
             };
+            self.check_when_flag(item);
             let known = service.is_text().then(|| service.text()).flatten();
             if let Some(name) = known
                 && !self.services.contains_key(name)
@@ -153,6 +205,25 @@ impl Document {
             {
                 service.fault(format!("there is no service `{name}`"), format!("add [services.{name}]"));
             }
+        }
+    }
+
+    /// What a route asks of a flag must be something that the flag can be.
+    fn check_when_flag(&self, route: &Value<'_>) {
+        let Some(value) = route.table().and_then(|mut table| table.optional("when_flag")) else { return };
+        let Some(when) = value.is_text().then(|| value.text()).flatten().and_then(WhenFlag::parse) else {
+            return;
+        };
+        match self.flags.as_ref().and_then(|set| set.get(when.flag())) {
+            None => value.fault(format!("there is no flag `{}`", shown(when.flag())), "a flag of [flags]"),
+            Some(flag) if flag.place_of(when.variant()).is_none() => {
+                let names: Vec<&str> = flag.variants().iter().take(NAMED_MAX).map(Variant::name).collect();
+                value.fault(
+                    format!("`{}` has no variant `{}`", flag.key(), shown(when.variant())),
+                    format!("one of: {}", names.join(", ")),
+                );
+            }
+            Some(_) => {}
         }
     }
 
@@ -231,6 +302,31 @@ pub(crate) fn own_hosts(name: &ServiceName) -> [String; 3] {
     [name.to_string(), format!("{name}.mesh"), format!("{name}.service.consul")]
 }
 
+/// `[flags]`: the set itself. Whoever reads a file puts the set that it names there; see [`crate::body_file`].
+fn read_flags(value: &Value<'_>) -> Option<FlagSet> {
+    let mut table = value.table()?;
+    let (file, set) = (table.optional("file"), table.optional("set"));
+    table.finish();
+    match (file, set) {
+        (None, Some(set)) => FlagSet::read(&set),
+        (None, None) => {
+            value.fault("neither `file` nor `set`", "file = \"flags.json\", with flagd's JSON in it");
+            None
+        }
+        (Some(file), None) => {
+            file.fault(
+                "a document that did not come from a file cannot name one",
+                "`set`; `gilmok apply` puts the file's flags there",
+            );
+            None
+        }
+        (Some(_), Some(_)) => {
+            value.fault("only one of `file` and `set`", "");
+            None
+        }
+    }
+}
+
 fn read_services(value: &Value<'_>) -> BTreeMap<ServiceName, ServicePolicy> {
     let entries = value.entries().unwrap_or_default();
     if entries.len() > SERVICES_MAX {
@@ -256,7 +352,7 @@ fn read_services(value: &Value<'_>) -> BTreeMap<ServiceName, ServicePolicy> {
             }
         }
     }
-    let (mut sharded, mut shards) = (0_usize, 0_usize);
+    let (mut sharded, mut shards, mut by_subject) = (0_usize, 0_usize, 0_usize);
     for (name, table) in names {
         let Some(policy) = ServicePolicy::read(&table, &name) else { continue };
         for host in &policy.hosts {
@@ -272,6 +368,11 @@ fn read_services(value: &Value<'_>) -> BTreeMap<ServiceName, ServicePolicy> {
                 table.fault("too many shards", format!("{SHARDS_MAX}, of at most {SHARDED_MAX} services"));
                 break;
             }
+        }
+        by_subject += usize::from(policy.by_subject.is_some());
+        if by_subject > BY_SUBJECT_MAX {
+            table.fault("too many services balance by their subjects", format!("at most {BY_SUBJECT_MAX}"));
+            break;
         }
         services.insert(name, policy);
     }

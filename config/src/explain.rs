@@ -6,10 +6,16 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde_json::{Value, json};
 
 use crate::baggage::SubjectKey;
-use crate::decide::{Decision, Facts, Listener, Liveness, Refusal, decide, destination};
+use crate::decide::{
+    Decision, Facts, Listener, Liveness, Refusal, decide, destination, tell_flags, with_flags,
+};
+use crate::flag::FEATURE_FLAGS;
 use crate::host::canonical;
 use crate::snapshot::Snapshot;
 use crate::subject::Baggage;
+
+/// Most flags that are told of one request.
+const FLAGS_TOLD_MAX: usize = 100;
 
 /// A request as somebody describes it; what is left out has its usual value.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,6 +31,8 @@ pub struct Described<'d> {
     pub subject: Option<&'d str>,
     /// What it is sharded by, as if it stood where the service looks for it.
     pub key: Option<&'d str>,
+    /// Seconds since 1970; only flags may depend on it.
+    pub now: u64,
 }
 
 /// A request that is only asked about.
@@ -38,6 +46,7 @@ pub struct Question {
     headers: HeaderMap,
     subject: Option<String>,
     key: Option<String>,
+    now: u64,
 }
 
 /// What would become of it.
@@ -85,6 +94,7 @@ impl Question {
             headers: map,
             subject: described.subject.map(str::to_owned),
             key: described.key.map(str::to_owned),
+            now: described.now,
         })
     }
 
@@ -107,43 +117,99 @@ impl Question {
             "key": self.key,
         });
         // Where a subject stands is the service's to say, so it has to be known first.
-        if let Some(subject) = self.subject.take()
-            && let Ok((service, _)) = destination(snapshot, &self.facts(subject_key))
-            && let Some(traffic) = &snapshot.services()[service].policy.traffic
-        {
-            let written = traffic.subject.write(&subject, &mut self.headers)?;
-            self.query = written.or(self.query);
+        if let Some(subject) = self.subject.take() {
+            self.write(&subject, snapshot, subject_key)?;
         }
         let decision = decide(snapshot, &self.facts(subject_key), is_healthy);
-        let decision = decision.map(|decision| (decision, told(snapshot, &decision, &self.host)));
+        let facts = self.facts(subject_key);
+        let decision = decision.map(|decision| (decision, told(snapshot, &decision, &facts)));
         Ok(Explained { request, decision })
+    }
+
+    /// Puts the subject where whoever decides will look for it.
+    fn write(
+        &mut self,
+        subject: &str,
+        snapshot: &Snapshot,
+        subject_key: Option<&SubjectKey>,
+    ) -> Result<(), &'static str> {
+        // Routes that ask a flag look for it where their own services do.
+        let by_flag: Vec<usize> = snapshot.at_host(&self.host).routes().collect();
+        for route in
+            by_flag.into_iter().map(|at| &snapshot.routes()[at]).filter(|route| route.when_flag.is_some())
+        {
+            let service = snapshot.service_index(route.service.as_str());
+            let Some(flags) = service.map(|at| snapshot.flags_of(at)) else { continue };
+            // Where it cannot be written, nobody is there for the route.
+            let written = flags.subject.write(subject, &mut self.headers).ok().flatten();
+            self.query = written.or(self.query.take());
+        }
+        let Ok((service, _)) = destination(snapshot, &self.facts(subject_key)) else { return Ok(()) };
+        let policy = &snapshot.services()[service].policy;
+        let flags = policy.flags.as_ref().map(|flags| &flags.subject);
+        let subjects = policy.subject().into_iter().chain(flags);
+        for inputs in subjects {
+            let written = inputs.write(subject, &mut self.headers)?;
+            self.query = written.or(self.query.take());
+        }
+        Ok(())
     }
 
     fn facts<'q>(&'q self, key: Option<&'q SubjectKey>) -> Facts<'q> {
         Facts {
             query: self.query.as_deref(),
             key: self.key.as_deref(),
+            now: self.now,
             baggage: Baggage { trusted: true, key },
             ..Facts::of(self.listener, &self.host, &self.path, &self.method, &self.headers)
         }
     }
 }
 
-fn told(snapshot: &Snapshot, decision: &Decision, host: &str) -> Value {
+fn told(snapshot: &Snapshot, decision: &Decision, facts: &Facts<'_>) -> Value {
     let service = &snapshot.services()[decision.service];
     let route = decision.route.map(|at| {
         let route = &snapshot.routes()[at];
-        json!({ "place": at, "service": route.service, "hosts": route.hosts, "strip_prefix": route.strip_prefix })
+        json!({ "place": at, "service": route.service, "hosts": route.hosts, "strip_prefix": route.strip_prefix,
+            "when_flag": route.when_flag.as_ref().map(|when| format!("{}:{}", when.flag(), when.variant())) })
     });
     let why = match decision.route {
         Some(at) => format!("routes[{at}] is the first that matches"),
-        None => format!("`{host}` is one of the service's own names"),
+        None => format!("`{}` is one of the service's own names", facts.host),
     };
     let traffic = service.policy.traffic.as_deref();
     let split = decision.split.zip(traffic).map(|(split, traffic)| split.told(traffic));
     let sharding = service.policy.sharding.as_deref();
     let shard = decision.shard.zip(sharding).map(|(shard, sharding)| sharding.told_of(shard));
-    json!({ "service": service.name, "route": route, "why": why, "split": split, "shard": shard })
+    let balancing = service.policy.by_subject.as_ref().map(|_| {
+        let balancer = service.policy.load_balancer.as_str();
+        let by_subject = decision.subject_hash.is_some();
+        json!({ "load_balancer": balancer, "why": if by_subject { "by the subject" } else { "no subject: by load" } })
+    });
+    json!({ "service": service.name, "route": route, "why": why, "split": split, "shard": shard,
+        "balancing": balancing, "flags": flags_told(snapshot, decision, facts) })
+}
+
+/// The flags that the service would be told, and each that a route asked for it.
+fn flags_told(snapshot: &Snapshot, decision: &Decision, facts: &Facts<'_>) -> Option<Value> {
+    let emission = snapshot.services()[decision.service].emission.as_ref()?;
+    let mut headers = HeaderMap::new();
+    let told = tell_flags(snapshot, facts, decision.service, &mut headers, &mut |_| {});
+    let evaluated = with_flags(snapshot, facts, decision.service, |set, asked| {
+        let each = emission.places().filter_map(|at| set.flags().get(at)).take(FLAGS_TOLD_MAX);
+        let each = each.map(|flag| match set.evaluate_flag(flag, asked) {
+            Ok(found) => json!({
+                "flag": flag.key(),
+                "variant": found.variant().map(|variant| variant.name()),
+                "reason": found.reason.as_str(),
+                "detail": found.detail.map(|detail| detail.to_string()),
+            }),
+            Err(failure) => json!({ "flag": flag.key(), "reason": "ERROR", "error": failure.code.as_str() }),
+        });
+        each.collect::<Vec<_>>()
+    });
+    let header = headers.get(FEATURE_FLAGS).and_then(|value| value.to_str().ok());
+    Some(json!({ "header": header, "dropped": told.dropped, "evaluated": evaluated }))
 }
 
 /// A refusal as it is explained: what the caller would be answered, and why.

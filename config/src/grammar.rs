@@ -31,9 +31,12 @@ impl Faults {
         Self::default()
     }
 
-    /// Notes a fault; beyond [`PROBLEMS_MAX`] only their number is kept.
+    /// Notes a fault, once however often it is found; beyond [`PROBLEMS_MAX`] only their number is kept.
     pub fn push(&self, problem: Problem) {
         let mut list = self.list.borrow_mut();
+        if list.contains(&problem) {
+            return;
+        }
         if list.len() < PROBLEMS_MAX {
             list.push(problem);
         } else {
@@ -81,6 +84,11 @@ impl<'d> Value<'d> {
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// The tree below it, for what has a grammar of its own.
+    pub(crate) fn node(&self) -> &'d Node {
+        self.node
     }
 
     #[must_use]
@@ -430,8 +438,10 @@ mod tests {
     fn faults_are_bounded() {
         let faults = Faults::new();
         let node = Node::empty();
-        for _ in 0..PROBLEMS_MAX + 5 {
-            Value::root(&node, &faults).fault("x", "");
+        for at in 0..PROBLEMS_MAX + 5 {
+            Value::root(&node, &faults).fault(format!("x{at}"), "");
+            // The same once more is no other one.
+            Value::root(&node, &faults).fault("x0", "");
         }
         let problems = faults.into_result(()).unwrap_err();
         assert_eq!(problems.0.len(), PROBLEMS_MAX + 1);

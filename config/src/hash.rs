@@ -2,7 +2,7 @@
 //!
 //! Everything that moves users or data is decided by these: a change of one bit would move everybody.
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed, xxh3_128};
 
 /// Says whether two documents are the same, as 32 hexadecimal digits of XXH3-128 over their canonical bytes.
 /// It tells equal from different between peers that trust each other; it is no signature.
@@ -15,6 +15,12 @@ pub fn content_hash(bytes: &[u8]) -> String {
 #[must_use]
 pub fn short_hash(bytes: &[u8]) -> u64 {
     xxh3_64(bytes)
+}
+
+/// XXH3, 64 bits, with a seed.
+#[must_use]
+pub fn seeded_hash(bytes: &[u8], seed: u64) -> u64 {
+    xxh3_64_with_seed(bytes, seed)
 }
 
 /// MurmurHash3, x86, 32 bits, seed 0, over pieces as if they were one text (Austin Appleby, public domain).

@@ -4,7 +4,7 @@
 //! In reading order: what is wrong with a document ([`problem`]), how text becomes a tree ([`json`], [`node`]) and
 //! the tree is read ([`grammar`]), the words ([`name`], [`address`], [`mod@unit`], [`identity`]), the policies of a service
 //! ([`service`], [`health`], [`tls`]; who may call it: [`access`], by [`path`]; who is asking and how often: [`subject`], [`baggage`], [`rate_limit`]; when calls fail: [`failure`],
-//! [`retry`], [`outlier`], [`breaker`], [`fallback`]; who gets which version: [`assignment`], [`traffic`]; and which shard: [`sharding`]), the [`route`]s, the whole [`document`], what it means together
+//! [`retry`], [`outlier`], [`breaker`], [`fallback`]; who gets which version: [`assignment`], [`traffic`]; which shard: [`sharding`]; which endpoint: [`balancing`]; and which features: [`flag`]), the [`route`]s, the whole [`document`], what it
 //! with who is alive ([`snapshot`]), the brain ([`decide`]) and what it would do ([`explain`]), and what the two planes tell each
 //! other ([`wire`]).
 
@@ -29,6 +29,8 @@ pub mod identity;
 pub mod endpoint;
 
 pub mod hash;
+
+mod cbor;
 
 pub mod health;
 
@@ -61,6 +63,10 @@ pub mod sharding;
 pub mod path;
 
 pub mod access;
+
+pub mod balancing;
+
+pub mod flag;
 
 pub mod service;
 

@@ -22,6 +22,15 @@ pub struct Problem {
     pub hint: Option<String>,
 }
 
+impl Problem {
+    /// A fault of what has no lines. An empty hint is none.
+    #[must_use]
+    pub fn at(path: &str, what: impl Into<String>, hint: impl Into<String>) -> Self {
+        let hint = Some(hint.into()).filter(|hint| !hint.is_empty());
+        Self { path: path.to_owned(), line: None, what: what.into(), hint }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(line) = self.line {
@@ -47,12 +56,18 @@ impl Problems {
     /// One fault that concerns the document as a whole.
     #[must_use]
     pub fn whole(what: impl Into<String>) -> Self {
-        Self(vec![Problem { path: String::new(), line: None, what: what.into(), hint: None }])
+        Problem::at("", what, "").into()
     }
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+impl From<Problem> for Problems {
+    fn from(problem: Problem) -> Self {
+        Self(vec![problem])
     }
 }
 

@@ -27,11 +27,39 @@ pub struct Route {
     pub methods: Vec<Method>,
     /// All of them must be there with this value.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// This flag has this variant for whoever asks.
+    pub when_flag: Option<WhenFlag>,
     pub service: ServiceName,
     /// Taken off the path before it is sent on; whole segments.
     pub strip_prefix: Option<String>,
     /// Instead of the service's own.
     pub request_timeout: Option<Duration>,
+}
+
+/// `when_flag = "new-checkout:on"`: the flag, evaluated with the subject of the route's own service, and the variant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WhenFlag {
+    flag: Box<str>,
+    variant: Box<str>,
+}
+
+impl WhenFlag {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        // Keys may hold anything; names of variants with a colon are the rarer ones.
+        let (flag, variant) = text.rsplit_once(':')?;
+        let is_sound = !flag.is_empty() && !variant.is_empty();
+        is_sound.then(|| Self { flag: flag.into(), variant: variant.into() })
+    }
+
+    #[must_use]
+    pub fn flag(&self) -> &str {
+        &self.flag
+    }
+
+    #[must_use]
+    pub fn variant(&self) -> &str {
+        &self.variant
+    }
 }
 
 /// How a route looks at the path. The path is compared as it was sent: no decoding, case matters.
@@ -46,7 +74,7 @@ pub enum PathMatch {
 }
 
 impl Route {
-    /// Whether the request is this route's. The host was compared already.
+    /// Whether the request is this route's, as far as itself says. The host was compared already; what flags say is to come.
     #[must_use]
     pub fn matches(&self, method: &Method, path: &str, headers: &HeaderMap) -> bool {
         self.path.matches(path)
@@ -65,7 +93,8 @@ impl Route {
             || (!later.methods.is_empty()
                 && later.methods.iter().all(|method| self.methods.contains(method)));
         let headers = self.headers.iter().all(|header| later.headers.contains(header));
-        hosts && methods && headers && self.path.covers(&later.path)
+        let flags = self.when_flag.is_none() || self.when_flag == later.when_flag;
+        hosts && methods && headers && flags && self.path.covers(&later.path)
     }
 
     fn read(value: &Value<'_>) -> Option<Self> {
@@ -74,6 +103,7 @@ impl Route {
         let path = read_path(&mut table);
         let methods = table.optional("methods").and_then(|v| v.list(read_method)).unwrap_or_default();
         let headers = table.optional("headers").and_then(|v| read_headers(&v)).unwrap_or_default();
+        let when_flag = table.optional("when_flag").and_then(|v| read_when_flag(&v));
         let service = table.required("service").and_then(|v| v.named(ServiceName::parse));
         let strip_prefix = table.optional("strip_prefix").and_then(|v| read_prefix(&v));
         let request_timeout = table
@@ -88,7 +118,8 @@ impl Route {
             );
         }
         table.finish();
-        Some(Self { hosts, path: path?, methods, headers, service: service?, strip_prefix, request_timeout })
+        let (path, service) = (path?, service?);
+        Some(Self { hosts, path, methods, headers, when_flag, service, strip_prefix, request_timeout })
     }
 }
 
@@ -189,6 +220,14 @@ fn read_path(table: &mut Table<'_>) -> Option<PathMatch> {
             None
         }
     }
+}
+
+fn read_when_flag(value: &Value<'_>) -> Option<WhenFlag> {
+    let when = WhenFlag::parse(value.text()?);
+    if when.is_none() {
+        value.fault("not a flag and a variant", "\"new-checkout:on\"");
+    }
+    when
 }
 
 fn read_headers(value: &Value<'_>) -> Option<Vec<(HeaderName, HeaderValue)>> {

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::access::{self, AccessMode, Rule};
+use crate::balancing::{BySubject, FACTOR_MAX, FACTOR_MIN, Kind};
 use crate::breaker::BreakerPolicy;
 use crate::endpoint::Endpoint;
 use crate::fallback::{Fallback, read_chain};
+use crate::flag::ServiceFlags;
 use crate::forced::{ForcedBreaker, read_forced};
 use crate::grammar::Value;
 use crate::health::HealthCheckPolicy;
@@ -16,6 +18,7 @@ use crate::outlier::OutlierDetection;
 use crate::rate_limit::RateLimit;
 use crate::retry::RetryPolicy;
 use crate::sharding::Sharding;
+use crate::subject::Inputs;
 use crate::tls::UpstreamTls;
 use crate::traffic::Traffic;
 
@@ -31,6 +34,8 @@ pub struct ServicePolicy {
     pub hosts: Vec<String>,
     pub protocol: Protocol,
     pub load_balancer: LoadBalancer,
+    /// Where the balancer goes by the subject.
+    pub by_subject: Option<BySubject>,
     /// How long an endpoint's share grows from a tenth to its whole weight after it (re)appeared.
     pub slow_start: Duration,
     pub connect_timeout: Duration,
@@ -58,6 +63,8 @@ pub struct ServicePolicy {
     /// Who may call it, as far as it says so itself; see [`crate::snapshot::Snapshot::access_of`].
     pub allow: Option<Vec<Rule>>,
     pub access_mode: Option<AccessMode>,
+    /// Which feature flags it is told, and for whom they are evaluated; without it none and for the default subject.
+    pub flags: Option<Arc<ServiceFlags>>,
     /// Used while membership knows no endpoint of this service.
     pub endpoints: Vec<Endpoint>,
 }
@@ -77,18 +84,24 @@ pub enum LoadBalancer {
     /// The better of two chosen at random, by requests in flight (power of two choices).
     #[default]
     LeastRequest,
+    /// By the subject, from a table that is filled in turns; without a subject as [`LoadBalancer::LeastRequest`].
+    Maglev,
     /// The better of two chosen at random, by expected latency times requests in flight.
     PeakEwma,
     Random,
+    /// By the subject, from a ring; without a subject as [`LoadBalancer::LeastRequest`].
+    RingHash,
     RoundRobin,
 }
 
 const PROTOCOLS: [(&str, Protocol); 2] = [("http1", Protocol::Http1), ("h2", Protocol::H2)];
-const LOAD_BALANCERS: [(&str, LoadBalancer); 4] = [
+const LOAD_BALANCERS: [(&str, LoadBalancer); 6] = [
     ("least_request", LoadBalancer::LeastRequest),
     ("peak_ewma", LoadBalancer::PeakEwma),
     ("round_robin", LoadBalancer::RoundRobin),
     ("random", LoadBalancer::Random),
+    ("ring_hash", LoadBalancer::RingHash),
+    ("maglev", LoadBalancer::Maglev),
 ];
 
 impl Protocol {
@@ -108,9 +121,21 @@ impl LoadBalancer {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::LeastRequest => "least_request",
+            Self::Maglev => "maglev",
             Self::PeakEwma => "peak_ewma",
             Self::Random => "random",
+            Self::RingHash => "ring_hash",
             Self::RoundRobin => "round_robin",
+        }
+    }
+
+    /// The table of those that go by the subject.
+    #[must_use]
+    pub fn table(self) -> Option<Kind> {
+        match self {
+            Self::Maglev => Some(Kind::Maglev),
+            Self::RingHash => Some(Kind::Ring),
+            Self::LeastRequest | Self::PeakEwma | Self::Random | Self::RoundRobin => None,
         }
     }
 }
@@ -121,6 +146,7 @@ impl Default for ServicePolicy {
             hosts: Vec::new(),
             protocol: Protocol::default(),
             load_balancer: LoadBalancer::default(),
+            by_subject: None,
             slow_start: Duration::ZERO,
             connect_timeout: Duration::from_secs(1),
             request_timeout: Duration::from_secs(15),
@@ -138,6 +164,7 @@ impl Default for ServicePolicy {
             sharding: None,
             allow: None,
             access_mode: None,
+            flags: None,
             endpoints: Vec::new(),
         }
     }
@@ -149,7 +176,9 @@ impl ServicePolicy {
         let default = Self::default();
         let hosts = table.optional("hosts").and_then(|v| read_hosts(&v)).unwrap_or_default();
         let protocol = table.optional("protocol").and_then(|v| read_protocol(&v)).unwrap_or_default();
-        let load_balancer = table.optional("load_balancer").and_then(|v| v.choice(&LOAD_BALANCERS));
+        let load_balancer = table.optional("load_balancer").map(|v| v.choice(&LOAD_BALANCERS));
+        let factor = table.optional("hash_balance_factor").and_then(|v| read_factor(&v, load_balancer));
+        let load_balancer = load_balancer.flatten().unwrap_or_default();
         let circuit_breaker = table.optional("circuit_breaker").and_then(|v| BreakerPolicy::read(&v));
         let forced =
             table.optional("forced_breakers").and_then(|v| read_forced(&v, circuit_breaker.as_ref()));
@@ -161,7 +190,8 @@ impl ServicePolicy {
         let policy = Self {
             hosts,
             protocol,
-            load_balancer: load_balancer.unwrap_or_default(),
+            load_balancer,
+            by_subject: None,
             slow_start: duration("slow_start", default.slow_start, Duration::ZERO),
             connect_timeout: duration("connect_timeout", default.connect_timeout, some),
             request_timeout: duration("request_timeout", default.request_timeout, some),
@@ -182,6 +212,7 @@ impl ServicePolicy {
             sharding: None,
             allow: None,
             access_mode: table.optional("access_mode").and_then(|v| access::read_mode(&v)),
+            flags: table.optional("flags").and_then(|v| ServiceFlags::read(&v)).map(Arc::new),
             endpoints: table.optional("endpoints").and_then(|v| read_endpoints(&v)).unwrap_or_default(),
         };
         let (spread, rule) = (table.optional("traffic"), table.optional("sharding"));
@@ -194,7 +225,24 @@ impl ServicePolicy {
         }
         let subject = traffic.as_ref().map(|traffic| &traffic.subject);
         let sharding = rule.as_ref().and_then(|v| Sharding::read(v, subject));
-        Some(Self { traffic: traffic.map(Arc::new), sharding: sharding.map(Arc::new), allow, ..policy })
+        let by_subject = load_balancer.table().map(|kind| {
+            let inputs = subject.cloned().unwrap_or_default();
+            BySubject { kind, inputs, factor }
+        });
+        Some(Self {
+            by_subject,
+            traffic: traffic.map(Arc::new),
+            sharding: sharding.map(Arc::new),
+            allow,
+            ..policy
+        })
+    }
+
+    /// Where a request says who is asking, where that counts for its version or its endpoint.
+    #[must_use]
+    pub fn subject(&self) -> Option<&Inputs> {
+        let of_traffic = self.traffic.as_deref().map(|traffic| &traffic.subject);
+        of_traffic.or_else(|| self.by_subject.as_ref().map(|by| &by.inputs))
     }
 }
 
@@ -234,6 +282,20 @@ fn read_protocol(value: &Value<'_>) -> Option<Protocol> {
         return None;
     }
     value.choice(&PROTOCOLS)
+}
+
+/// `balancer` is absent where none was named, and has no value where its name is faulty.
+#[expect(clippy::option_option, reason = "absent, faulty and sound are three")]
+fn read_factor(value: &Value<'_>, balancer: Option<Option<LoadBalancer>>) -> Option<u32> {
+    let balancer = balancer.unwrap_or(Some(LoadBalancer::default()))?;
+    if balancer.table().is_none() {
+        value.fault(
+            format!("`hash_balance_factor` means nothing to `{}`", balancer.as_str()),
+            "it belongs to \"ring_hash\" and \"maglev\"",
+        );
+        return None;
+    }
+    value.integer(FACTOR_MIN, FACTOR_MAX)
 }
 
 /// A version with a share must be one that an endpoint has, as far as the document lists endpoints.

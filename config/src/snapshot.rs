@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::access::{Access, AccessMode, DefaultAccess};
 use crate::document::{Document, own_hosts};
 use crate::endpoint::Endpoint;
+use crate::flag::{Emission, FlagSet, ServiceFlags};
 use crate::name::ServiceName;
 use crate::route::Route;
 use crate::service::ServicePolicy;
@@ -26,8 +27,12 @@ pub struct Snapshot {
     anywhere: Vec<usize>,
     default_access: DefaultAccess,
     access_mode: AccessMode,
+    flags: Option<Arc<FlagSet>>,
+    /// Of services that say nothing of flags.
+    usual_flags: ServiceFlags,
     wants_client: bool,
     wants_uid: bool,
+    wants_now: bool,
 }
 
 /// A service of a snapshot.
@@ -36,6 +41,8 @@ pub struct Service {
     pub name: ServiceName,
     pub policy: Arc<ServicePolicy>,
     pub endpoints: Arc<[Endpoint]>,
+    /// What it is told of the flags.
+    pub emission: Option<Arc<Emission>>,
     /// The document does not name it, membership does.
     pub implied: bool,
 }
@@ -73,7 +80,14 @@ impl Snapshot {
         let told = document.services.iter().map(|(name, policy)| {
             let alive = membership.get(name).filter(|endpoints| !endpoints.is_empty());
             let endpoints = alive.cloned().unwrap_or_else(|| policy.endpoints.as_slice().into());
-            Service { name: name.clone(), policy: Arc::new(policy.clone()), endpoints, implied: false }
+            let emission = document.emissions.get(name).cloned();
+            Service {
+                name: name.clone(),
+                policy: Arc::new(policy.clone()),
+                endpoints,
+                emission,
+                implied: false,
+            }
         });
         let untold = membership.iter().filter(|(name, _)| !document.services.contains_key(*name));
         let default = Arc::new(ServicePolicy::default());
@@ -81,24 +95,31 @@ impl Snapshot {
             name: name.clone(),
             policy: Arc::clone(&default),
             endpoints: Arc::clone(endpoints),
+            emission: None,
             implied: true,
         });
         let mut services: Vec<Service> = told.chain(implied).collect();
         services.sort_by(|a, b| a.name.cmp(&b.name));
         let (default_access, access_mode) = (document.default_access, document.access_mode);
-        let routes = document.routes.clone();
-        let mut snapshot = Self { services, routes, default_access, access_mode, ..Self::default() };
+        let (routes, flags) = (document.routes.clone(), document.flags.clone());
+        let wants_now = flags.as_ref().is_some_and(|set| set.reads_time());
+        let mut snapshot =
+            Self { services, routes, flags, wants_now, default_access, access_mode, ..Self::default() };
         snapshot.index_hosts();
         let wants = |wanted: fn(&Inputs) -> bool| {
             snapshot.services.iter().any(|service| {
                 let key = service.policy.sharding.as_ref().and_then(|sharding| sharding.key().inputs());
                 let traffic = service.policy.traffic.as_deref();
                 let pins = traffic.into_iter().flat_map(|traffic| &traffic.pins);
-                let inputs = traffic.map(|traffic| &traffic.subject).into_iter().chain(key);
-                inputs.chain(pins.filter_map(|pin| pin.input())).any(wanted)
+                let inputs = service.policy.subject().into_iter().chain(key);
+                let flags = service.policy.flags.iter().flat_map(|flags| flags.inputs());
+                inputs.chain(pins.filter_map(|pin| pin.input())).chain(flags).any(wanted)
             })
         };
-        (snapshot.wants_client, snapshot.wants_uid) = (wants(Inputs::want_client), wants(Inputs::want_uid));
+        // Flags of a route whose service says nothing of them are evaluated for the default subject.
+        let by_flag = snapshot.routes.iter().any(|route| route.when_flag.is_some());
+        (snapshot.wants_client, snapshot.wants_uid) =
+            (wants(Inputs::want_client), by_flag || wants(Inputs::want_uid));
         snapshot
     }
 
@@ -149,6 +170,23 @@ impl Snapshot {
             default: self.default_access,
             mode: policy.and_then(|policy| policy.access_mode).unwrap_or(self.access_mode),
         }
+    }
+
+    /// The feature flags, if the document has any.
+    #[must_use]
+    pub fn flags(&self) -> Option<&Arc<FlagSet>> {
+        self.flags.as_ref()
+    }
+
+    /// For whom a service's flags are evaluated.
+    pub(crate) fn flags_of(&self, service: usize) -> &ServiceFlags {
+        self.services[service].policy.flags.as_deref().unwrap_or(&self.usual_flags)
+    }
+
+    /// Whether any flag may depend on [`crate::decide::Facts::now`].
+    #[must_use]
+    pub fn wants_now(&self) -> bool {
+        self.wants_now
     }
 
     /// Whether any decision may depend on [`crate::decide::Facts::client`].

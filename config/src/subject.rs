@@ -214,6 +214,11 @@ impl Inputs {
         Some(Self(inputs.iter().filter_map(|input| input.named(Input::parse)).collect()))
     }
 
+    /// A list of inputs, or one of them by itself.
+    pub(crate) fn read_some(value: &Value<'_>) -> Option<Self> {
+        if value.is_list() { Self::read(value) } else { value.named(Input::parse).map(Self::one) }
+    }
+
     /// The subject of a request: the bare value, wherever it stands.
     #[must_use]
     pub fn find<'r>(&self, asker: &Asker<'r>) -> Option<Cow<'r, [u8]>> {

@@ -125,6 +125,46 @@ pub struct Ack {
     /// [`COUNTED_SERVICES_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub counts: Vec<ServiceCounts>,
+    /// The apps that callers reach through this proxy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub apps: Vec<InboundApp>,
+    /// How it stands to batches that are closed; at most [`FENCES_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fences: Vec<FenceReport>,
+}
+
+/// Most batches that one ack speaks of.
+pub const FENCES_MAX: usize = 256;
+
+/// An app that callers reach through an inbound listener of a proxy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InboundApp {
+    pub service: ServiceName,
+    /// Empty where it says none.
+    #[serde(default, skip_serializing_if = "Name::is_empty")]
+    pub shard: Name,
+    /// Where membership is told that it is; absent where that is not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+}
+
+/// How a proxy stands to a batch of keys that is closed for unsafe methods. There is one only once every worker runs a
+/// snapshot in which the batch is closed; it is sent at once when anything of it changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FenceReport {
+    pub service: ServiceName,
+    /// The revision that closed the batch, [`crate::sharding::moving::Next::closed`].
+    pub closed: u64,
+    /// Unsafe requests under way from this proxy to the service's endpoints that are of the batch, or that were decided on
+    /// before it was known.
+    #[serde(default)]
+    pub calling: u64,
+    /// The same through the inbound listeners of this proxy, to the apps beside it.
+    #[serde(default)]
+    pub serving: u64,
+    /// Whether a restart would find the batch closed.
+    #[serde(default)]
+    pub persisted: bool,
 }
 
 /// What a proxy counted of one service.

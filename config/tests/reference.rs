@@ -14,10 +14,10 @@ fn known_keys() -> BTreeSet<String> {
                 fallback = [{ respond = {}, unheard_of = 1 }]\n\
                 traffic = { stable = \"v\", weights = { v = 100 }, unheard_of = 1, mirror = { version = \"v\", percent = 1, unheard_of = 1 }, \
                 pins = [{ subject = \"u\", version = \"v\", unheard_of = 1 }] }\n\
-                sharding = { key = \"host\", strategy = \"jump\", shards = [\"0\"], unheard_of = 1 }\n[[routes]]\n\
+                sharding = { key = \"host\", strategy = \"modulo\", shards = [\"0\"], unheard_of = 1, next = { shards = [\"0\"], unheard_of = 1 } }\nflags = { unheard_of = 1 }\n[flags]\nset = { flags = {} }\nunheard_of = 1\n[[routes]]\n\
                 service = \"a\"\nunheard_of_route = 1\n";
-    let problems = Document::parse_toml(text).expect_err("seventeen keys are not known");
-    assert_eq!(problems.0.len(), 17, "{problems}");
+    let problems = Document::parse_toml(text).expect_err("twenty keys are not known");
+    assert_eq!(problems.0.len(), 20, "{problems}");
     let lists = problems.0.iter().filter_map(|problem| problem.hint.as_deref()?.strip_prefix("known here: "));
     lists.flat_map(|list| list.split(", ")).map(str::to_owned).collect()
 }

@@ -1,13 +1,22 @@
 //! The control plane: knows what is wanted and who is alive, and says what is true.
 //!
-//! In reading order: what a process is told ([`settings`]); how users move from one version to another ([`rollout`]);
-//! what operators want ([`intent`]) and where it is kept ([`store`]); who is alive ([`membership`]); what follows from both ([`compile`]); telling it to proxies
+//! In reading order: what a process is told ([`settings`]); who is told of what happens ([`webhook`]); how users move from one
+//! version to another ([`rollout`]); how keys move
+//! from one shard to another ([`resharding`]); what is kept of a service beside its table ([`record`]); what operators want ([`intent`]) and where it is kept ([`store`]); who is alive ([`membership`]); what follows from both ([`compile`]); telling it to proxies
 //! ([`publish`]); how a write goes through all of it ([`state`]); who lets
 //! rollouts go on ([`conductor`]); and REST ([`admin`]).
 
 pub mod settings;
 
+pub mod webhook;
+
 pub mod rollout;
+
+pub mod resharding;
+
+pub mod record;
+
+mod merge_patch;
 
 pub mod intent;
 

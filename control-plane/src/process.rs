@@ -17,7 +17,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::admin::{self, Access, Admin, Patience, router};
-use crate::conductor::Conductor;
+use crate::conductor::{Conductor, Mover};
 use crate::membership::consul;
 use crate::settings::Settings;
 use crate::state::State;
@@ -62,11 +62,13 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
         Some(consul) => Some(consul::start(consul, &state.last_consul(), state.names())?),
         None => None,
     };
-    let conductor = Conductor::new(Arc::clone(&state), settings.webhook_secret_file);
+    let conductor = Conductor::new(Arc::clone(&state), settings.webhook_secret_file.clone());
+    let mover = Mover::new(Arc::clone(&state), settings.webhook_secret_file);
     let (stop, stopped) = watch::channel(false);
     let background = [
         // Each ends with the runtime.
         tokio::spawn(Arc::clone(&conductor).conduct()),
+        tokio::spawn(Arc::clone(&mover).conduct()),
         tokio::spawn(follow(Arc::clone(&state), mirror.as_ref().map(|mirror| mirror.view.clone()))),
         tokio::spawn(keep(Arc::clone(&state))),
         tokio::spawn(expire(Arc::clone(&state))),
@@ -75,6 +77,7 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
     let admin = Admin {
         state: Arc::clone(&state),
         conductor,
+        mover,
         access: Access { token_file: settings.token_file },
         stop: stopped.clone(),
         contacts: mirror.map(|mirror| mirror.contacts),
@@ -121,7 +124,7 @@ async fn follow(state: Arc<State>, mirror: Option<watch::Receiver<Arc<crate::mem
 }
 
 async fn keep(state: Arc<State>) {
-    state.keep_membership().await;
+    state.keep_for_next_start().await;
 }
 
 async fn expire(state: Arc<State>) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use gilmok_config::name::ServiceName;
 use gilmok_config::snapshot::Membership;
+use gilmok_config::wire::Ack;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -23,6 +24,8 @@ const RACES_MAX: usize = 50;
 const KEEP_AFTER: Duration = Duration::from_secs(1);
 /// The store's key for the registry's entries.
 const KEPT_REGISTRY: &str = "registry";
+/// The store's key for the proxies that are known.
+const KEPT_PROXIES: &str = "proxies";
 /// The store's key for Consul's last membership.
 const KEPT_CONSUL: &str = "consul";
 
@@ -85,6 +88,7 @@ impl State {
         let endpoints =
             if with_mirror { store.kept(KEPT_CONSUL)?.unwrap_or_default() } else { Membership::new() };
         let consul = View { endpoints, ..View::default() };
+        let known: Vec<Ack> = store.kept(KEPT_PROXIES)?.unwrap_or_default();
         let state = Self {
             store,
             registry: Registry::new(kept),
@@ -92,6 +96,7 @@ impl State {
             consul: watch::Sender::new(Arc::new(consul)),
             names: watch::Sender::default(),
         };
+        state.publisher.acks.remember(known);
         state.publish();
         Ok(Arc::new(state))
     }
@@ -115,10 +120,12 @@ impl State {
                 Command::PutService(name, _) => intent::service(current, name).is_none(),
                 Command::PutTraffic(name, _) => intent::traffic_table(current, name).is_none(),
                 Command::PutMesh(_) => head.is_none(),
-                Command::PutRollout(..) => true,
+                Command::BeginMove(..) | Command::PutRollout(..) => true,
                 Command::Conduct(_)
+                | Command::ConductMove(_)
                 | Command::DeleteService(_)
                 | Command::ForceBreaker(..)
+                | Command::Move(..)
                 | Command::PatchService(..)
                 | Command::Restore { .. }
                 | Command::RollBack(_)
@@ -210,23 +217,34 @@ impl State {
         }
     }
 
-    /// Keeps membership for the next start, a moment after it changed. Runs until it is dropped.
-    pub async fn keep_membership(&self) {
+    /// Keeps membership and who the proxies are for the next start, a moment after they changed. Runs until it is dropped.
+    pub async fn keep_for_next_start(&self) {
         let mut registry = self.registry.views();
         let mut consul = self.consul.subscribe();
+        let mut roster = self.publisher.acks.roster();
         loop {
             tokio::select! {
                 changed = registry.changed() => if changed.is_err() { return },
                 changed = consul.changed() => if changed.is_err() { return },
+                changed = roster.changed() => if changed.is_err() { return },
             }
             sleep(KEEP_AFTER).await;
             registry.mark_unchanged();
             consul.mark_unchanged();
+            roster.mark_unchanged();
             self.keep_now().await;
         }
     }
 
-    /// Keeps membership now, e.g. before the process ends.
+    /// Keeps who the proxies are, now.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub async fn keep_proxies(&self) -> Result<(), StoreError> {
+        self.store.keep(KEPT_PROXIES, json!(self.publisher.acks.known())).await
+    }
+
+    /// Keeps membership and who the proxies are now, e.g. before the process ends.
     pub async fn keep_now(&self) {
         let registry = json!(self.registry.kept());
         let consul = json!(self.consul.borrow().endpoints);
@@ -234,6 +252,9 @@ impl State {
             if let Err(error) = self.store.keep(key, value).await {
                 tracing::warn!("the last membership is not kept for the next start: {error}");
             }
+        }
+        if let Err(error) = self.keep_proxies().await {
+            tracing::warn!("who the proxies are is not kept for the next start: {error}");
         }
     }
 

@@ -15,10 +15,11 @@ use tokio::sync::watch;
 
 use crate::arguments::Arguments;
 use crate::behaviour::{Behaviour, Mode, Order};
+use crate::copies::Copies;
 use crate::identity::{introduce, wants_html};
 use crate::page::page;
+use crate::shop;
 use crate::visits::{self, Slots, Visits};
-use crate::{copies, shop};
 
 /// Longest that a hanging request is held: whoever still waits then has no limit of its own.
 const HANG_MAX: Duration = Duration::from_mins(30);
@@ -34,6 +35,7 @@ pub(crate) struct App {
     arguments: Arguments,
     /// What `profile` remembers. A mutex: held for a look-up, never while something is waited for.
     visits: Mutex<Visits>,
+    copies: Copies,
     /// A watch, so that what hangs goes on when the app is told to be well again.
     behaviour: watch::Sender<Behaviour>,
     dying: watch::Sender<bool>,
@@ -52,6 +54,7 @@ impl App {
         Arc::new(Self {
             arguments,
             visits: Mutex::default(),
+            copies: Copies::default(),
             behaviour: watch::Sender::default(),
             dying: watch::Sender::new(false),
         })
@@ -90,7 +93,7 @@ impl App {
         if self.arguments.service == visits::SERVICE {
             match path {
                 "/visits" => return Ok(self.hand_over(request).await),
-                "/moves" => return Ok(copy(request).await),
+                "/moves" => return Ok(self.copy(request).await),
                 _ => {}
             }
         }
@@ -140,38 +143,41 @@ impl App {
         }
     }
 
-    /// Gives, takes or forgets the visits of the users in some slots.
+    /// Copies what moves, as the message in the body says.
+    async fn copy(&self, request: Request<Incoming>) -> Response<Body> {
+        let message = match body_of(request).await {
+            Ok(message) => message,
+            Err(refused) => return refused,
+        };
+        match self.copies.follow(&message).await {
+            Ok(()) => respond(StatusCode::OK, "text/plain", "done\n"),
+            Err(error) => respond(StatusCode::BAD_GATEWAY, "text/plain", format!("{error:#}\n")),
+        }
+    }
+
+    /// Gives or takes the visits of the users in some slots.
     async fn hand_over(&self, request: Request<Incoming>) -> Response<Body> {
         let query = request.uri().query().unwrap_or_default();
         let Some(slots) = query.strip_prefix("slots=").and_then(Slots::parse) else {
             return respond(StatusCode::BAD_REQUEST, "text/plain", "say which: /visits?slots=0-4095,8192\n");
         };
-        match request.method() {
-            &Method::GET => {
+        match *request.method() {
+            Method::GET => {
                 let held = json!(self.visits().within(&slots));
                 respond(StatusCode::OK, "application/json", format!("{held}\n"))
             }
-            &Method::PUT | &Method::DELETE => {
-                let given = if request.method() == Method::PUT {
-                    let body = match body_of(request).await {
-                        Ok(body) => body,
-                        Err(refused) => return refused,
-                    };
-                    match serde_json::from_slice(&body) {
-                        Ok(given) => given,
-                        Err(error) => {
-                            return respond(StatusCode::BAD_REQUEST, "text/plain", format!("{error}\n"));
-                        }
-                    }
-                } else {
-                    std::collections::BTreeMap::new()
+            Method::PUT => {
+                let body = match body_of(request).await {
+                    Ok(body) => body,
+                    Err(refused) => return refused,
                 };
-                match self.visits().replace(&slots, given) {
-                    Ok(()) => respond(StatusCode::OK, "text/plain", "done\n"),
-                    Err(visits::Full) => full(),
+                match serde_json::from_slice(&body).map(|given| self.visits().replace(&slots, given)) {
+                    Ok(Ok(())) => respond(StatusCode::OK, "text/plain", "done\n"),
+                    Ok(Err(visits::Full)) => full(),
+                    Err(error) => respond(StatusCode::BAD_REQUEST, "text/plain", format!("{error}\n")),
                 }
             }
-            _ => respond(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET, PUT or DELETE\n"),
+            _ => respond(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET or PUT\n"),
         }
     }
 
@@ -204,18 +210,6 @@ impl App {
         }
         let text = serde_json::to_string_pretty(&said).unwrap_or_default();
         respond(StatusCode::OK, "application/json", format!("{text}\n"))
-    }
-}
-
-/// Copies what moves, as the message in the body says.
-async fn copy(request: Request<Incoming>) -> Response<Body> {
-    let message = match body_of(request).await {
-        Ok(message) => message,
-        Err(refused) => return refused,
-    };
-    match copies::follow(&message).await {
-        Ok(()) => respond(StatusCode::OK, "text/plain", "done\n"),
-        Err(error) => respond(StatusCode::BAD_GATEWAY, "text/plain", format!("{error:#}\n")),
     }
 }
 

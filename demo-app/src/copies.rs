@@ -3,49 +3,82 @@
 //! Any process could do it. Here every demo app can, whichever is told: it reads from the one shard, writes to the other,
 //! and answers when that is done. It is told twice: while the old shard is still written to, and once more when nobody
 //! writes any more. Each time it copies all of the part, so that the last time is right whatever came before.
+//!
+//! A message may come twice, and late. So one is followed at a time, and one that is older than another that was followed is
+//! none any more: a copy that comes too late would undo what was written since. For the same reason nothing is deleted: what
+//! the old shard still has is of no use to anybody, and is replaced when the part moves back.
 
 use anyhow::Context as _;
 use bytes::Bytes;
 use hyper::{Method, Request};
 use serde::Deserialize;
+use tokio::sync::Mutex;
 
 use crate::calls::{CALL_TIMEOUT, send};
+
+/// Which message was followed last: the number of its move, and its own. A tokio mutex, since it is held while one is
+/// followed.
+#[derive(Debug, Default)]
+pub(crate) struct Copies(Mutex<(u64, u64)>);
 
 /// What is said of a part that moves.
 #[derive(Debug, Deserialize)]
 struct Message {
     event: String,
-    batch: Batch,
+    #[serde(rename = "move")]
+    moving: u64,
+    number: u64,
+    batch: Option<Batch>,
+    endpoints: Endpoints,
 }
 
-/// The part, and where it is.
 #[derive(Debug, Deserialize)]
 struct Batch {
-    slots: Vec<(u64, u64)>,
-    source: Vec<String>,
-    target: Vec<String>,
+    detail: Detail,
 }
 
-/// Does what a message asks for.
-///
-/// # Errors
-/// When it is no such message, or somebody does not do as asked.
-pub(crate) async fn follow(message: &[u8]) -> anyhow::Result<()> {
-    let Message { event, batch } = serde_json::from_slice(message).context("not a message about a move")?;
-    let slots: Vec<_> = batch.slots.iter().map(|(first, last)| format!("{first}-{last}")).collect();
-    let path = format!("/visits?slots={}", slots.join(","));
-    let source = || batch.source.first().context("nobody has the part");
-    let target = || batch.target.first().context("nobody takes the part");
-    match event.as_str() {
-        "copy" | "fenced" => {
-            let held = ask(Method::GET, source()?, &path, Bytes::new()).await?;
-            ask(Method::PUT, target()?, &path, held).await?;
+#[derive(Debug, Deserialize)]
+struct Detail {
+    /// First and last ones.
+    slots: Vec<(u64, u64)>,
+}
+
+/// Who serves the part now, and who will.
+#[derive(Debug, Deserialize)]
+struct Endpoints {
+    from: Vec<Endpoint>,
+    to: Vec<Endpoint>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Endpoint {
+    address: String,
+}
+
+impl Copies {
+    /// Does what a message asks for.
+    ///
+    /// # Errors
+    /// When it is no such message, or an old one, or somebody does not do as asked.
+    pub(crate) async fn follow(&self, message: &[u8]) -> anyhow::Result<()> {
+        let Message { event, moving, number, batch, endpoints } =
+            serde_json::from_slice(message).context("not a message about a move")?;
+        let mut last = self.0.lock().await;
+        anyhow::ensure!((moving, number) >= *last, "an old message: {last:?} was followed before");
+        *last = (moving, number);
+        if event != "copy" && event != "fenced" {
+            return Ok(());
         }
-        // Whoever asks for it there is sent on, so it is of no use any more.
-        "moved" => drop(ask(Method::DELETE, source()?, &path, Bytes::new()).await?),
-        _ => {}
+        let slots = batch.iter().flat_map(|batch| &batch.detail.slots);
+        let slots: Vec<_> = slots.map(|(first, last)| format!("{first}-{last}")).collect();
+        let path = format!("/visits?slots={}", slots.join(","));
+        let address = |of: &[Endpoint], what| of.first().map(|at| at.address.clone()).context(what);
+        let source = address(&endpoints.from, "nobody has the part")?;
+        let target = address(&endpoints.to, "nobody takes the part")?;
+        let held = ask(Method::GET, &source, &path, Bytes::new()).await?;
+        ask(Method::PUT, &target, &path, held).await?;
+        Ok(())
     }
-    Ok(())
 }
 
 async fn ask(method: Method, address: &str, path: &str, body: Bytes) -> anyhow::Result<Bytes> {

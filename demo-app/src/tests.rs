@@ -156,29 +156,35 @@ async fn the_shop_shows_what_the_others_answer_and_says_what_is_missing() {
 }
 
 #[tokio::test]
-async fn what_a_shard_keeps_is_copied_to_another_one_and_forgotten() {
+async fn what_a_shard_keeps_is_copied_to_another_one_by_the_newest_message() {
     let (old, new) = tokio::join!(start(&["--service=profile"]), start(&["--service=profile"]));
     let visit = "POST /users/ada HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-    for _ in 0..3 {
-        assert_eq!(old.ask(visit).await.0, 200);
-    }
-    let tell = async |event: &str| {
-        let batch =
-            serde_json::json!({"slots": [[0, 16_383]], "source": [old.address], "target": [new.address]});
-        let message = serde_json::json!({"event": event, "batch": batch}).to_string();
+    let tell = async |event: &str, number: u64| {
+        let batch = serde_json::json!({"detail": {"slots": [[0, 16_383]]}});
+        let endpoints =
+            serde_json::json!({"from": [{"address": old.address}], "to": [{"address": new.address}]});
+        let message = serde_json::json!({
+            "event": event, "move": 7, "number": number, "batch": batch, "endpoints": endpoints
+        });
+        let message = message.to_string();
         let length = message.len();
         let head = format!(
             "POST /moves HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
         );
-        assert_eq!(new.ask(&format!("{head}{message}")).await.0, 200, "{event}");
+        new.ask(&format!("{head}{message}")).await.0
     };
-    tell("copy").await;
+    for _ in 0..3 {
+        assert_eq!(old.ask(visit).await.0, 200);
+    }
+    assert_eq!(tell("copy", 1).await, 200);
     assert_eq!(old.ask(visit).await.0, 200);
     assert_eq!(new.json("/users/ada").await["visits"], 3);
-    tell("fenced").await;
+    assert_eq!(tell("fenced", 2).await, 200);
     assert_eq!(new.json("/users/ada").await["visits"], 4, "the last copy counts");
-    tell("moved").await;
-    assert_eq!(old.json("/users/ada").await["visits"], 0);
+    assert_eq!(new.ask(visit).await.0, 200);
+    assert_eq!(tell("copy", 1).await, 502, "it comes too late");
+    assert_eq!(tell("moved", 3).await, 200);
+    assert_eq!(new.json("/users/ada").await["visits"], 5);
     let (status, _) =
         new.ask("POST /moves HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}").await;
     assert_eq!(status, 502, "no message");

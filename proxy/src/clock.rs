@@ -1,6 +1,8 @@
-//! Milliseconds since the process began: small enough for an atomic, moved by tokio's clock (and so by paused tests).
+//! Milliseconds since the process began: small enough for an atomic, moved by tokio's clock (and so by paused tests); and
+//! what calendars say.
 
 use std::sync::OnceLock;
+use std::time::SystemTime;
 
 use tokio::time::Instant;
 
@@ -22,4 +24,9 @@ pub(crate) fn ns_of(moment: Instant) -> u64 {
 pub(crate) fn ms_of(moment: Instant) -> u64 {
     let begin = *BEGIN.get_or_init(|| moment);
     u64::try_from(moment.saturating_duration_since(begin).as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+}
+
+/// Seconds since 1970, for what people have written moments in.
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
@@ -13,7 +14,7 @@ use gilmok_config::retry::RetryPolicy;
 use gilmok_config::service::ServicePolicy;
 use gilmok_config::snapshot::Snapshot;
 use gilmok_config::wire::Applied;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::access::Admission;
 use crate::clock;
@@ -80,6 +81,8 @@ pub(crate) struct InForce {
     apps: Vec<LocalApp>,
     zone: Name,
     next_endpoint_id: AtomicU64,
+    /// Told whenever a closed batch of keys may have become quiet: acks say so at once.
+    emptied: Arc<Notify>,
 }
 
 impl InForce {
@@ -93,6 +96,7 @@ impl InForce {
             apps,
             zone,
             next_endpoint_id: AtomicU64::new(1),
+            emptied: Arc::default(),
         }
     }
 
@@ -112,6 +116,11 @@ impl InForce {
     /// Counts up with every change; 0 until something is in force.
     pub(crate) fn generations(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
+    }
+
+    /// Told whenever a closed batch of keys may have become quiet.
+    pub(crate) fn emptied(&self) -> &Notify {
+        &self.emptied
     }
 
     /// Puts a snapshot in force and answers its generation. What is unchanged keeps its connections and counters.
@@ -171,14 +180,15 @@ impl InForce {
 
     /// A worker says which generation it runs.
     pub(crate) fn take(&self, worker: usize, generation: u64) {
-        self.taken[worker].store(generation, Relaxed);
+        // Whoever sees this sees what the worker has counted of the generations before.
+        self.taken[worker].store(generation, Release);
         self.taken_news.send_replace(());
     }
 
     /// Waits until every worker runs `generation` or a later one.
     pub(crate) async fn taken_by_all(&self, generation: u64) {
         let mut news = self.taken_news.subscribe();
-        while self.taken.iter().any(|taken| taken.load(Relaxed) < generation) {
+        while self.taken.iter().any(|taken| taken.load(Acquire) < generation) {
             if news.changed().await.is_err() {
                 return;
             }
@@ -199,6 +209,7 @@ impl InForce {
             workers: self.workers(),
             now_ms: clock::now_ms(),
             next_id: &self.next_endpoint_id,
+            emptied: &self.emptied,
         };
         let upstreams = snapshot.services().iter().map(|service| {
             let kept = before.snapshot.service_index(service.name.as_str()).map(|at| &*before.upstreams[at]);
@@ -209,9 +220,10 @@ impl InForce {
         let around = Surroundings { identity: None, ..around };
         let apps = self.apps.iter().enumerate().map(|(place, app)| {
             let told = snapshot.service_index(app.service.as_str()).map(|at| &snapshot.services()[at].policy);
-            // The app is checked by the proxy's settings and stands alone: its service's balancing, and what is done when
-            // calls to it fail, are for callers.
+            // The app is checked by the proxy's settings and stands alone: its service's balancing, its division into
+            // shards, and what is done when calls to it fail, are for callers.
             let policy = Arc::new(ServicePolicy {
+                by_subject: None,
                 health_check: None,
                 tls: None,
                 retry: RetryPolicy::default(),
@@ -221,12 +233,17 @@ impl InForce {
                 fallback: Vec::new(),
                 traffic: None,
                 allow: None,
+                sharding: None,
                 endpoints: Vec::new(),
                 ..told.map_or_else(ServicePolicy::default, |policy| ServicePolicy::clone(policy))
             });
             let kept = before.apps.get(place).map(|kept| &**kept);
             let endpoints = std::slice::from_ref(&app.endpoint);
-            Arc::new(Upstream::build(&app.service, &policy, endpoints, kept, &around))
+            let upstream = Upstream::build(&app.service, &policy, endpoints, kept, &around);
+            Arc::new(match told.and_then(|policy| policy.sharding.as_ref()) {
+                Some(rule) => upstream.owning(rule, &app.endpoint.shard, kept, &around),
+                None => upstream,
+            })
         });
         let apps: Vec<_> = apps.collect();
         let access = self.apps.iter().enumerate().map(|(place, app)| {

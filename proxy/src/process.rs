@@ -1,6 +1,7 @@
 //! The life of the process: open the listeners, start the threads, serve, and leave in good order.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,6 +13,7 @@ use gilmok_config::address::Address;
 use gilmok_config::endpoint::Endpoint;
 use gilmok_config::identity;
 use gilmok_config::name::Name;
+use gilmok_config::wire::InboundApp;
 use rustix::process::{Resource, Rlimit, Signal};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,7 +32,7 @@ use crate::resolve;
 use crate::settings::{App, DrainTimes, Settings, Source};
 use crate::sockets::Sockets;
 use crate::source::registration::{Announced, Registrar, Wanted};
-use crate::source::{Identity, Sources};
+use crate::source::{Here, Identity, Sources};
 use crate::telemetry::{Logs, Metrics};
 use crate::thread;
 use crate::tls::Tls;
@@ -125,7 +127,8 @@ async fn serve(
     let renewing = Arc::clone(&in_force);
     tasks.spawn(follower.follow(move |mesh| renewing.put_identity(mesh)));
     let identity = Identity { node: settings.node.clone(), instance: format!("{:016x}", fastrand::u64(..)) };
-    let started = Sources::start(settings, identity.clone(), &in_force, drain.phases(), &mut tasks);
+    let here = Here { identity: identity.clone(), apps: inbound_apps(settings, &sockets) };
+    let started = Sources::start(settings, &here, &in_force, drain.phases(), &mut tasks);
     let sources = match started {
         Ok(sources) => Arc::new(sources),
         Err(problems) => {
@@ -340,6 +343,20 @@ fn local_app(app: &App) -> LocalApp {
     LocalApp { service: app.service.clone(), endpoint }
 }
 
+/// What membership is told of where an app is that is reached at this address.
+fn advertised(app: &App, bound: SocketAddr) -> Address {
+    app.advertise.clone().unwrap_or(Address::Socket(bound))
+}
+
+fn inbound_apps(settings: &Settings, sockets: &Sockets) -> Vec<InboundApp> {
+    let apps = settings.apps.iter().zip(&sockets.inbound).map(|(app, socket)| InboundApp {
+        service: app.service.clone(),
+        shard: app.shard.clone(),
+        address: socket.local_addr().ok().map(|bound| advertised(app, bound).to_string()),
+    });
+    apps.collect()
+}
+
 fn share(
     settings: &Settings,
     sockets: &Sockets,
@@ -364,6 +381,7 @@ fn share(
         tls,
         last_good: Arc::new(LastGoodStore::new(settings.limits.last_good_bytes)),
         nowhere: Arc::new(nowhere),
+        held: Default::default(),
     }
 }
 
@@ -421,7 +439,7 @@ fn start_registrars(
     for ((app, socket), healthy) in settings.apps.iter().zip(&sockets.inbound).zip(health) {
         let Ok(bound) = socket.local_addr() else { continue };
         let mut endpoint = local_app(app).endpoint;
-        endpoint.address = app.advertise.clone().unwrap_or(Address::Socket(bound));
+        endpoint.address = advertised(app, bound);
         endpoint.zone = settings.zone.clone();
         endpoint.inbound = true;
         // Callers check that the service they mean is the one that answers.

@@ -48,7 +48,7 @@ async fn follow(worker: Rc<Worker>) {
     let mut generations = worker.shared.in_force.generations();
     loop {
         generations.mark_unchanged();
-        let view = worker.view();
+        let view = worker.take();
         worker.pools.keep(view.endpoints());
         worker.copy_pools.keep(view.endpoints());
         let generation = view.generation;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
@@ -47,6 +47,8 @@ pub(crate) struct Shared {
     pub(crate) last_good: Arc<LastGoodStore>,
     /// Counts requests that no service answers to.
     pub(crate) nowhere: Arc<TargetSeries>,
+    /// Requests that wait for a newer snapshot, of all workers. An atomic: only what waits pays for it.
+    pub(crate) held: AtomicUsize,
 }
 
 /// One worker. Everything it points to by `Rc` stays on its thread.
@@ -69,6 +71,9 @@ pub(crate) struct Worker {
     pub(crate) buffered_bytes_max: usize,
     cache: RefCell<Cache<Arc<ArcSwap<Current>>, Arc<Current>>>,
     view: RefCell<Rc<View>>,
+    /// The generation that was taken last. A watch of each worker's own, so that those who wait for the next one share no
+    /// lock with other threads.
+    taken: watch::Sender<u64>,
 }
 
 /// What is in force as this worker sees it. Counted per worker, so that requests share no counter with other threads.
@@ -101,8 +106,22 @@ impl Worker {
             requests_max: shared.limits.requests_in_flight.div_ceil(workers),
             cache: RefCell::new(cache),
             view,
+            taken: watch::Sender::new(0),
             shared,
         }
+    }
+
+    /// Takes what is in force, and wakes those who wait for it.
+    pub(crate) fn take(&self) -> Rc<View> {
+        let view = self.view();
+        self.taken.send_replace(view.generation);
+        view
+    }
+
+    /// Waits until something newer than this generation is in force.
+    pub(crate) async fn newer_than(&self, generation: u64) {
+        // The sender lives as long as the worker.
+        drop(self.taken.subscribe().wait_for(|taken| *taken > generation).await);
     }
 
     /// What is in force: one load of an atomic while nothing changed.

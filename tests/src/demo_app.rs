@@ -24,25 +24,27 @@ impl DemoApp {
         Self::start_at("127.0.0.1:0", service, version).await
     }
 
+    /// Starts the demo app for a shard of this service on a free port.
+    ///
+    /// # Panics
+    /// When it does not listen.
+    pub async fn start_shard(service: &str, shard: &str) -> Self {
+        Self::start_as("127.0.0.1:0", &["--service", service, "--shard", shard]).await
+    }
+
     /// Starts the demo app for this service at this address.
     ///
     /// # Panics
     /// When it does not listen.
     pub async fn start_at(listen: &str, service: &str, version: &str) -> Self {
+        Self::start_as(listen, &["--service", service, "--version", version]).await
+    }
+
+    async fn start_as(listen: &str, who: &[&str]) -> Self {
         let scratch = Scratch::new();
         let ports = scratch.path().join("ports.json");
         let port_file = ports.to_string_lossy();
-        let args = [
-            "demo-app",
-            "--service",
-            service,
-            "--version",
-            version,
-            "--listen",
-            listen,
-            "--port-file",
-            &port_file,
-        ];
+        let args = [&["demo-app", "--listen", listen, "--port-file", &port_file], who].concat();
         let mut process = Process::start(&program(), args, &scratch.path().join("app.log"));
         let ports = process.ports(&ports).await;
         let address = ports["listen"].as_str().and_then(|text| text.parse().ok());

@@ -1,8 +1,8 @@
-//! A TCP relay that counts the requests that pass through it, and can cut every connection.
+//! A TCP relay that counts the requests that pass through it, and can cut every connection, for once or for good.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,6 +17,8 @@ pub struct Relay {
     connections: Arc<AtomicUsize>,
     /// The number of cuts so far: a connection ends when it grows.
     cuts: watch::Sender<u32>,
+    /// Whether nothing passes any more.
+    closed: Arc<AtomicBool>,
     _running: JoinSet<()>,
 }
 
@@ -31,11 +33,16 @@ impl Relay {
         let (requests, connections) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let cuts = watch::Sender::new(0);
         let mut running = JoinSet::new();
+        let closed = Arc::<AtomicBool>::default();
         let (counted, opened, cut) = (Arc::clone(&requests), Arc::clone(&connections), cuts.clone());
+        let is_closed = Arc::clone(&closed);
         running.spawn(async move {
             let mut open = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 opened.fetch_add(1, Ordering::Relaxed);
+                if is_closed.load(Ordering::Relaxed) {
+                    continue;
+                }
                 let (counted, mut cut) = (Arc::clone(&counted), cut.subscribe());
                 open.spawn(async move {
                     tokio::select! {
@@ -45,7 +52,7 @@ impl Relay {
                 });
             }
         });
-        Self { address, requests, connections, cuts, _running: running }
+        Self { address, requests, connections, cuts, closed, _running: running }
     }
 
     /// Where it listens.
@@ -69,6 +76,12 @@ impl Relay {
     /// Ends every connection.
     pub fn cut(&self) {
         self.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Ends every connection, those to come included, before anything passes.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        self.cut();
     }
 }
 

@@ -56,7 +56,8 @@ async fn a_key_has_one_shard_and_the_application_is_told_which() {
     let told = upstreams[2].requests();
     assert_eq!(told[0].header("gilmok-shard"), Some("2"));
     let map = told[0].header("gilmok-shard-map").unwrap().to_owned();
-    assert!(map.len() == 16 && map.bytes().all(|byte| byte.is_ascii_hexdigit()), "{map}");
+    let (epoch, hash) = map.split_once('-').unwrap();
+    assert_eq!((epoch, hash.len()), ("0", 16), "{map}");
     let claims = "Gilmok-Shard: 3\r\nGilmok-Shard-Map: 7\r\nGilmok-Explain: 1\r\n";
     let answer = request(proxy.outbound(), "GET", "/users/2", claims).await;
     let decision = answer.header("gilmok-decision").unwrap();
@@ -68,6 +69,27 @@ async fn a_key_has_one_shard_and_the_application_is_told_which() {
     assert_eq!(explained["decision"]["shard"]["map"], json!(map));
     let refused = proxy.admin_json("/explain?service=profile&key=forty-two").await;
     assert_eq!(refused["refusal"]["status"], json!(400), "{refused}");
+}
+
+#[tokio::test]
+async fn requests_are_counted_by_their_shard() {
+    let upstreams = shards(3).await;
+    // Nobody serves the last one.
+    let proxy = Proxy::start(mesh(BY_ID, &endpoints_of(&upstreams))).await;
+    for id in [0_usize, 1, 1, 2, 2, 2, 3] {
+        get(proxy.outbound(), &format!("/users/{id}")).await;
+    }
+    assert_eq!(get(proxy.outbound(), "/users").await.status(), 400);
+    let counted = async |shard: &str, code: &str| {
+        let labels = [&format!("shard=\"{shard}\""), &format!("code=\"{code}\""), "service=\"profile\""];
+        proxy.metric("gilmok_requests_total", &labels).await
+    };
+    for (shard, code, expected) in
+        [("0", "2xx", 1.0), ("1", "2xx", 2.0), ("2", "2xx", 3.0), ("", "refused", 2.0)]
+    {
+        let found = counted(shard, code).await;
+        assert!((found - expected).abs() < f64::EPSILON, "{shard} {code}: {found}");
+    }
 }
 
 #[tokio::test]
@@ -377,6 +399,8 @@ async fn the_control_plane_says_the_same() {
     assert_eq!(forced.status(), 200, "{forced:?}");
     let said = gilmok(&plane, &["shards", "show", "profile"]).await;
     assert!(said.out.contains("8191-16383  127.0.0.1:1 (replica)  NO PRIMARY"), "{said:?}");
+    let drawn = format!("{}{}", "0".repeat(40), "1".repeat(40));
+    assert!(said.out.contains(&format!("\n{drawn}\n0 ")), "{said:?}");
     let said = gilmok(&plane, &["shards", "locate", "profile", "42"]).await;
     assert!(said.out.contains("slot       8000"), "{said:?}");
     let refused = plane.json("/v1/explain?service=profile&path=/users").await;

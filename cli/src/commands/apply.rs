@@ -31,33 +31,61 @@ pub(crate) struct Arguments {
     remote: Remote,
 }
 
-/// On what terms something is written.
+/// Over what and why something is written.
 #[derive(Clone, Debug, Args)]
-pub(super) struct Terms {
+pub(super) struct Grounds {
     /// Write only if this is still the newest revision
     #[arg(long, value_name = "NUMBER")]
     revision: Option<u64>,
     /// Why, for whoever reads `gilmok revisions`
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
+}
+
+/// On what terms something is written.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Terms {
+    #[command(flatten)]
+    grounds: Grounds,
     /// Wait until every live proxy runs it, at most so long, e.g. 30s
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     wait: Option<Duration>,
+}
+
+impl Grounds {
+    /// What of the grounds goes into the target, and behind it what the command says itself.
+    pub(super) fn query(&self, more: impl IntoIterator<Item = String>) -> String {
+        let reason = self.reason.as_deref().map(|reason| format!("reason={}", encoded(reason)));
+        let query: Vec<_> = reason.into_iter().chain(more).collect();
+        if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) }
+    }
+
+    /// What of the grounds goes into the head.
+    pub(super) fn of(&self, mut request: Request) -> Request {
+        let tag = self.revision.map(|revision| HeaderValue::from_str(&format!("\"{revision}\"")));
+        if let Some(Ok(tag)) = tag {
+            request = request.header(IF_MATCH, tag);
+        }
+        let who = std::env::var("USER").ok().and_then(|user| HeaderValue::from_str(&user).ok());
+        match who {
+            Some(who) => request.header(HeaderName::from_static("gilmok-who"), who),
+            None => request,
+        }
+    }
 }
 
 impl Terms {
     /// What of the terms goes into the target, and behind it what the command says itself.
     pub(super) fn query(&self, more: Option<&str>) -> String {
         let wait = self.wait.map(|wait| format!("wait={}", format_duration(wait)));
-        let reason = self.reason.as_deref().map(|reason| format!("reason={}", encoded(reason)));
-        let more = more.map(str::to_owned);
-        let query: Vec<_> = wait.into_iter().chain(reason).chain(more).collect();
-        if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) }
+        self.grounds.query(wait.into_iter().chain(more.map(str::to_owned)))
     }
 
     /// The same terms, on which it is written only over this revision unless they name one already.
     pub(super) fn over(&self, revision: u64) -> Self {
-        Self { revision: self.revision.or(Some(revision)), ..self.clone() }
+        let mut terms = self.clone();
+        terms.grounds.revision = terms.grounds.revision.or(Some(revision));
+        terms
     }
 
     /// Whether proxies are waited for.
@@ -66,15 +94,8 @@ impl Terms {
     }
 
     /// What of the terms goes into the head.
-    pub(super) fn of(&self, mut request: Request) -> Request {
-        let tag = self.revision.map(|revision| HeaderValue::from_str(&format!("\"{revision}\"")));
-        if let Some(Ok(tag)) = tag {
-            request = request.header(IF_MATCH, tag);
-        }
-        let who = std::env::var("USER").ok().and_then(|user| HeaderValue::from_str(&user).ok());
-        if let Some(who) = who {
-            request = request.header(HeaderName::from_static("gilmok-who"), who);
-        }
+    pub(super) fn of(&self, request: Request) -> Request {
+        let request = self.grounds.of(request);
         let timeout = request.timeout + self.wait.unwrap_or_default();
         request.timeout(timeout)
     }

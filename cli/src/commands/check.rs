@@ -90,7 +90,7 @@ fn tree(file: &Path, text: &str) -> Result<Node, Problems> {
 fn parse(file: &Path, text: &str) -> Result<Sound, Problems> {
     let node = tree(file, text)?;
     let mut bodies = BodyFiles::beside(file);
-    let (document, node) = read_document(node, &mut |name| bodies.read(name))?;
+    let (document, node) = read_document(node, &mut |name, most| bodies.read(name, most))?;
     Ok(Sound { document, json: node.to_json() })
 }
 

@@ -93,6 +93,9 @@ fn shown(answer: &Json) -> String {
         split => rows.extend(version_rows(split)),
     }
     rows.extend(shard_row(&decision["shard"]));
+    if let Some(why) = decision["balancing"]["why"].as_str() {
+        rows.push(("balanced", format!("{}: {why}", text(&decision["balancing"]["load_balancer"]))));
+    }
     let endpoints = [&decision["endpoints"], &answer["service"]["endpoints"]];
     for endpoint in endpoints.into_iter().filter_map(Json::as_array).flatten() {
         let more = ["version", "shard", "zone", "health"].into_iter().filter_map(|field| {
@@ -167,6 +170,9 @@ mod tests {
         let sharded = json!({ "request": request, "decision": { "service": "ads", "why": "its name",
             "shard": { "shard": "0", "slot": 7, "why": "slots by host" } } });
         assert!(shown(&sharded).contains("shard     0, slot 7: slots by host"), "{}", shown(&sharded));
+        let balanced = json!({ "request": request, "decision": { "service": "ads", "why": "its name",
+            "balancing": { "load_balancer": "maglev", "why": "by the subject" } } });
+        assert!(shown(&balanced).contains("balanced  maglev: by the subject"), "{}", shown(&balanced));
     }
 
     #[test]

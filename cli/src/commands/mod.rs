@@ -24,6 +24,10 @@ mod rollout;
 
 mod services;
 
+mod shard_map;
+
+mod shard_moves;
+
 mod shards;
 
 mod share;
@@ -47,8 +51,8 @@ pub(crate) enum Command {
     Traffic(Box<traffic::Arguments>),
     /// Plans that move traffic step by step: begin, watch, steer
     Rollout(Box<rollout::Arguments>),
-    /// Which shard holds what and who serves it; where a key is
-    Shards(shards::Arguments),
+    /// Which shard holds what and who serves it, where a key is; move keys to other shards
+    Shards(Box<shards::Arguments>),
     /// What guards the services in a proxy; force it open or closed
     Breakers(Box<breakers::Arguments>),
     /// Who is alive: every instance of every service

@@ -1,10 +1,12 @@
-//! `gilmok shards`: which shard holds what and who serves it, and where a key is.
+//! `gilmok shards`: which shard holds what and who serves it, where a key is, and moves of keys to other shards.
 
 use clap::{Args, Subcommand};
 use serde_json::Value as Json;
 
+use super::shard_map::Picture;
+use super::shard_moves as moves;
 use crate::client::{Remote, encoded};
-use crate::table::{indented, or_dash, table};
+use crate::table::{columns, indented, or_dash, table};
 use crate::trouble::{Trouble, say};
 
 /// Longest list of slots that is shown whole, in bytes.
@@ -12,7 +14,7 @@ const HOLDS_BYTES_MAX: usize = 60;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  gilmok shards show profile         what each shard holds, and who serves it\n  gilmok shards locate profile 42    where this key is"
+    after_help = "Examples:\n  gilmok shards show profile         a picture of who holds what, and who serves it\n  gilmok shards locate profile 42    where this key is\n  gilmok shards plan profile --shards 0,1,2,3,4,5,6,7    what would have to move; changes nothing\n  gilmok shards move profile --shards 0,1,2,3,4,5,6,7 --wait\n  gilmok shards resume profile          the batch is copied, or: go on after a pause\n  gilmok shards reverse profile         back, batch by batch"
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -35,13 +37,25 @@ enum Task {
         #[command(flatten)]
         remote: Remote,
     },
+    /// What would have to move so that the service has these shards, or this map; changes nothing
+    Plan(moves::Plan),
+    /// Move keys to other shards, batch by batch, while traffic flows
+    Move(Box<moves::Move>),
+    /// The moves that are remembered, newest first, or one of them with its batches
+    Moves(moves::Moves),
+    /// Do not go on; a batch that is closed is open at its source again
+    Pause(moves::Word),
+    /// Go on after a pause; where nothing is paused, say that the batch is copied
+    Resume(moves::Resume),
+    /// Give up the current batch, and move back what has moved; also when it has ended
+    Reverse(moves::Word),
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Trouble> {
     let (remote, answer, shown) = match &arguments.task {
         Task::Show { service, remote } => {
             let answer = remote.get(&format!("/v1/services/{}/sharding", encoded(service)))?;
-            let shown = rule(&answer);
+            let shown = rule(&answer, columns());
             (remote, answer, shown)
         }
         Task::Locate { service, key, remote } => {
@@ -50,6 +64,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Trouble> {
             let shown = located(&answer["decision"]);
             (remote, answer, shown)
         }
+        Task::Plan(plan) => return plan.run(),
+        Task::Move(begin) => return begin.run(),
+        Task::Moves(list) => return list.run(),
+        Task::Pause(word) => return word.say("pause", None, "is paused"),
+        Task::Resume(resume) => return resume.run(),
+        Task::Reverse(word) => return word.say("reverse", None, "goes the other way"),
     };
     say(&if remote.json { format!("{answer:#}") } else { shown });
     Ok(())
@@ -59,7 +79,7 @@ fn text(value: &Json) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-fn rule(answer: &Json) -> String {
+fn rule(answer: &Json, columns: usize) -> String {
     let rule = &answer["rule"];
     let Some(shards) = rule["shards"].as_array() else {
         return format!("{} is not sharded: its endpoints are one pool", text(&answer["service"]));
@@ -73,10 +93,15 @@ fn rule(answer: &Json) -> String {
         text(&rule["reads"]),
         text(&rule["map"]),
     );
-    format!("{head}\n{}", table(["shard", "holds", "endpoints", "writes"], shards.iter().map(row)))
+    let picture = Picture::of(rule, columns);
+    let drawn: String = picture.lines.iter().map(|line| format!("{line}\n")).collect();
+    let drawn = if drawn.is_empty() { drawn } else { format!("\n{drawn}\n") };
+    let rows = shards.iter().zip(picture.marks.iter().zip(picture.shares));
+    let rows = rows.map(|(shard, (mark, share))| row(shard, *mark, share));
+    format!("{head}\n{drawn}{}", table(["", "shard", "share", "holds", "endpoints", "writes"], rows))
 }
 
-fn row(shard: &Json) -> [String; 4] {
+fn row(shard: &Json, mark: char, share: String) -> [String; 6] {
     let holds = shard["holds"].as_str().unwrap_or_default();
     let holds = match holds.get(..HOLDS_BYTES_MAX) {
         Some(begin) if holds.len() > HOLDS_BYTES_MAX => format!("{begin}…"),
@@ -91,7 +116,7 @@ fn row(shard: &Json) -> [String; 4] {
         Some(0) | None => "NO PRIMARY",
         Some(_) => "SEVERAL PRIMARIES",
     };
-    [text(&shard["shard"]), or_dash(holds), listed, writes.to_owned()]
+    [mark.to_string(), text(&shard["shard"]), share, or_dash(holds), listed, writes.to_owned()]
 }
 
 fn located(decision: &Json) -> String {
@@ -129,7 +154,7 @@ mod tests {
         let answer = json!({
             "service": "profile",
             "rule": {
-                "key": "path_segment:2", "strategy": "slots", "hash": "crc16", "reads": "primary", "map": "00ff",
+                "key": "path_segment:2", "strategy": "slots", "hash": "crc16", "slots": 16_384, "reads": "primary", "map": "00ff",
                 "shards": [
                     { "shard": "0", "holds": "0-8191", "endpoints": [primary], "primaries": 1 },
                     { "shard": "1", "holds": "8192-16383", "endpoints": [], "primaries": 0 },
@@ -137,11 +162,16 @@ mod tests {
             },
         });
         let expected = "profile: slots of crc16 by path_segment:2, reads primary, map 00ff
-SHARD  HOLDS       ENDPOINTS              WRITES
-0      0-8191      10.0.0.1:80 (primary)  yes
-1      8192-16383  NONE                   NO PRIMARY";
-        assert_eq!(rule(&answer), expected);
-        assert!(rule(&json!({ "service": "ads", "rule": null })).contains("ads is not sharded"));
+
+0000000000000000000011111111111111111111
+0                   8192
+each cell is about 409 slots of 16384
+
+   SHARD  SHARE  HOLDS       ENDPOINTS              WRITES
+0  0      50 %   0-8191      10.0.0.1:80 (primary)  yes
+1  1      50 %   8192-16383  NONE                   NO PRIMARY";
+        assert_eq!(rule(&answer, 40), expected);
+        assert!(rule(&json!({ "service": "ads", "rule": null }), 40).contains("ads is not sharded"));
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub(crate) struct App {
     pub(crate) address: SocketAddr,
     /// Where callers reach it, through the proxy beside it.
     pub(crate) inbound: SocketAddr,
+    /// Whether the mesh begins without it.
+    pub(crate) later: bool,
 }
 
 /// The whole mesh.
@@ -43,7 +45,7 @@ pub(crate) struct Layout {
 pub(crate) const CONTROL_PLANE: &str = "control-plane";
 const MACHINES: [&str; 3] = ["web-1", "app-1", "app-2"];
 /// name, service, version, shard, machine
-const APPS: [(&str, &str, &str, &str, usize); 8] = [
+const APPS: [(&str, &str, &str, &str, usize); 14] = [
     ("shop", "shop", "v1", "", 0),
     ("ads-1", "ads", "v1", "", 1),
     ("ads-2", "ads", "v1", "", 2),
@@ -52,7 +54,15 @@ const APPS: [(&str, &str, &str, &str, usize); 8] = [
     ("profile-0", "profile", "v1", "0", 1),
     ("profile-1", "profile", "v1", "1", 2),
     ("checkout-v3", "checkout", "v3", "", 1),
+    ("profile-2", "profile", "v1", "2", 1),
+    ("profile-3", "profile", "v1", "3", 2),
+    ("profile-4", "profile", "v1", "4", 1),
+    ("profile-5", "profile", "v1", "5", 2),
+    ("profile-6", "profile", "v1", "6", 1),
+    ("profile-7", "profile", "v1", "7", 2),
 ];
+/// Those that start when `profile` grows.
+const LATER: [&str; 4] = ["profile-4", "profile-5", "profile-6", "profile-7"];
 
 const CLAIM_PORT: u16 = 7069;
 const CONTROL_PLANE_PORT: u16 = 7070;
@@ -100,6 +110,7 @@ impl Layout {
             machine,
             address: local(APP_PORT + index + shift),
             inbound: port(machine, 6 + index),
+            later: LATER.contains(&name),
         });
         Self {
             control_plane: local(CONTROL_PLANE_PORT + shift),

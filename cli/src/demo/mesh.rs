@@ -45,6 +45,9 @@ impl Mesh {
     pub(crate) fn start(dir: &Path, consul: Option<&str>) -> anyhow::Result<Self> {
         let layout = Layout::choose()?;
         let mut mesh = Self { layout, dir: dir.to_owned(), processes: Vec::new() };
+        let secret = dir.join(settings::WEBHOOK_SECRET);
+        std::fs::write(&secret, format!("{:032x}\n", fastrand::u128(..)))
+            .with_context(|| format!("cannot write {}", secret.display()))?;
         let text = settings::control_plane(&mesh.layout, dir, consul);
         mesh.start_from_file(CONTROL_PLANE, "control-plane", &text)?;
         for index in 0..mesh.layout.machines.len() {
@@ -57,8 +60,11 @@ impl Mesh {
             let args = format!(
                 "--service={service} --version={version} --shard={shard} --listen={address} --mesh=http://{outbound}"
             );
-            let args = args.split(' ').map(OsString::from);
-            mesh.processes.push(Process::start(name, "demo-app", args, dir)?);
+            let mut process = Process::new(name, "demo-app", args.split(' ').map(OsString::from), dir);
+            if !app.later {
+                process.begin()?;
+            }
+            mesh.processes.push(process);
         }
         Ok(mesh)
     }
@@ -67,7 +73,9 @@ impl Mesh {
         let file = self.dir.join(format!("{name}.toml"));
         std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
         let args = ["--config".into(), file.into_os_string()];
-        self.processes.push(Process::start(name, program, args, &self.dir)?);
+        let mut process = Process::new(name, program, args, &self.dir);
+        process.begin()?;
+        self.processes.push(process);
         Ok(())
     }
 
@@ -111,7 +119,7 @@ impl Mesh {
         .await
     }
 
-    /// Waits until every proxy is ready and every app can be called from every machine.
+    /// Waits until every proxy is ready and every app that the mesh begins with can be called from every machine.
     ///
     /// # Errors
     /// When that does not come.
@@ -125,6 +133,10 @@ impl Mesh {
             })
             .await?;
             for app in self.layout.apps.clone() {
+                // Nobody is sent to a shard that holds nothing.
+                if app.later {
+                    continue;
+                }
                 self.eventually(app.name, "an app to be reached through the mesh", async || {
                     let client = talk::client(outbound)?;
                     let pid = answering_pid(&client, &app).await?;
@@ -196,7 +208,7 @@ impl Mesh {
         let mut brought_back = Vec::new();
         for process in &mut self.processes {
             if process.ended_unasked().is_some() {
-                process.start_again()?;
+                process.begin()?;
                 brought_back.push(process.name.clone());
             }
         }

@@ -1,7 +1,7 @@
 //! `gilmok demo`: a whole mesh on loopback, all of it children of this one process, and a story told with it.
 //!
 //! In reading order: who is where (`layout`, `settings`), the processes (`process`, `mesh`), how they are talked to
-//! (`talk`, `traffic`, `crowd`, `users`), the story (`stage`, `rollout`, `chapters`, `story`), how it is told (`tell`,
+//! (`talk`, `traffic`, `crowd`, `users`, `visitors`), the story (`stage`, `rollout`, `chapters`, `story`), how it is told (`tell`,
 //! `guide`), and where it keeps its files (`scratch`).
 
 mod layout;
@@ -19,6 +19,8 @@ mod traffic;
 mod crowd;
 
 mod users;
+
+mod visitors;
 
 mod stage;
 

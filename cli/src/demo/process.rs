@@ -26,29 +26,24 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `this-executable PROGRAM --with-parent ARGS…`.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub(crate) fn start(
+    /// `this-executable PROGRAM --with-parent ARGS…`, not running yet.
+    pub(crate) fn new(
         name: &str,
         program: &str,
         args: impl IntoIterator<Item = OsString>,
         dir: &Path,
-    ) -> anyhow::Result<Self> {
+    ) -> Self {
         let mut all = vec![OsString::from(program), OsString::from("--with-parent")];
         all.extend(args);
         let log = dir.join(format!("{name}.log"));
-        let mut process = Self { name: name.to_owned(), args: all, log, child: None, wanted: false };
-        process.start_again()?;
-        Ok(process)
+        Self { name: name.to_owned(), args: all, log, child: None, wanted: false }
     }
 
-    /// Starts it as before.
+    /// Starts it, as before if it ran before.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub(crate) fn start_again(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn begin(&mut self) -> anyhow::Result<()> {
         let name = &self.name;
         let log = std::fs::File::options().create(true).append(true).open(&self.log);
         let log = log.with_context(|| format!("cannot write {}", self.log.display()))?;

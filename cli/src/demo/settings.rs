@@ -17,10 +17,17 @@ const HEALTH_CHECK: &str =
 /// The header in which a tester of checkout says which version to show.
 pub(crate) const VERSION_WANTED: &str = "x-version";
 
+/// The file with what the control plane signs messages with.
+pub(crate) const WEBHOOK_SECRET: &str = "webhook.secret";
+
 /// control-plane.toml.
 pub(crate) fn control_plane(layout: &Layout, dir: &Path, consul: Option<&str>) -> String {
     let store = toml_text(&dir.join("store").to_string_lossy());
-    let mut text = format!("listen = \"{}\"\n\n[store]\ndir = {store}\n", layout.control_plane);
+    let secret = toml_text(&dir.join(WEBHOOK_SECRET).to_string_lossy());
+    let mut text = format!(
+        "listen = \"{}\"\nwebhook_secret_file = {secret}\n\n[store]\ndir = {store}\n",
+        layout.control_plane
+    );
     if let Some(consul) = consul {
         push(&mut text, format_args!("\n[membership.consul]\naddress = {}\n", toml_text(consul)));
     }
@@ -67,11 +74,22 @@ pub(crate) fn document() -> Value {
             // Shorter than the shop's own patience, so that a hang is the ads' time-out and not a caller that left.
             "ads": {"request_timeout": "2s"},
             "checkout": {"request_timeout": "5s", "traffic": checkout()},
-            "profile": {"request_timeout": "5s"},
+            "profile": {"request_timeout": "5s", "sharding": profile()},
         },
         "routes": [
             {"hosts": ["shop.example.com"], "service": "shop"},
         ],
+    })
+}
+
+/// Whose shard each user is: one of four, in equal parts.
+fn profile() -> Value {
+    json!({
+        "key": "path_segment:2",
+        "strategy": "slots",
+        "map": {"0": "0-4095", "1": "4096-8191", "2": "8192-12287", "3": "12288-16383"},
+        // Whoever asks who is there asks for no user.
+        "when_no_key": "any",
     })
 }
 

@@ -9,7 +9,7 @@ use super::stage::Stage;
 use super::{chapters, settings, talk};
 
 /// Longest that the story may take; a story that hangs is a failed one.
-pub(crate) const STORY_MAX: Duration = Duration::from_secs(140);
+pub(crate) const STORY_MAX: Duration = Duration::from_secs(180);
 
 /// Sets the mesh up and plays every chapter.
 ///
@@ -25,6 +25,7 @@ pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     chapters::canary::play(stage).await.context(chapters::canary::TITLE)?;
     chapters::bad_version::play(stage).await.context(chapters::bad_version::TITLE)?;
     chapters::switch::play(stage).await.context(chapters::switch::TITLE)?;
+    chapters::shards_grow::play(stage).await.context(chapters::shards_grow::TITLE)?;
     stage.mesh.whole().await.context("the shop is not whole at the end")
 }
 

@@ -1,6 +1,6 @@
 //! A directory: keys that are listed one by one, and one shard for all others. The one huge customer has a shard of its own.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::grammar::read_shard;
 use super::strategy::write_part;
@@ -31,36 +31,42 @@ impl Directory {
         Some(shards)
     }
 
-    /// Reads `{ "acme" = "1" }`: a key and its shard.
+    /// Reads `{ "acme" = "1" }`: a key and its shard, which is one of `shards`.
     pub(super) fn read(value: &Value<'_>, default: Option<&Name>, shards: &[Name]) -> Option<Self> {
         let entries = value.entries()?;
         if entries.len() > LISTED_MAX {
             value.fault(format!("{} keys", entries.len()), format!("at most {LISTED_MAX}"));
             return None;
         }
-        let place =
-            |name: &Name| shards.iter().position(|shard| shard == name).and_then(|at| u16::try_from(at).ok());
+        let places: HashMap<&Name, u16> = shards.iter().zip(0..).collect();
         let mut listed = HashMap::with_capacity(entries.len());
         for (key, entry) in entries {
             if key.is_empty() {
                 entry.fault("an empty key is no key", "");
                 continue;
             }
-            let name = entry.named(Name::parse)?;
-            let Some(at) = place(&name) else {
-                entry.fault(
-                    format!("the shard `{name}` is not one of `shards`"),
-                    "a shard that is listed there",
-                );
-                continue;
-            };
-            listed.insert(key.as_bytes().into(), at);
+            let name = read_shard(&entry)?;
+            listed.insert(key.as_bytes().into(), *places.get(&name)?);
         }
-        Some(Self { listed, default: default.and_then(place) })
+        let default = default.and_then(|name| places.get(name).copied());
+        Some(Self { listed, default })
     }
 
     pub(super) fn shard(&self, key: &[u8]) -> Option<usize> {
         self.listed.get(key).copied().or(self.default).map(usize::from)
+    }
+
+    /// Whose the keys are that are not listed.
+    pub(super) fn default_shard(&self) -> Option<u16> {
+        self.default
+    }
+
+    /// Every key that this one or the other one lists, in their order, with its owner by this one.
+    pub(super) fn listed_in_either(&self, other: &Self) -> Vec<(String, Option<u16>)> {
+        let keys: BTreeSet<&[u8]> =
+            self.listed.keys().chain(other.listed.keys()).map(AsRef::as_ref).collect();
+        let owner = |key: &[u8]| self.listed.get(key).copied().or(self.default);
+        keys.into_iter().map(|key| (String::from_utf8_lossy(key).into_owned(), owner(key))).collect()
     }
 
     pub(super) fn holds(&self, shard: usize) -> String {

@@ -5,6 +5,8 @@ use std::collections::HashSet;
 use super::directory::Directory;
 use super::key::KeySource;
 use super::maglev::Maglev;
+use super::modulo::{Modulo, PLACES_MAX};
+use super::moving::Next;
 use super::range::Ranges;
 use super::rendezvous::Rendezvous;
 use super::ring::Ring;
@@ -47,6 +49,7 @@ const KINDS: [(&str, Kind); 8] = [
 ];
 
 /// What only some strategies ask for.
+#[derive(Clone, Default)]
 struct Options<'d> {
     hash: Option<Value<'d>>,
     slots: Option<Value<'d>>,
@@ -66,18 +69,30 @@ impl Sharding {
         let kind = table.required("strategy").and_then(|v| v.choice(&KINDS));
         let when_no_key = table.optional("when_no_key").and_then(|v| v.choice(&WHEN_NO_KEY));
         let reads = table.optional("reads").and_then(|v| v.choice(&READS));
+        let epoch = table.optional("epoch").and_then(|v| v.integer(0, i64::MAX));
         let options = Options::of(&mut table);
+        let next = table.optional("next");
         table.finish();
         let kind = kind?;
         options.refuse_others(kind);
+        let following = next.as_ref().and_then(|v| Following::read(v, kind, &options));
         let (slots, hashed) = (options.slot_count(), options.hashed(kind));
-        let shards = options.shards(kind, value)?;
-        let strategy = options.strategy(kind, slots?, hashed?, &shards)?;
+        let own = options.shards(kind, value);
+        let later = following.as_ref().and_then(|next| next.options.shards(kind, &next.value));
+        let shards = joined(value, own.as_deref(), later.as_deref())?;
+        let (slots, hashed) = (slots?, hashed?);
+        let strategy = own.and_then(|_| options.strategy(kind, slots, hashed, &shards));
+        let next = following.zip(later).and_then(|(next, _)| {
+            let strategy = next.options.strategy(kind, slots, hashed, &shards)?;
+            let map_hash = map_hash(&strategy, &shards);
+            Some(Box::new(Next { strategy, closed: next.closed, map_hash }))
+        });
+        let strategy = strategy?;
         let separator = match separator {
             None => None,
             Some(separator) => Some(separator?),
         };
-        let epoch = epoch(&strategy, &shards);
+        let map_hash = map_hash(&strategy, &shards);
         Some(Self {
             key: key?,
             separator,
@@ -85,8 +100,52 @@ impl Sharding {
             shards,
             when_no_key: when_no_key.unwrap_or_default(),
             reads: reads.unwrap_or_default(),
-            epoch,
+            epoch: epoch.and_then(|epoch| u64::try_from(epoch).ok()).unwrap_or_default(),
+            map_hash,
+            next,
         })
+    }
+}
+
+/// The `next` table: what it names, and all else as in the table that it stands in.
+struct Following<'d> {
+    value: Value<'d>,
+    options: Options<'d>,
+    closed: Option<u64>,
+}
+
+impl<'d> Following<'d> {
+    fn read(value: &Value<'d>, kind: Kind, above: &Options<'d>) -> Option<Self> {
+        let mut table = value.table()?;
+        if !kind.may_move() {
+            value.fault(
+                format!("`next` means nothing to the strategy `{}`", kind.as_str()),
+                "it belongs to \"slots\", \"modulo\", \"range\" and \"directory\"",
+            );
+            return None;
+        }
+        let named = Options {
+            map: table.optional("map"),
+            shards: table.optional("shards"),
+            default: table.optional("default"),
+            ..Options::default()
+        };
+        let closed = table.optional("closed").and_then(|v| v.integer(1, i64::MAX));
+        table.finish();
+        named.refuse_others(kind);
+        let (key, rule) = if kind.is_mapped() { ("map", &named.map) } else { ("shards", &named.shards) };
+        if rule.is_none() {
+            value.fault(format!("`{key}` is missing"), "the rule that follows");
+            return None;
+        }
+        let options = Options {
+            map: named.map.or_else(|| above.map.clone()),
+            shards: named.shards.or_else(|| above.shards.clone()),
+            default: named.default.or_else(|| above.default.clone()),
+            ..above.clone()
+        };
+        let closed = closed.and_then(|revision| u64::try_from(revision).ok());
+        Some(Self { value: value.clone(), options, closed })
     }
 }
 
@@ -98,6 +157,11 @@ impl Kind {
     /// Whether a map says whose a key is; else a list of shards does.
     fn is_mapped(self) -> bool {
         matches!(self, Self::Directory | Self::Range | Self::Slots)
+    }
+
+    /// Whether a part of the keys can be moved by itself.
+    fn may_move(self) -> bool {
+        self.is_mapped() || self == Self::Modulo
     }
 
     fn is_hashed(self) -> bool {
@@ -164,7 +228,7 @@ impl<'d> Options<'d> {
 
     /// Every shard: as listed, else as the map names them.
     fn shards(&self, kind: Kind, table: &Value<'_>) -> Option<Vec<Name>> {
-        let listed = self.shards.as_ref().map(read_list);
+        let listed = self.shards.as_ref().map(|list| read_list(list, kind == Kind::Modulo));
         if !kind.is_mapped() {
             if listed.is_none() {
                 table.fault("`shards` is missing", "e.g. shards = [\"0\", \"1\"]; their order counts");
@@ -192,21 +256,25 @@ impl<'d> Options<'d> {
     }
 
     /// Whether the map names no other shards than those that are listed.
-    fn names_only(&self, kind: Kind, map: &Value<'_>, listed: &[Name]) -> bool {
-        // Where a directory names shards is read with it.
-        let entries = if kind == Kind::Directory { None } else { map.entries() };
-        let keys = entries.into_iter().flatten();
-        let default = self.default.iter().filter(|_| kind == Kind::Directory);
-        let default = default.filter_map(|value| Some((value.text()?, value.clone())));
-        let is_unlisted = |(name, _): &(&str, Value<'_>)| listed.iter().all(|shard| shard.as_str() != *name);
-        let unlisted: Vec<_> = keys.chain(default).filter(is_unlisted).collect();
-        for (name, value) in &unlisted {
+    fn names_only(&self, kind: Kind, map: &Value<'d>, listed: &[Name]) -> bool {
+        let listed: HashSet<&str> = listed.iter().map(Name::as_str).collect();
+        let named = |value: &Value<'d>| Some((value.text()?, value.clone()));
+        let entries = map.entries().unwrap_or_default();
+        // A directory names shards in its values, all others in their keys.
+        let all: Vec<_> = if kind == Kind::Directory {
+            entries.iter().map(|(_, value)| value).chain(&self.default).filter_map(named).collect()
+        } else {
+            entries
+        };
+        let mut is_sound = true;
+        for (name, value) in all.into_iter().filter(|(name, _)| !listed.contains(name)) {
             value.fault(
                 format!("the shard `{}` is not one of `shards`", shown(name)),
                 "a shard that is listed there",
             );
+            is_sound = false;
         }
-        unlisted.is_empty()
+        is_sound
     }
 
     /// The shard of what a directory does not list; `None` where what is said is none.
@@ -231,7 +299,7 @@ impl<'d> Options<'d> {
             }
             Kind::Jump => by(By::Jump),
             Kind::Maglev => by(By::Maglev(Maglev::of(shards, hashed))),
-            Kind::Modulo => by(By::Modulo),
+            Kind::Modulo => by(By::Modulo(Modulo::read(self.shards.as_ref()?, shards)?)),
             Kind::Rendezvous => by(By::Rendezvous(Rendezvous::of(shards, hashed))),
             Kind::Ring => by(By::Ring(Ring::of(shards, hashed))),
             Kind::Slots => by(By::Slots(Slots::read(self.map.as_ref()?, slots, shards)?)),
@@ -289,26 +357,39 @@ fn within_limit(value: &Value<'_>, shards: usize) -> bool {
     shards <= SHARDS_MAX
 }
 
-/// The shards of a list, each once.
-fn read_list(value: &Value<'_>) -> Option<Vec<Name>> {
+/// The shards of a list. A list of places may name one again.
+fn read_list(value: &Value<'_>, are_places: bool) -> Option<Vec<Name>> {
     let items = value.items()?;
     if items.is_empty() {
         value.fault("an empty list: there is no shard", "at least one");
         return None;
     }
-    if !within_limit(value, items.len()) {
+    if are_places && items.len() > PLACES_MAX {
+        value.fault(format!("{} places", items.len()), format!("at most {PLACES_MAX}"));
+        return None;
+    }
+    if !are_places && !within_limit(value, items.len()) {
         return None;
     }
     let mut seen = HashSet::new();
     let mut shards = Vec::with_capacity(items.len());
     for item in &items {
         let name = read_shard(item)?;
-        if !seen.insert(name.clone()) {
+        if seen.insert(name.clone()) {
+            shards.push(name);
+        } else if !are_places {
             item.fault(format!("the shard `{name}` is listed twice"), "each once");
         }
-        shards.push(name);
     }
-    Some(shards)
+    within_limit(value, shards.len()).then_some(shards)
+}
+
+/// The shards of a rule, and behind them those that only the rule that follows has.
+fn joined(table: &Value<'_>, own: Option<&[Name]>, later: Option<&[Name]>) -> Option<Vec<Name>> {
+    let mut shards = own.or(later)?.to_vec();
+    let known: HashSet<Name> = shards.iter().cloned().collect();
+    shards.extend(later.unwrap_or_default().iter().filter(|shard| !known.contains(shard)).cloned());
+    within_limit(table, shards.len()).then_some(shards)
 }
 
 /// The shards that are keys of a map.
@@ -325,8 +406,8 @@ fn read_keys(map: &Value<'_>) -> Option<Vec<Name>> {
     (shards.len() == entries.len()).then_some(shards)
 }
 
-/// The number that tells a map from others.
-fn epoch(strategy: &Strategy, shards: &[Name]) -> u64 {
+/// The hash that tells a map from others.
+fn map_hash(strategy: &Strategy, shards: &[Name]) -> u64 {
     let mut written = Vec::new();
     strategy.write(shards, &mut written);
     short_hash(&written)

@@ -1,13 +1,20 @@
 //! Which shard a request goes to: where its key stands, what is made of it, and whose the result is.
 //!
-//! In reading order: where the key stands ([`key`]), the ways to divide keys among shards (`slots`, `range`, `directory`,
-//! `ring`, `maglev`, `jump`, `rendezvous`; a remainder is so short that it stands with [`strategy`]), the `[…sharding]` table
-//! (`grammar`), and the rule that they make up (here). What a look-up needs is made once, when a document is read;
-//! looking up allocates nothing. The bytes that are hashed stand in docs/sharding.md.
+//! In reading order: where the key stands ([`key`]), the ways to divide keys among shards (`slots`, `modulo`, `range`,
+//! `directory`, `ring`, `maglev`, `jump`, `rendezvous`, put together in [`strategy`]), the `[…sharding]` table (`grammar`), the
+//! rule that they make up (here), what tells its map from others ([`tag`]), keys on their way to another shard
+//! ([`moving`]), and the batches in which one rule becomes another ([`plan`]). What a look-up needs is made once, when a document is read; looking up allocates nothing. The bytes that
+//! are hashed stand in docs/sharding.md.
 
 pub mod key;
 
+pub mod moving;
+
+pub mod plan;
+
 pub mod strategy;
+
+pub mod tag;
 
 mod directory;
 
@@ -15,13 +22,15 @@ mod grammar;
 
 mod jump;
 
-mod maglev;
+pub(crate) mod maglev;
+
+mod modulo;
 
 mod range;
 
 mod rendezvous;
 
-mod ring;
+pub(crate) mod ring;
 
 mod slots;
 
@@ -33,7 +42,9 @@ use crate::hash::KeyHash;
 use crate::name::Name;
 use crate::problem::shown;
 use key::{KeySource, Keyed};
+use moving::Next;
 use strategy::{Spot, Strategy, Unplaceable};
+use tag::MapTag;
 
 /// Most shards of one service.
 pub const SHARDS_MAX: usize = 1_024;
@@ -45,8 +56,8 @@ const LISTED_MAX: usize = 20;
 /// `[services.s.sharding]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sharding {
-    /// In the document's order where it lists them, else in the order of their names; spots name them by their place in
-    /// this list.
+    /// In the document's order where it lists them, else in the order of their names, and behind them those that only `next`
+    /// names; spots name them by their place in this list.
     shards: Vec<Name>,
     key: KeySource,
     /// What stands between the keys of one value.
@@ -55,6 +66,9 @@ pub struct Sharding {
     pub when_no_key: WhenNoKey,
     pub reads: Reads,
     epoch: u64,
+    map_hash: u64,
+    /// Boxed, because there seldom is one.
+    next: Option<Box<Next>>,
 }
 
 /// What becomes of a request whose key is missing or malformed.
@@ -114,7 +128,7 @@ pub enum KeyFault {
 }
 
 impl Sharding {
-    /// Every shard; spots name them by their place.
+    /// Every shard, also of the rule that follows; spots name them by their place.
     #[must_use]
     pub fn shards(&self) -> &[Name] {
         &self.shards
@@ -132,17 +146,28 @@ impl Sharding {
         &self.key
     }
 
-    /// The number that tells this map from others: a hash of all that the shard of a key depends on, equal in every process.
-    /// It says nothing about which of two maps is the newer one.
+    /// How many batches have moved, as the document says.
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// Whether every request has the same shard by the other rule.
+    /// A hash of all that the shard of a key depends on, equal in every process.
+    #[must_use]
+    pub fn map_hash(&self) -> u64 {
+        self.map_hash
+    }
+
+    /// What tells this map from others.
+    #[must_use]
+    pub fn map_tag(&self) -> MapTag {
+        MapTag { epoch: self.epoch, hash: self.map_hash }
+    }
+
+    /// Whether every request has the same shard by the other rule. Neither epoch nor `next` change that.
     #[must_use]
     pub fn divides_as(&self, other: &Self) -> bool {
-        self.epoch == other.epoch && self.key == other.key && self.separator == other.separator
+        self.map_hash == other.map_hash && self.key == other.key && self.separator == other.separator
     }
 
     /// Where a key belongs.
@@ -150,10 +175,14 @@ impl Sharding {
     /// # Errors
     /// Why it belongs nowhere.
     pub fn locate(&self, key: &[u8]) -> Result<Spot, KeyFault> {
-        self.strategy.spot(key, self.shards.len()).map_err(|unplaceable| match unplaceable {
+        let found = self.strategy.spot(key, self.shards.len()).map_err(|unplaceable| match unplaceable {
             Unplaceable::NotListed => KeyFault::NotListed,
             Unplaceable::NoNumber => KeyFault::Malformed("it has to be a number"),
-        })
+        });
+        match &self.next {
+            None => found,
+            Some(next) => found.map(|spot| next.marked(key, spot)),
+        }
     }
 
     /// The shard of a request.
@@ -178,7 +207,9 @@ impl Sharding {
                 return Err(KeyFault::TooManyKeys);
             }
             let spot = self.locate(key)?;
-            is_split |= found.get_or_insert(spot).shard != spot.shard;
+            let first = found.get_or_insert(spot);
+            is_split |= first.shard != spot.shard;
+            first.moves |= spot.moves;
             Ok(())
         })?;
         if is_split { Err(self.several(request)) } else { found.ok_or(KeyFault::Missing) }
@@ -216,8 +247,17 @@ impl Sharding {
     /// The rule and its map, for those who look.
     #[must_use]
     pub fn told(&self) -> Value {
-        let shards = self.shards.iter().enumerate();
-        let shards = shards.map(|(at, shard)| json!({ "shard": shard, "holds": self.strategy.holds(at) }));
+        let shards = self.shards.iter().enumerate().map(|(at, shard)| {
+            let mut told = json!({ "shard": shard, "holds": self.strategy.holds(at) });
+            if let Some(next) = self.next() {
+                told["holds_next"] = json!(next.strategy.holds(at));
+            }
+            told
+        });
+        let next = self.next().map(|next| {
+            let map = MapTag { epoch: self.epoch.saturating_add(1), hash: next.map_hash() };
+            json!({ "map": map.to_string(), "closed": next.closed() })
+        });
         json!({
             "key": self.key.to_string(),
             "key_separator": self.separator,
@@ -226,7 +266,9 @@ impl Sharding {
             "slots": self.strategy.slots(),
             "when_no_key": word(&WHEN_NO_KEY, self.when_no_key),
             "reads": word(&READS, self.reads),
-            "map": self.epoch_text(),
+            "epoch": self.epoch,
+            "map": self.map_tag().to_string(),
+            "next": next,
             "shards": shards.collect::<Vec<_>>(),
         })
     }
@@ -243,14 +285,9 @@ impl Sharding {
             "shard": sharded.shard().map(|at| &self.shards[at]),
             "slot": sharded.slot(),
             "why": why,
-            "map": self.epoch_text(),
+            "map": self.map_tag().to_string(),
+            "moving": sharded.moves(),
         })
-    }
-
-    /// The epoch as `Gilmok-Shard-Map` tells it: 16 hexadecimal digits.
-    #[must_use]
-    pub fn epoch_text(&self) -> String {
-        format!("{:016x}", self.epoch)
     }
 }
 
@@ -265,6 +302,15 @@ impl Sharded {
         match self {
             Self::Anywhere(_) => None,
             Self::At(spot) => Some(spot.shard),
+        }
+    }
+
+    /// Whether it is of the batch that moves.
+    #[must_use]
+    pub fn moves(self) -> bool {
+        match self {
+            Self::Anywhere(_) => false,
+            Self::At(spot) => spot.moves,
         }
     }
 

@@ -1,9 +1,16 @@
-//! Ranges: each shard has the keys from its lower bound up to the next one, by their bytes or as numbers.
+//! Ranges: each shard has the keys from its lower bounds up to the next one, by their bytes or as numbers.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value as Json;
 
 use super::strategy::write_part;
 use crate::grammar::Value;
 use crate::name::Name;
 use crate::problem::shown;
+
+/// Most lower bounds of one map.
+const BOUNDS_MAX: usize = 16_384;
 
 /// The lower bounds in their order, the lowest of all left out: whatever is below the first bound is the first shard's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,14 +27,19 @@ enum Bounds {
 }
 
 impl Ranges {
-    /// Reads `{ "0" = "", "1" = "m" }`: the empty bound is the lowest of all, and has to be there.
+    /// Reads `{ "0" = ["", "t"], "1" = "m" }`: the empty bound is the lowest of all, and has to be there.
     pub(super) fn read(value: &Value<'_>, numeric: bool, shards: &[Name]) -> Option<Self> {
-        let entries = value.entries()?;
-        let owned = entries.iter().filter_map(|(key, entry)| {
-            let at = shards.iter().position(|shard| shard.as_str() == *key)?;
-            Some((u16::try_from(at).ok()?, entry))
-        });
-        let owned: Vec<_> = owned.collect();
+        let mut owned = Vec::new();
+        for (key, entry) in value.entries()? {
+            let Some(at) = shards.iter().position(|shard| shard.as_str() == key) else { continue };
+            let shard = u16::try_from(at).ok()?;
+            let bounds = if entry.is_list() { entry.items()? } else { vec![entry] };
+            owned.extend(bounds.into_iter().map(|bound| (shard, bound)));
+        }
+        if owned.len() > BOUNDS_MAX {
+            value.fault(format!("{} lower bounds", owned.len()), format!("at most {BOUNDS_MAX}"));
+            return None;
+        }
         if numeric {
             let read = |entry: &Value<'_>| -> Option<Option<i64>> {
                 if !entry.is_text() {
@@ -64,10 +76,28 @@ impl Ranges {
         Some(usize::from(self.owners[at]))
     }
 
+    /// What the bounds of both rules divide keys into, in order: the lower bound as a document says it, and whose the keys are
+    /// by this rule and by the other one. Both are by bytes, or both by numbers.
+    pub(super) fn cut(&self, other: &Self) -> Vec<(Json, u16, u16)> {
+        let owners = (&*self.owners, &*other.owners);
+        match (&self.bounds, &other.bounds) {
+            (Bounds::Bytes(own), Bounds::Bytes(others)) => {
+                cut((own, others), owners, |bound| Json::from(String::from_utf8_lossy(bound)))
+            }
+            (Bounds::Numbers(own), Bounds::Numbers(others)) => {
+                cut((own, others), owners, |bound| Json::from(*bound))
+            }
+            (Bounds::Bytes(_), Bounds::Numbers(_)) | (Bounds::Numbers(_), Bounds::Bytes(_)) => Vec::new(),
+        }
+    }
+
     pub(super) fn holds(&self, shard: usize) -> String {
-        let Some(at) = self.owners.iter().position(|owner| usize::from(*owner) == shard) else {
-            return "nothing".to_owned();
-        };
+        let own = (0..self.owners.len()).filter(|at| usize::from(self.owners[*at]) == shard);
+        let ranges: Vec<String> = own.map(|at| self.range(at)).collect();
+        if ranges.is_empty() { "nothing".to_owned() } else { ranges.join(", ") }
+    }
+
+    fn range(&self, at: usize) -> String {
         match (at.checked_sub(1).and_then(|below| self.bound(below)), self.bound(at)) {
             (None, None) => "all".to_owned(),
             (None, Some(end)) => format!("below {end}"),
@@ -99,12 +129,27 @@ impl Ranges {
     }
 }
 
+fn cut<B: Ord>(
+    (own, others): (&[B], &[B]),
+    owners: (&[u16], &[u16]),
+    said: impl Fn(&B) -> Json,
+) -> Vec<(Json, u16, u16)> {
+    let all: BTreeSet<&B> = own.iter().chain(others).collect();
+    let at = |bounds: &[B], bound: Option<&B>| bounds.partition_point(|other| Some(other) <= bound);
+    let bounds = std::iter::once(None).chain(all.into_iter().map(Some));
+    let cell = |bound: Option<&B>| {
+        let first = bound.map_or_else(|| Json::from(""), &said);
+        (first, owners.0[at(own, bound)], owners.1[at(others, bound)])
+    };
+    bounds.map(cell).collect()
+}
+
 /// The bounds above the lowest one, and the owners of what lies between.
 type Sorted<B> = (Box<[B]>, Box<[u16]>);
 
 fn sorted<B: Ord>(
     value: &Value<'_>,
-    owned: &[(u16, &Value<'_>)],
+    owned: &[(u16, Value<'_>)],
     shards: &[Name],
     read: impl Fn(&Value<'_>) -> Option<Option<B>>,
 ) -> Option<Sorted<B>> {
@@ -117,7 +162,7 @@ fn sorted<B: Ord>(
     let mut is_sound = true;
     for pair in bounds.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
         let other = &shards[usize::from(pair[0].1)];
-        pair[1].2.fault(format!("`{other}` has the same lower bound"), "each shard begins at another key");
+        pair[1].2.fault(format!("`{other}` has the same lower bound"), "each range begins at another key");
         is_sound = false;
     }
     if bounds.first().is_some_and(|(bound, ..)| bound.is_some()) {
@@ -127,6 +172,8 @@ fn sorted<B: Ord>(
     if !is_sound {
         return None;
     }
+    // A bound between two ranges of one shard divides nothing.
+    bounds.dedup_by_key(|(_, shard, _)| *shard);
     let owners = bounds.iter().map(|(_, shard, _)| *shard).collect();
     Some((bounds.into_iter().filter_map(|(bound, ..)| bound).collect(), owners))
 }

@@ -50,6 +50,16 @@ impl Slots {
         is_sound.then_some(Self(owners))
     }
 
+    /// The owner of each slot.
+    pub(super) fn owners(&self) -> &[u16] {
+        &self.0
+    }
+
+    /// The owner of a slot, if there is such a slot.
+    pub(super) fn shard(&self, slot: u32) -> Option<usize> {
+        self.0.get(usize::try_from(slot).ok()?).map(|owner| usize::from(*owner))
+    }
+
     pub(super) fn count(&self) -> usize {
         self.0.len()
     }

@@ -3,6 +3,7 @@
 use super::directory::Directory;
 use super::jump::jump;
 use super::maglev::Maglev;
+use super::modulo::Modulo;
 use super::range::Ranges;
 use super::rendezvous::Rendezvous;
 use super::ring::Ring;
@@ -17,6 +18,8 @@ pub struct Spot {
     pub shard: usize,
     /// The slot, where the strategy has slots.
     pub slot: Option<u32>,
+    /// Whether it is of the batch that moves: of a request with several keys, whether any of them is.
+    pub moves: bool,
 }
 
 /// Why a key belongs nowhere.
@@ -47,7 +50,7 @@ pub(super) struct Hashed {
 pub(super) enum By {
     Jump,
     Maglev(Maglev),
-    Modulo,
+    Modulo(Modulo),
     Rendezvous(Rendezvous),
     Ring(Ring),
     Slots(Slots),
@@ -56,7 +59,7 @@ pub(super) enum By {
 impl Strategy {
     /// Where a key belongs among so many shards.
     pub(super) fn spot(&self, key: &[u8], shards: usize) -> Result<Spot, Unplaceable> {
-        let at = |shard| Spot { shard, slot: None };
+        let at = |shard| Spot { shard, slot: None, moves: false };
         match self {
             Self::Directory(directory) => directory.shard(key).map(at).ok_or(Unplaceable::NotListed),
             Self::Range(ranges) => ranges.shard(key).map(at).ok_or(Unplaceable::NoNumber),
@@ -75,7 +78,7 @@ impl Strategy {
             Self::Hashed(_, by) => match by {
                 By::Jump => "jump",
                 By::Maglev(_) => "maglev",
-                By::Modulo => "modulo",
+                By::Modulo(_) => "modulo",
                 By::Rendezvous(_) => "rendezvous",
                 By::Ring(_) => "ring",
                 By::Slots(_) => "slots",
@@ -103,6 +106,7 @@ impl Strategy {
         match self {
             Self::Directory(directory) => Some(directory.holds(shard)),
             Self::Range(ranges) => Some(ranges.holds(shard)),
+            Self::Hashed(_, By::Modulo(modulo)) => Some(modulo.holds(shard)),
             Self::Hashed(_, By::Slots(slots)) => Some(slots.holds(shard)),
             Self::Hashed(..) => None,
         }
@@ -119,7 +123,8 @@ impl Strategy {
                 out.push(u8::from(hashed.tags));
                 match by {
                     By::Slots(slots) => slots.write(shards, out),
-                    By::Jump | By::Maglev(_) | By::Modulo | By::Rendezvous(_) | By::Ring(_) => {
+                    By::Modulo(modulo) => modulo.write(shards, out),
+                    By::Jump | By::Maglev(_) | By::Rendezvous(_) | By::Ring(_) => {
                         shards.iter().for_each(|shard| write_part(out, shard.as_str().as_bytes()));
                     }
                 }
@@ -144,7 +149,7 @@ impl By {
         let (shard, slot) = match self {
             Self::Jump => (jump(hash, shards), None),
             Self::Maglev(maglev) => (maglev.shard(mixed(hash)), None),
-            Self::Modulo => (remainder(hash, shards), None),
+            Self::Modulo(modulo) => (modulo.shard(hash), None),
             Self::Rendezvous(rendezvous) => (rendezvous.shard(hash), None),
             Self::Ring(ring) => (ring.shard(mixed(hash)), None),
             Self::Slots(slots) => {
@@ -152,7 +157,7 @@ impl By {
                 (shard, Some(slot))
             }
         };
-        Spot { shard, slot }
+        Spot { shard, slot, moves: false }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::subject::{Asker, Baggage, Uid};
 
 const BY_LIST: [&str; 5] = ["modulo", "jump", "ring", "maglev", "rendezvous"];
 
-fn read(text: &str) -> Result<Sharding, String> {
+pub(super) fn read(text: &str) -> Result<Sharding, String> {
     let node = Node::parse_toml(text).unwrap();
     let faults = Faults::new();
     let sharding = Sharding::read(&Said::root(&node, &faults), None);
@@ -20,8 +20,15 @@ fn read(text: &str) -> Result<Sharding, String> {
     Ok(sharding.expect("without a fault there is a rule"))
 }
 
-fn sound(more: &str) -> Sharding {
+pub(super) fn sound(more: &str) -> Sharding {
     read(&format!("key = \"path_segment:2\"\n{more}")).unwrap()
+}
+
+pub(super) fn sound_json(table: &serde_json::Value) -> Sharding {
+    let node = Node::from(table);
+    let faults = Faults::new();
+    let sharding = Sharding::read(&Said::root(&node, &faults), None);
+    faults.into_result(sharding).unwrap_or_else(|faults| panic!("{table}: {faults}")).unwrap()
 }
 
 /// `many` shards, s0 and so on.
@@ -215,6 +222,19 @@ fn keys_of_several_shards_are_refused_with_their_list() {
 }
 
 #[test]
+fn a_request_moves_if_any_of_its_keys_does() {
+    let rule = "key = \"host\"\nkey_separator = \",\"\nstrategy = \"slots\"\nhash = \"identity\"\nslots = 4\nmap = { a = \"0-2\", b = \"3\" }\n[next]\nclosed = 9\nmap = { a = \"0-1\", b = \"2-3\" }";
+    let sharding = read(rule).unwrap();
+    let headers = HeaderMap::new();
+    for (host, moves) in [("0,1", false), ("2", true), ("0,2,1", true), ("2,0", true), ("3", false)] {
+        let sharded = sharding.shard(&request(&headers, host, "/", "")).unwrap();
+        assert_eq!(sharded.moves(), moves, "{host}");
+        assert_eq!(sharding.is_held(sharded, false), moves, "{host}");
+    }
+    assert!(matches!(sharding.shard(&request(&headers, "2,3", "/", "")), Err(KeyFault::SeveralShards(_))));
+}
+
+#[test]
 fn what_is_told_names_the_key_and_the_shards() {
     let sharding = sound("strategy = \"slots\"\nslots = 4\nmap = { \"0\" = \"0-1\", \"1\" = \"2,3\" }");
     let several = KeyFault::SeveralShards(vec![("7".to_owned(), Name::parse("1").unwrap())]);
@@ -232,15 +252,55 @@ fn what_is_told_names_the_key_and_the_shards() {
 }
 
 #[test]
+fn the_hash_of_a_map_stays_what_it_is() {
+    let mut seen = 0;
+    for line in include_str!("../../tests/golden/sharding/maps.txt").lines().skip(1) {
+        let (hash, table) = line.split_once(' ').unwrap();
+        let node = Node::parse_json(table.as_bytes()).unwrap();
+        let faults = Faults::new();
+        let sharding = Sharding::read(&Said::root(&node, &faults), None).unwrap();
+        assert_eq!(format!("{:016x}", sharding.map_hash()), hash, "{table}");
+        assert_eq!(sharding.map_tag().to_string(), format!("0-{hash}"));
+        seen += 1;
+    }
+    assert!(seen > 5, "{seen}");
+}
+
+#[test]
+fn a_shard_may_have_several_places_and_several_bounds() {
+    let by_places =
+        |places: &str| sound(&format!("strategy = \"modulo\"\nhash = \"identity\"\nshards = [{places}]"));
+    let four = by_places("\"a\", \"b\", \"a\", \"c\"");
+    for (key, shard) in [("0", "a"), ("1", "b"), ("2", "a"), ("3", "c"), ("7", "c"), ("9", "b")] {
+        assert_eq!(shard_of(&four, key), shard, "{key}");
+    }
+    assert_eq!(four.shards().len(), 3);
+    assert_eq!(four.told()["shards"][0]["holds"], json!("places 0, 2 of 4"));
+    assert_eq!(four.told()["shards"][2]["holds"], json!("place 3 of 4"));
+    // A doubled list means what it meant.
+    let two = by_places("\"a\", \"b\"");
+    assert!(two.divides_as(&by_places("\"a\", \"b\", \"a\", \"b\"")));
+    assert!(!two.divides_as(&by_places("\"a\", \"b\", \"b\", \"a\"")));
+    let ranges = sound("strategy = \"range\"\nmap = { \"0\" = [\"\", \"t\"], \"1\" = \"m\", \"2\" = [] }");
+    for (key, shard) in [("a", "0"), ("m", "1"), ("s", "1"), ("t", "0"), ("z", "0")] {
+        assert_eq!(shard_of(&ranges, key), shard, "{key}");
+    }
+    let held = |at: usize| ranges.told()["shards"][at]["holds"].clone();
+    assert_eq!([held(0), held(2)], [json!("below \"m\", from \"t\""), json!("nothing")]);
+    let same = sound("strategy = \"range\"\nmap = { \"0\" = [\"\", \"c\", \"t\"], \"1\" = [\"m\", \"p\"] }");
+    assert!(ranges.divides_as(&same), "a bound between two ranges of one shard divides nothing");
+}
+
+#[test]
 fn maps_are_told_from_each_other_by_what_they_mean() {
-    let map = |text: &str| sound(&format!("strategy = \"slots\"\nslots = 4\nmap = {text}")).epoch();
+    let map = |text: &str| sound(&format!("strategy = \"slots\"\nslots = 4\nmap = {text}")).map_hash();
     let first = map("{ \"0\" = \"0-1\", \"1\" = \"2,3\" }");
     assert_eq!(first, map("{ \"0\" = \"1,0\", \"1\" = \"2-3\" }"), "the same in other words");
     assert_eq!(first, map("{ \"0\" = \"0-1\", \"1\" = \"2-3\", \"2\" = \"\" }"), "nothing is elsewhere");
     assert_ne!(first, map("{ \"0\" = \"0-2\", \"1\" = \"3\" }"));
     assert_ne!(first, map("{ \"0\" = \"0-1\", \"2\" = \"2-3\" }"));
-    assert_ne!(listed("ring", "crc32", 3).epoch(), listed("ring", "xxh3_64", 3).epoch());
-    assert_ne!(listed("ring", "crc32", 3).epoch(), listed("ring", "crc32", 4).epoch());
+    assert_ne!(listed("ring", "crc32", 3).map_hash(), listed("ring", "xxh3_64", 3).map_hash());
+    assert_ne!(listed("ring", "crc32", 3).map_hash(), listed("ring", "crc32", 4).map_hash());
 }
 
 #[test]
@@ -286,6 +346,24 @@ fn a_fault_of_a_map_has_its_place() {
             "key = \"host\"\nstrategy = \"directory\"\nmap = { x = \"\" }".to_owned(),
             "map.x: \"\" is not understood",
         ),
+        ("key = \"host\"\nstrategy = \"range\"\nmap = { a = [\"\", \"m\"], b = [\"m\", 5] }".to_owned(), "map.b[1]: expected a text, found 5"),
+        ("key = \"host\"\nstrategy = \"range\"\nmap = { a = [\"\", \"m\"], b = \"m\" }".to_owned(), "map.b: `a` has the same lower bound"),
+        ("key = \"host\"\nstrategy = \"jump\"\nshards = [\"a\"]\nnext = { shards = [\"b\"] }".to_owned(), "next: `next` means nothing to the strategy `jump`"),
+        ("key = \"host\"\nstrategy = \"modulo\"\nshards = [\"a\"]\nnext = { map = { a = \"\" }, shards = [\"a\"] }".to_owned(), "next.map: `map` means nothing to the strategy `modulo`"),
+        ("key = \"host\"\nstrategy = \"modulo\"\nshards = [\"a\"]\nnext = {}".to_owned(), "next: `shards` is missing"),
+        ("key = \"host\"\nstrategy = \"modulo\"\nshards = [\"a\"]\nnext = { shards = [] }".to_owned(), "next.shards: an empty list"),
+        ("key = \"host\"\nstrategy = \"modulo\"\nshards = [\"a\"]\nnext = { shards = [\"b\"], closed = 0 }".to_owned(), "next.closed: 0 is out of range"),
+        ("key = \"host\"\nstrategy = \"modulo\"\nshards = [\"a\"]\nnext = { shards = [\"b\"], close = 1 }".to_owned(), "next.close: unknown key"),
+        ("key = \"host\"\nstrategy = \"modulo\"\nshards = [\"a\"]\nepoch = -1".to_owned(), "epoch: -1 is out of range"),
+        (slots("{ a = \"0-7\" }\nnext = { map = { a = \"0-3\", b = \"5-7\" } }"), "next.map: nobody has the slots 4"),
+        (slots("{ a = \"0-7\" }\nnext = { map = { a = \"0-4\", b = \"4-7\" } }"), "next.map.b: slot 4 is `a`'s already"),
+        (slots("{ a = \"0-7\" }\nnext = { shards = [\"a\"] }"), "next: `map` is missing"),
+        (slots("{ a = \"0-7\" }\nnext = { map = { a = \"0-7\" }, default = \"a\" }"), "next.default: `default` means nothing to the strategy `slots`"),
+        (slots("{ a = \"0-7\" }\nnext = 5"), "next: expected a table, found 5"),
+        ("key = \"host\"\nstrategy = \"range\"\nmap = { a = \"\" }\nnext = { map = { a = \"b\" } }".to_owned(), "next.map: nobody has the keys below the first bound"),
+        // What both rules have in common is faulty once.
+        ("key = \"host\"\nstrategy = \"range\"\nnumeric = 5\nmap = { a = \"\" }\nnext = { map = { b = \"\" } }".to_owned(), "numeric: expected true or false"),
+        ("key = \"host\"\nstrategy = \"directory\"\nmap = { x = \"a\" }\ndefault = \"\"\nnext = { map = { x = \"b\" } }".to_owned(), "default: \"\" is not understood"),
         ("key = \"host\"\nkey_separator = \"\"\nstrategy = \"jump\"\nshards = [\"a\"]".to_owned(), "key_separator: 0 bytes"),
         ("key = \"host\"\nstrategies = 1\nstrategy = \"jump\"\nshards = [\"a\"]".to_owned(), "strategies: unknown key"),
     ] {
@@ -397,7 +475,7 @@ proptest! {
         let again = sound(&format!(
             "strategy = \"slots\"\nslots = 64\nhash = \"identity\"\nmap = {{ {} }}", again.join(", ")
         ));
-        prop_assert_eq!(again.epoch(), sharding.epoch());
+        prop_assert_eq!(again.map_hash(), sharding.map_hash());
     }
 
     #[test]

@@ -22,8 +22,13 @@ const WIRE: [&str; 3] = [
     include_str!("../golden/wire/acks-1.ndjson"),
     include_str!("../golden/wire/registrations-1.ndjson"),
 ];
+const FLAGS: [&str; 3] = [
+    r#"{"flags":{"new-ui":{"state":"ENABLED","variants":{"on":true,"off":false},"defaultVariant":"off","targeting":{"if":[{"in":["@x.com",{"var":"email"}]},"on",{"fractional":[{"cat":[{"var":"$flagd.flagKey"},{"var":"tier"}]},["on",10],["off",{"-":[{"var":"$flagd.timestamp"},9]}]]}]}}},"metadata":{"hashVersion":3}}"#,
+    r#"{"flags":{"a":{"state":"ENABLED","variants":{"x":1,"y":2.5},"defaultVariant":"x","x-gilmok":{"kill":{"active":false,"variant":"y"},"prerequisites":[{"flag":"b","variant":"z"}],"buckets":{"table":[["x",0,500000],["y",500000,1000000]]},"header":{"single":"Feature-A"}}},"b":{"state":"DISABLED","variants":{"z":{"a":[1]}},"x-gilmok":{"follow":{"service":"shop","variant":"z"},"expires":"2027-01-31"}}}}"#,
+    r#"{"flags":[{"key":"k","state":"ENABLED","variants":{"true":"t","false":"f"},"targeting":{"$ref":"r"}}],"$evaluators":{"r":{"and":[{"sem_ver":[{"var":"v"},"^","1.2"]},{"some":[{"map":[{"var":"xs"},{"+":[{"var":""},1]}]},{"<":[1,{"var":""},3]}]},{"starts_with":[{"substr":[{"var":"s"},-3]},"a"]}]}}}"#,
+];
 /// What texts are twisted with.
-const WORDS: [&str; 18] = [
+const WORDS: [&str; 21] = [
     "\"",
     "'",
     "[",
@@ -42,6 +47,9 @@ const WORDS: [&str; 18] = [
     "\u{fffd}",
     "[[routes]]\n",
     "[services.a.b]\n",
+    "{\"var\":\"\"}",
+    "{\"reduce\":[{\"var\":\"flags\"},{\"merge\":[{\"var\":\"accumulator\"},1]},[]]}",
+    "{\"fractional\":[[\"on\"]]}",
 ];
 
 /// Another input: one of the corpus after a few cuts, splices and twists.
@@ -96,4 +104,9 @@ fn no_text_is_too_strange_for_a_document() {
 fn no_bytes_are_too_strange_for_the_wire() {
     let lines = WIRE.iter().flat_map(|text| text.lines()).map(|line| line.as_bytes().to_vec());
     run(&lines.collect::<Vec<_>>(), targets::wire);
+}
+
+#[test]
+fn no_bytes_are_too_strange_for_flags() {
+    run(&FLAGS.map(|text| text.as_bytes().to_vec()), targets::flags);
 }

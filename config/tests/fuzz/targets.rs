@@ -1,7 +1,8 @@
-//! What holds for every text that comes as a document or as a line of the wire; shared with the fuzzers in tests/fuzz.
+//! What holds for every text that comes as a document, as flags or as a line of the wire; shared with the fuzzers in tests/fuzz.
 
 use gilmok_config::decide::{Facts, Listener, decide};
 use gilmok_config::document::Document;
+use gilmok_config::flag::{Asked, Context, FlagSet};
 use gilmok_config::node::Node;
 use gilmok_config::snapshot::{Membership, Snapshot};
 use gilmok_config::wire::{Ack, FeedLine, Registration};
@@ -49,5 +50,30 @@ pub(crate) fn wire(bytes: &[u8]) {
     if let Ok(registration) = serde_json::from_slice::<Registration>(bytes) {
         let written = serde_json::to_vec(&registration).expect("a registration can be written");
         assert_eq!(serde_json::from_slice::<Registration>(&written).ok(), Some(registration));
+    }
+}
+
+/// Reads bytes as flagd's document. Every flag of a sound one can be evaluated, explained and told.
+pub(crate) fn flags(bytes: &[u8]) {
+    let set = match FlagSet::parse(bytes) {
+        Ok(set) => set,
+        Err(problems) => {
+            assert!(!problems.is_empty() && !problems.to_string().is_empty(), "refused without a reason");
+            return;
+        }
+    };
+    // The document itself is as good a context as any.
+    let context = serde_json::from_slice(bytes).unwrap_or_default();
+    for context in [Context::of_json(&context), Context::of_texts(Some("ann"), &[("tier", "gold".into())])] {
+        let asked =
+            Asked { context: &context, now: 1_700_000_000, follows: &|service| Some(service.len() > 4) };
+        for flag in set.flags() {
+            let found = set.evaluate_flag(flag, &asked);
+            if let Ok(found) = &found {
+                assert!(found.place().is_none_or(|at| at < flag.variants().len()));
+            }
+            let told = set.explain(flag.key(), &asked).expect("the flag is there");
+            assert_eq!(told["reason"] == "ERROR", found.is_err(), "{told}");
+        }
     }
 }

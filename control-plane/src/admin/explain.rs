@@ -68,6 +68,7 @@ fn explain(admin: &Admin, question: &Asked) -> Result<Json<Value>, Problem> {
         listener: question.listener.as_deref(),
         subject: question.subject.as_deref(),
         key: question.key.as_deref(),
+        now: crate::store::now_ms() / 1_000,
     };
     let headers = question.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let question = Question::new(&described, headers).map_err(Problem::bad_request)?;

@@ -36,6 +36,8 @@ mod serve;
 
 mod sharding;
 
+mod moves;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,7 +49,7 @@ use gilmok_config::wire::ACK_BYTES_MAX;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
-use crate::conductor::Conductor;
+use crate::conductor::{Conductor, Mover};
 use crate::membership::consul::Contacts;
 use crate::state::State;
 
@@ -65,6 +67,7 @@ const WAIT_MAX: Duration = Duration::from_mins(5);
 pub struct Admin {
     pub state: Arc<State>,
     pub conductor: Arc<Conductor>,
+    pub mover: Arc<Mover>,
     pub access: Access,
     /// True when the process ends: feeds are ended then.
     pub stop: watch::Receiver<bool>,
@@ -85,11 +88,18 @@ pub fn router(admin: Arc<Admin>) -> Router {
                 .delete(mesh::delete_service),
         )
         .route("/v1/services/{service}/traffic", get(traffic::read).put(traffic::put))
+        // What is wanted may be a map.
+        .route("/v1/services/{service}/sharding/plan", post(moves::plan))
+        .route("/v1/services/{service}/sharding/moves", get(moves::list).post(moves::begin))
         .layer(DefaultBodyLimit::max(gilmok_config::node::DOCUMENT_BYTES_MAX));
     let rest = Router::new()
         .route("/v1/status", get(process::status))
         .route("/v1/services", get(mesh::list_services))
         .route("/v1/services/{service}/sharding", get(sharding::read))
+        .route("/v1/services/{service}/sharding/moves/{id}", get(moves::read))
+        .route("/v1/services/{service}/sharding/moves/{id}/pause", post(moves::pause))
+        .route("/v1/services/{service}/sharding/moves/{id}/resume", post(moves::resume))
+        .route("/v1/services/{service}/sharding/moves/{id}/reverse", post(moves::reverse))
         .route("/v1/services/{service}/breaker", put(breaker::force_breaker))
         .route("/v1/services/{service}/switch", post(traffic::switch))
         .route("/v1/services/{service}/rollback", post(traffic::roll_back))

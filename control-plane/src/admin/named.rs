@@ -1,4 +1,4 @@
-//! What a path names: a service, an endpoint of one. What is no name is a problem like any other.
+//! What a path names: a service, an endpoint of one, a move of its shards. What is no name is a problem like any other.
 
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
@@ -14,6 +14,10 @@ pub(super) struct Named(pub(super) ServiceName);
 #[derive(Debug)]
 pub(super) struct NamedEndpoint(pub(super) ServiceName, pub(super) String);
 
+/// The service and the id of a move of its shards.
+#[derive(Debug)]
+pub(super) struct NamedMove(pub(super) ServiceName, pub(super) u64);
+
 impl<S: Send + Sync> FromRequestParts<S> for Named {
     type Rejection = Problem;
 
@@ -28,6 +32,15 @@ impl<S: Send + Sync> FromRequestParts<S> for NamedEndpoint {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let Path((service, id)) = Path::<(String, String)>::from_request_parts(parts, state).await?;
+        Ok(Self(parse(&service)?, id))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for NamedMove {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path((service, id)) = Path::<(String, u64)>::from_request_parts(parts, state).await?;
         Ok(Self(parse(&service)?, id))
     }
 }

@@ -6,8 +6,8 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi as _};
 
 use super::{
-    author, breaker, explain, membership, mesh, problem, process, proxies, revisions, rollout, sharding,
-    traffic,
+    author, breaker, explain, membership, mesh, moves, problem, process, proxies, revisions, rollout,
+    sharding, traffic,
 };
 
 #[derive(utoipa::OpenApi)]
@@ -27,6 +27,13 @@ use super::{
         mesh::delete_service,
         breaker::force_breaker,
         sharding::read,
+        moves::plan,
+        moves::list,
+        moves::begin,
+        moves::read,
+        moves::pause,
+        moves::resume,
+        moves::reverse,
         traffic::read,
         traffic::put,
         traffic::switch,

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use gilmok_config::name::ServiceName;
 use gilmok_config::problem::Problems;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -49,6 +50,12 @@ impl Problem {
 
     pub(super) fn not_found(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, detail)
+    }
+
+    pub(super) fn no_move(service: &ServiceName, id: u64) -> Self {
+        Self::not_found(format!(
+            "there is no move {id} of the shards of `{service}`; GET /v1/services/{service}/sharding/moves lists those that are remembered"
+        ))
     }
 
     fn later(self, seconds: u16) -> Self {
@@ -101,6 +108,7 @@ impl Problem {
     pub(super) fn of_refusal(refusal: Refusal, command: &Command) -> Self {
         match refusal {
             Refusal::Conflict(why) => Self::new(StatusCode::CONFLICT, why),
+            Refusal::NoMove(name, id) => Self::no_move(&name, id),
             Refusal::NoRollout(name) => Self::not_found(format!("there is no rollout of `{name}`")),
             Refusal::NoService(name) => Self::not_found(format!("there is no service `{name}`")),
             Refusal::Faulty(problems) => {
@@ -110,8 +118,11 @@ impl Problem {
                     Command::DeleteService(_) | Command::Restore { .. } | Command::RollBack(_) => {
                         Self { problems: faulty.problems, ..Self::new(StatusCode::CONFLICT, faulty.detail) }
                     }
-                    Command::Conduct(_)
+                    Command::BeginMove(..)
+                    | Command::Conduct(_)
+                    | Command::ConductMove(_)
                     | Command::ForceBreaker(..)
+                    | Command::Move(..)
                     | Command::PatchService(..)
                     | Command::PutMesh(_)
                     | Command::PutRollout(..)
@@ -128,11 +139,14 @@ impl Problem {
 /// What of a command is faulty, for people.
 fn unsound(command: &Command) -> &'static str {
     match command {
+        Command::BeginMove(..) => "this cannot be moved; nothing was changed",
         Command::PutRollout(..) => "the plan cannot be carried out; nothing was changed",
         Command::Switch(..) => "nobody can be switched there; nothing was changed",
         Command::Conduct(_)
+        | Command::ConductMove(_)
         | Command::DeleteService(_)
         | Command::ForceBreaker(..)
+        | Command::Move(..)
         | Command::PatchService(..)
         | Command::PutMesh(_)
         | Command::PutService(..)

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::Admin;
 use super::problem::Problem;
-use super::rollout;
+use super::{moves, rollout};
 
 #[utoipa::path(get, path = "/livez", tag = "process", summary = "Whether the process answers",
     responses((status = 200, body = String)))]
@@ -94,6 +94,7 @@ pub(super) async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
         text.push_str(&format!("gilmok_feed_lag_revisions{{proxy=\"{}\"}} {lag}\n", report.ack.node));
     }
     rollout::render(&admin, &mut text);
+    moves::render(&admin, &mut text);
     if let Some(contacts) = &admin.contacts {
         contacts.render(&mut text);
     }

@@ -12,10 +12,10 @@ use gilmok_config::name::Name;
 use gilmok_config::sharding::Sharding;
 use serde_json::{Value, json};
 
-use super::Admin;
 use super::author::etag;
 use super::named::Named;
 use super::problem::Problem;
+use super::{Admin, moves};
 use crate::intent;
 
 #[utoipa::path(get, path = "/v1/services/{service}/sharding", tag = "sharding",
@@ -39,6 +39,7 @@ pub(super) async fn read(State(admin): State<Arc<Admin>>, service: Named) -> Res
         "revision": head.number,
         "sharding": table.get("sharding"),
         "rule": rule,
+        "move": admin.mover.current(&name).filter(|(moving, _)| moving.is_running()).map(|(moving, _)| moves::briefly(&moving)),
     });
     Ok(([(header::ETAG, etag(head.number))], Json(body)).into_response())
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::publish::ProxyReport;
-use crate::rollout::record::Release;
+use crate::record::Release;
 
 /// What the old version still waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -93,7 +93,7 @@ mod tests {
 
     use super::*;
     use crate::publish::LIVE;
-    use crate::rollout::record::ReleaseKind;
+    use crate::record::ReleaseKind;
 
     fn report(node: &str, revision: u64, in_flight: u64) -> ProxyReport {
         let counted = VersionCounts { version: name("v1"), in_flight, ..VersionCounts::default() };
@@ -111,6 +111,8 @@ mod tests {
             refused: None,
             state: ProxyState::Ready,
             counts: vec![ServiceCounts { service: shop(), versions: vec![counted] }],
+            apps: Vec::new(),
+            fences: Vec::new(),
         };
         ProxyReport { ack, heard: Instant::now() }
     }

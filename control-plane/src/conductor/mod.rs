@@ -1,30 +1,35 @@
 //! Conducts rollouts: hears each second what proxies counted, lets each rollout go on, writes what it came to, tells others.
 //!
-//! What decides is pure and lives in [`crate::rollout`]; that nobody acts twice is the store's compare-and-set.
+//! What decides is pure and lives in [`crate::rollout`]; that nobody acts twice is the store's compare-and-set. Moves of shards
+//! are conducted beside them (`shards`).
 
 mod drain;
 
 mod notify;
 
-use std::collections::{BTreeMap, BTreeSet};
+mod shards;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use gilmok_config::name::ServiceName;
 use gilmok_config::wire::Ack;
-use tokio::sync::mpsc;
+use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::intent::{Command, Conduct, drain_timeout, versions_alive};
 use crate::publish::ProxyReport;
-use crate::rollout::record::{Record, Release};
-use crate::rollout::state::{Event, Hand, Owed, Rollout, Seen, Shift};
+use crate::record::{Record, Release};
+use crate::rollout::state::{Event, Hand, Rollout, Seen, Shift};
 use crate::state::{Author, State, WriteError};
 use crate::store::now_ms;
+use crate::webhook::Owed;
 
 pub use drain::{Drain, Waiting, drain};
-use notify::Notice;
+use notify::{Answer, Notice, Teller};
+pub use shards::Mover;
 
 /// How often rollouts are looked at: as often as proxies report.
 const TICK: Duration = Duration::from_millis(gilmok_config::wire::ACK_MS);
@@ -36,8 +41,6 @@ const KEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long after its start a control plane may not have heard of every endpoint: what registers itself does so again within
 /// this time.
 const SETTLED_AFTER: Duration = Duration::from_secs(15);
-/// Answers of webhooks that wait to be heard.
-const ANSWERS_MAX: usize = 256;
 
 /// Who conducts the rollouts of one control plane.
 #[derive(Debug)]
@@ -57,15 +60,6 @@ struct Live {
     seq: u64,
     rollout: Box<Rollout>,
     kept: Instant,
-}
-
-/// Somebody who was told, or could not be.
-#[derive(Debug)]
-struct Answer {
-    service: ServiceName,
-    id: String,
-    owed: Owed,
-    answer: Result<(), String>,
 }
 
 impl Conductor {
@@ -105,24 +99,19 @@ impl Conductor {
     pub async fn conduct(self: Arc<Self>) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (heard, mut answers) = mpsc::channel::<Answer>(ANSWERS_MAX);
-        let mut underway: BTreeSet<(ServiceName, String, u64)> = BTreeSet::new();
+        let mut teller = Teller::new(self.secret_file.clone());
         let mut drained = BTreeMap::new();
         let mut last = Instant::now();
         loop {
             let answer = tokio::select! {
                 _ = ticks.tick() => None,
-                // The sender lives as long as this loop.
-                answer = answers.recv() => answer,
+                answer = teller.heard() => Some(answer),
             };
-            if let Some(answer) = &answer {
-                underway.remove(&(answer.service.clone(), answer.id.clone(), answer.owed.number));
-            }
             let now = Instant::now();
             let elapsed = now.saturating_duration_since(last).min(TICK_MAX);
             last = now;
             self.tick(elapsed, answer.as_ref()).await;
-            self.tell(&heard, &mut underway);
+            self.tell(&mut teller);
             self.note_drained(&mut drained);
         }
     }
@@ -165,7 +154,7 @@ impl Conductor {
         let (now_ms, revision) = (now_ms(), published.revision + 1);
         if let Some(answer) = answer.filter(|answer| answer.id == rollout.id) {
             let hand = Hand { by: "webhook", why: "", now_ms, revision, alive };
-            rollout.answered(&answer.owed, answer.answer.clone(), &hand);
+            rollout.answered(&answer.owed, answer.answer.clone().map(drop), &hand);
         }
         let news = rollout.tally.hear(acks.iter().copied(), service, &stable, &candidate);
         let settled = self.started.elapsed() >= SETTLED_AFTER;
@@ -242,22 +231,11 @@ impl Conductor {
     }
 
     /// Sends to whoever is owed a word and is not being told.
-    fn tell(&self, heard: &mpsc::Sender<Answer>, underway: &mut BTreeSet<(ServiceName, String, u64)>) {
+    fn tell(&self, teller: &mut Teller) {
         for (service, record) in self.state.store.records().iter() {
             let Some(rollout) = &record.rollout else { continue };
             for owed in &rollout.owed {
-                if !underway.insert((service.clone(), rollout.id.clone(), owed.number)) {
-                    continue;
-                }
-                let notice = Notice::new(service, rollout, owed, now_ms());
-                let (heard, secret_file) = (heard.clone(), self.secret_file.clone());
-                let (service, id, owed) = (service.clone(), rollout.id.clone(), owed.clone());
-                // Ends by itself: every try and every pause has a limit.
-                tokio::spawn(async move {
-                    let answer = notice.send(secret_file.as_deref()).await;
-                    // Nobody hears it when the process ends; then it is sent once more by the next one.
-                    drop(heard.send(Answer { service, id, owed, answer }).await);
-                });
+                teller.tell(service, &rollout.id, owed, || notice(service, rollout, owed));
             }
         }
     }
@@ -303,6 +281,33 @@ impl Conductor {
         // Whoever panicked left whole entries: each is replaced in one step.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What is said of a rollout to whoever is to hear of it.
+fn notice(service: &ServiceName, rollout: &Rollout, owed: &Owed) -> Notice {
+    let now_ms = now_ms();
+    let body = json!({
+        "event": owed.occasion.as_str(),
+        "service": service,
+        "rollout": rollout.id,
+        "candidate": rollout.plan.candidate,
+        "stable": rollout.stable,
+        "state": rollout.state(),
+        "step": owed.step,
+        "steps": rollout.plan.steps.len(),
+        "percent": rollout.percent().percent(),
+        "next_percent": rollout.plan.share_at(owed.step).map(|share| share.percent.percent()),
+        "why": owed.why,
+        "at_ms": now_ms,
+        "evidence": rollout.evidence().map_or(Value::Null, |evidence| json!(evidence)),
+    });
+    Notice::new(
+        format!("{}-{}", rollout.id, owed.number),
+        now_ms,
+        &body,
+        &rollout.plan.webhooks,
+        owed.occasion,
+    )
 }
 
 /// Says what has happened, in the log and in the metrics.

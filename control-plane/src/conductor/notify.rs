@@ -1,22 +1,26 @@
-//! Telling others of a rollout: a signed message, tried again for a while.
+//! Telling others what a rollout or a move comes to: a signed message, tried again for a while.
 //!
 //! Signed as the Standard Webhooks specification has it, so that libraries of any language can check it.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use gilmok_config::name::ServiceName;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
-use http::{Method, Uri};
+use http::{Method, StatusCode, Uri};
 use ring::hmac;
-use serde_json::{Value, json};
-use tokio::time::sleep;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
 
 use crate::http_client::{Client, Origin, Request, Settings};
-use crate::rollout::state::{Owed, Rollout};
-use crate::rollout::webhook::Webhook;
+use crate::webhook::{Agreement, Occasion, Owed, Webhook};
+
+/// Answers that wait to be heard.
+const ANSWERS_MAX: usize = 256;
 
 /// The pause before a message is tried again; doubles up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_secs(1);
@@ -39,43 +43,108 @@ pub(super) struct Notice {
     at: u64,
     body: String,
     to: Vec<Webhook>,
+    /// For all of them; each try has a limit of its own.
+    within: Option<Duration>,
+}
+
+/// Somebody who was told, or could not be.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) service: ServiceName,
+    /// Of the rollout or move.
+    pub(super) id: String,
+    pub(super) owed: Owed,
+    pub(super) answer: Result<Agreement, String>,
+}
+
+/// Who tells others what is owed to them, each of it once at a time.
+#[derive(Debug)]
+pub(super) struct Teller {
+    /// Holds what messages are signed with; without it nobody can be told.
+    secret_file: Option<PathBuf>,
+    underway: BTreeSet<(ServiceName, String, u64)>,
+    /// A channel: each message has a task of its own, and one loop hears what comes of them.
+    answers: (mpsc::Sender<Answer>, mpsc::Receiver<Answer>),
+}
+
+impl Teller {
+    pub(super) fn new(secret_file: Option<PathBuf>) -> Self {
+        Self { secret_file, underway: BTreeSet::new(), answers: mpsc::channel(ANSWERS_MAX) }
+    }
+
+    /// Sends what is owed, unless that is under way.
+    pub(super) fn tell(
+        &mut self,
+        service: &ServiceName,
+        id: &str,
+        owed: &Owed,
+        notice: impl FnOnce() -> Notice,
+    ) {
+        if !self.underway.insert((service.clone(), id.to_owned(), owed.number)) {
+            return;
+        }
+        let (notice, heard, secret_file) = (notice(), self.answers.0.clone(), self.secret_file.clone());
+        let (service, id, owed) = (service.clone(), id.to_owned(), owed.clone());
+        // Ends by itself: every try and every pause has a limit.
+        tokio::spawn(async move {
+            let answer = notice.send(secret_file.as_deref()).await;
+            // Nobody hears it when the process ends; then it is sent once more by the next one.
+            drop(heard.send(Answer { service, id, owed, answer }).await);
+        });
+    }
+
+    /// The next answer. Dropped half-way, none is lost.
+    pub(super) async fn heard(&mut self) -> Answer {
+        match self.answers.1.recv().await {
+            Some(answer) => {
+                self.underway.remove(&(answer.service.clone(), answer.id.clone(), answer.owed.number));
+                answer
+            }
+            // The sender lives as long as this does.
+            None => std::future::pending().await,
+        }
+    }
 }
 
 impl Notice {
-    pub(super) fn new(service: &ServiceName, rollout: &Rollout, owed: &Owed, now_ms: u64) -> Self {
-        let to = rollout.plan.webhooks.iter().filter(|webhook| webhook.on.contains(&owed.occasion));
-        let body = json!({
-            "event": owed.occasion.as_str(),
-            "service": service,
-            "rollout": rollout.id,
-            "candidate": rollout.plan.candidate,
-            "stable": rollout.stable,
-            "state": rollout.state(),
-            "step": owed.step,
-            "steps": rollout.plan.steps.len(),
-            "percent": rollout.percent().percent(),
-            "next_percent": rollout.plan.share_at(owed.step).map(|share| share.percent.percent()),
-            "why": owed.why,
-            "at_ms": now_ms,
-            "evidence": rollout.evidence().map_or(Value::Null, |evidence| json!(evidence)),
-        });
-        let id = format!("{}-{}", rollout.id, owed.number);
-        Self { id, at: now_ms / 1_000, body: body.to_string(), to: to.cloned().collect() }
+    /// For those of the webhooks that are told on this occasion.
+    pub(super) fn new(id: String, now_ms: u64, body: &Value, webhooks: &[Webhook], on: Occasion) -> Self {
+        let to = webhooks.iter().filter(|webhook| webhook.on.contains(&on)).cloned().collect();
+        Self { id, at: now_ms / 1_000, body: body.to_string(), to, within: None }
     }
 
-    /// Tells all of them.
+    /// Given up when it has not been answered within this time, tries and pauses included.
+    pub(super) fn within(self, within: Duration) -> Self {
+        Self { within: Some(within), ..self }
+    }
+
+    /// Tells all of them. They agree to the least that one of them agrees to.
     ///
     /// # Errors
     /// Who could not be told, or did not agree, and why.
-    pub(super) async fn send(&self, secret_file: Option<&Path>) -> Result<(), String> {
+    async fn send(&self, secret_file: Option<&Path>) -> Result<Agreement, String> {
+        match self.within {
+            None => self.send_to_all(secret_file).await,
+            Some(within) => timeout(within, self.send_to_all(secret_file))
+                .await
+                .unwrap_or_else(|_| Err(format!("no answer within {} ms", within.as_millis()))),
+        }
+    }
+
+    async fn send_to_all(&self, secret_file: Option<&Path>) -> Result<Agreement, String> {
         let file = secret_file.ok_or("webhook_secret_file is not set")?;
         let secret = secret(file).await?;
+        let mut agreement = Agreement::Done;
         for webhook in &self.to {
             let mut pause = PAUSE;
             let mut tries = 0;
             loop {
                 match self.try_once(webhook, &secret).await {
-                    Ok(()) => break,
+                    Ok(Agreement::Done) => break,
+                    Ok(Agreement::Later) => {
+                        agreement = Agreement::Later;
+                        break;
+                    }
                     Err(why) if tries >= webhook.retries => return Err(format!("{}: {why}", webhook.url)),
                     Err(_) => {}
                 }
@@ -84,10 +153,10 @@ impl Notice {
                 pause = (pause * 2).min(PAUSE_MAX);
             }
         }
-        Ok(())
+        Ok(agreement)
     }
 
-    async fn try_once(&self, webhook: &Webhook, secret: &[u8]) -> Result<(), String> {
+    async fn try_once(&self, webhook: &Webhook, secret: &[u8]) -> Result<Agreement, String> {
         let (origin, target) = parts(&webhook.url)?;
         let settings = Settings { body_bytes_max: ANSWER_BYTES_MAX, ..Settings::new(origin) };
         let client = Client::new(settings).map_err(|error| error.to_string())?;
@@ -100,7 +169,11 @@ impl Notice {
             .body(self.body.clone())
             .timeout(webhook.timeout);
         let answer = client.send(&request).await.map_err(|error| error.to_string())?;
-        if answer.status.is_success() { Ok(()) } else { Err(format!("answered {}", answer.status)) }
+        match answer.status {
+            StatusCode::ACCEPTED => Ok(Agreement::Later),
+            status if status.is_success() => Ok(Agreement::Done),
+            status => Err(format!("answered {status}")),
+        }
     }
 
     fn signature(&self, secret: &[u8]) -> String {
@@ -145,6 +218,7 @@ mod tests {
             at: 1_614_265_330,
             body: r#"{"test": 2432232314}"#.to_owned(),
             to: Vec::new(),
+            within: None,
         };
         let secret = STANDARD.decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
         assert_eq!(notice.signature(&secret), "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");

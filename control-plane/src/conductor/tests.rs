@@ -12,10 +12,10 @@ use crate::intent::Deed;
 use crate::store::Store;
 
 /// A folder that goes with the test.
-struct Folder(PathBuf);
+pub(super) struct Folder(pub(super) PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("gilmok-conductor-{name}-{}", std::process::id()));
         drop(std::fs::remove_dir_all(&path));
         Self(path)
@@ -80,6 +80,8 @@ fn says(state: &State, node: &str, stable: u64, candidate: u64, failures: u64) {
         refused: None,
         state: Default::default(),
         counts: vec![counts],
+        apps: Vec::new(),
+        fences: Vec::new(),
     });
 }
 

@@ -4,16 +4,23 @@ use gilmok_config::name::{Name, ServiceName};
 use serde_json::Value;
 
 use super::Force;
+use crate::resharding::state::{Edit, ShardMove};
 use crate::rollout::state::{Rollout, Shift};
 
 /// What an operator asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
+    /// Batches of a service's keys that go to other shards one by one; what is wanted, and who is told.
+    BeginMove(ServiceName, Value),
     /// What a rollout came to by itself.
     Conduct(Conduct),
+    /// What a move of shards came to by itself.
+    ConductMove(ConductMove),
     DeleteService(ServiceName),
     /// What a service's breaker is to do.
     ForceBreaker(ServiceName, Force),
+    /// A word about the move of shards that has this id.
+    Move(ServiceName, u64, MoveDeed),
     /// A merge patch of one service's table (RFC 7396).
     PatchService(ServiceName, Value),
     PutMesh(Value),
@@ -59,16 +66,42 @@ pub struct Conduct {
     pub shift: Option<Shift>,
 }
 
+/// A word about a move of shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MoveDeed {
+    Pause,
+    /// On, or that the batch is copied; forced, silent proxies count as gone.
+    Resume,
+    /// The other way.
+    Reverse,
+}
+
+/// What a move of shards came to by itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConductMove {
+    pub service: ServiceName,
+    /// `seq` of the record that was read.
+    pub seq: u64,
+    pub moving: Box<ShardMove>,
+    pub edit: Edit,
+}
+
 impl Command {
     /// What the audit says was done.
     #[must_use]
     pub fn what(&self) -> String {
         match self {
+            Self::BeginMove(name, _) => format!("begin move of shards of {name}"),
             Self::Conduct(Conduct { service, rollout, .. }) => {
                 format!("rollout of {service}: {} % {}", rollout.percent().percent(), rollout.plan.candidate)
             }
+            Self::ConductMove(ConductMove { service, moving, edit, .. }) => {
+                let what = moving.batch_of_last_edit().map(|batch| batch.what.as_str()).unwrap_or_default();
+                format!("move of shards of {service}: {what} {}", edit.as_str())
+            }
             Self::DeleteService(name) => format!("delete service {name}"),
             Self::ForceBreaker(name, force) => format!("force breaker of {name}: {}", force.what()),
+            Self::Move(name, _, deed) => format!("{} move of shards of {name}", deed.as_str()),
             Self::PatchService(name, _) => format!("patch service {name}"),
             Self::PutMesh(_) => "put mesh".to_owned(),
             Self::PutRollout(name, plan) => {
@@ -87,9 +120,12 @@ impl Command {
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
+            Self::BeginMove(..) => "begin_move",
             Self::Conduct(_) => "conduct",
+            Self::ConductMove(_) => "conduct_move",
             Self::DeleteService(_) => "delete_service",
             Self::ForceBreaker(..) => "force_breaker",
+            Self::Move(..) => "move",
             Self::PatchService(..) => "patch_service",
             Self::PutMesh(_) => "put_mesh",
             Self::PutRollout(..) => "put_rollout",
@@ -102,10 +138,13 @@ impl Command {
         }
     }
 
-    /// Whether it is about who is where, and looks after that by itself.
-    pub(super) fn moves_users(&self) -> bool {
+    /// Whether it is about which user or key is where, and looks after that by itself.
+    pub(super) fn moves_by_itself(&self) -> bool {
         match self {
-            Self::Conduct(_)
+            Self::BeginMove(..)
+            | Self::Conduct(_)
+            | Self::ConductMove(_)
+            | Self::Move(..)
             | Self::PutRollout(..)
             | Self::RollBack(_)
             | Self::Rollout(..)
@@ -129,6 +168,16 @@ impl Deed {
             Self::Pause => "pause",
             Self::Promote { .. } => "promote",
             Self::Resume => "resume",
+        }
+    }
+}
+
+impl MoveDeed {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Reverse => "reverse",
         }
     }
 }

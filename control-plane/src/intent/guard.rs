@@ -8,7 +8,7 @@ use gilmok_config::traffic::Traffic;
 
 use super::Refusal;
 use super::shares::traffic;
-use crate::rollout::record::Records;
+use crate::record::Records;
 
 /// Looks at what a write would do to users; answers whose rollouts it would overrule, when it is forced to.
 ///

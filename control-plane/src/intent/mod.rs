@@ -9,11 +9,11 @@ mod force;
 
 mod guard;
 
-mod merge_patch;
-
 mod moves;
 
 mod release;
+
+mod resharding;
 
 mod rollouts;
 
@@ -21,10 +21,11 @@ mod shards;
 
 mod shares;
 
-pub use command::{Command, Conduct, Deed};
+pub use command::{Command, Conduct, ConductMove, Deed, MoveDeed};
 pub use force::Force;
 pub use moves::{Move, Moves, drain_timeout, moves, versions_alive};
-pub(crate) use shares::table as traffic_table;
+pub use resharding::planned;
+pub(crate) use shares::{endpoints as endpoints_of, table as traffic_table};
 
 use gilmok_config::document::Document;
 use gilmok_config::hash::content_hash;
@@ -34,7 +35,7 @@ use gilmok_config::problem::Problems;
 use gilmok_config::snapshot::Membership;
 use serde_json::{Map, Value};
 
-use crate::rollout::record::{Record, Records};
+use crate::record::{Record, Records};
 use crate::rollout::state::Hand;
 
 /// What a command is decided by, beside the document.
@@ -78,6 +79,8 @@ pub enum Refusal {
     Conflict(String),
     /// The result would be no sound document.
     Faulty(Problems),
+    /// There is no move of this service's shards that has this id.
+    NoMove(ServiceName, u64),
     /// There is no rollout of this service.
     NoRollout(ServiceName),
     /// It speaks of a service that is not there.
@@ -144,14 +147,18 @@ pub fn apply(current: &Value, command: &Command, context: &Context<'_>) -> Resul
     let changed = changed(current, &before, command, context)?;
     let mut intent = Intent::parse(&changed.document).map_err(Refusal::Faulty)?;
     let mut records = changed.records;
-    if !command.moves_users() {
+    if !command.moves_by_itself() {
         let overruled = guard::check(&before, &intent.document, context.records, context.force)?;
         for service in overruled {
-            let mut record = context.records.get(&service).cloned().unwrap_or_default();
-            rollouts::overrule(&mut record, context, &command.what());
-            records.push((service, Some(record)));
+            rollouts::overrule(record_of(&mut records, &service, context), context, &command.what());
         }
-        shards::check(&before, &intent.document, context)?;
+        let written = shards::written(current, &before, (&intent.json, &intent.document), command, context)?;
+        for service in written.overruled {
+            resharding::overrule(record_of(&mut records, &service, context), context, &command.what());
+        }
+        if let Some(document) = written.document {
+            intent = Intent::parse(&document).map_err(Refusal::Faulty)?;
+        }
     }
     if !changed.exact
         && let Some(next) = shares::with_least_moves(&intent.json, &before, &intent.document)
@@ -159,8 +166,25 @@ pub fn apply(current: &Value, command: &Command, context: &Context<'_>) -> Resul
         intent = Intent::parse(&next).map_err(Refusal::Faulty)?;
     }
     let gone = before.services.keys().filter(|name| !intent.document.services.contains_key(*name));
-    records.extend(gone.filter(|name| context.records.contains_key(*name)).map(|name| (name.clone(), None)));
+    for name in gone.filter(|name| context.records.contains_key(*name)) {
+        // What was overruled a moment ago goes with the service.
+        records.retain(|(service, _)| service != name);
+        records.push((name.clone(), None));
+    }
     Ok(Outcome { intent, records })
+}
+
+/// What is to be kept of a service, as it is so far.
+fn record_of<'r>(
+    records: &'r mut Vec<(ServiceName, Option<Record>)>,
+    service: &ServiceName,
+    context: &Context<'_>,
+) -> &'r mut Record {
+    let at = records.iter().position(|(name, _)| name == service).unwrap_or_else(|| {
+        records.push((service.clone(), context.records.get(service).cloned()));
+        records.len() - 1
+    });
+    records[at].1.get_or_insert_default()
 }
 
 fn changed(
@@ -173,6 +197,9 @@ fn changed(
     let with =
         |name: &ServiceName, table: Option<Value>| Changed::document(with_service(current, name, table));
     Ok(match command {
+        Command::BeginMove(name, body) => resharding::begun(current, name, body, context)?,
+        Command::Move(name, id, deed) => resharding::told(current, parsed, name, *id, *deed, context)?,
+        Command::ConductMove(conduct) => resharding::conducted(current, conduct, context)?,
         Command::Conduct(conduct) => {
             Changed { exact: true, ..rollouts::conducted(current, parsed, conduct, context)? }
         }
@@ -182,7 +209,9 @@ fn changed(
             ..Changed::document(restored(current, parsed, document, *number, context))
         },
         Command::PutService(name, table) => with(name, Some(table.clone())),
-        Command::PatchService(name, patch) => with(name, Some(merge_patch::merge(known(name)?, patch))),
+        Command::PatchService(name, patch) => {
+            with(name, Some(crate::merge_patch::merge(known(name)?, patch)))
+        }
         Command::ForceBreaker(name, force) => with(name, Some(force::forced(known(name)?, force))),
         Command::DeleteService(name) => {
             known(name)?;

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::shares::{self, Spread};
 use super::{Changed, Context, Refusal};
-use crate::rollout::record::{Release, ReleaseKind};
+use crate::record::{Release, ReleaseKind};
 
 /// Everybody to a version.
 pub(super) fn switched(
@@ -103,9 +103,7 @@ pub(super) fn rolled_back(
         before: Default::default(),
     };
     let mut changed = Changed::document(shares::brought_back(document, &last.before));
-    changed
-        .records
-        .push((service.clone(), Some(crate::rollout::record::Record { release: Some(release), ..record })));
+    changed.records.push((service.clone(), Some(crate::record::Record { release: Some(release), ..record })));
     Ok(changed)
 }
 

@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use super::release::unknown_version;
 use super::shares::{self, Spread};
 use super::{Changed, Conduct, Context, Deed, Refusal};
+use crate::record::{Record, Release, ReleaseKind};
 use crate::rollout::plan::Plan;
-use crate::rollout::record::{Record, Release, ReleaseKind, Tables};
-use crate::rollout::state::{Hand, Rollout, Shift};
+use crate::rollout::state::{Hand, Rollout, Shift, Tables};
 
 /// Begins a rollout. Its first step is taken by whoever conducts it.
 pub(super) fn begun(

@@ -10,7 +10,7 @@ use gilmok_config::unit::Ppm;
 use serde_json::{Map, Value, json};
 
 use super::{Refusal, with_service};
-use crate::rollout::record::Tables;
+use crate::rollout::state::Tables;
 
 /// The key of a service's table.
 const KEY: &str = "traffic";
@@ -204,7 +204,7 @@ pub(super) fn alive(
 }
 
 /// Who serves a service: as membership says, or as the document lists them.
-pub(super) fn endpoints<'a>(
+pub(crate) fn endpoints<'a>(
     parsed: &'a Document,
     membership: &'a gilmok_config::snapshot::Membership,
     service: &ServiceName,

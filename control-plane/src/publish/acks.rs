@@ -21,6 +21,9 @@ pub struct Acks {
     /// A mutex: taken for a look-up per ack, one a second from each proxy.
     proxies: Mutex<BTreeMap<String, ProxyReport>>,
     news: watch::Sender<()>,
+    /// Changes with who is known and what is beside whom: what the next start wants to know. A watch, as `news` is: whoever
+    /// follows wants the newest state, and waits for nobody.
+    roster: watch::Sender<()>,
 }
 
 /// What is known of one proxy.
@@ -49,7 +52,7 @@ impl ProxyReport {
 
 impl Default for Acks {
     fn default() -> Self {
-        Self { proxies: Mutex::default(), news: watch::Sender::new(()) }
+        Self { proxies: Mutex::default(), news: watch::Sender::new(()), roster: watch::Sender::new(()) }
     }
 }
 
@@ -62,18 +65,59 @@ impl Acks {
             let oldest = proxies.iter().min_by_key(|(_, report)| report.heard).map(|(node, _)| node.clone());
             oldest.and_then(|node| proxies.remove(&node));
         }
+        let is_as_known = proxies.get(&ack.node).is_some_and(|known| {
+            known.ack.instance == ack.instance && known.ack.state == ack.state && known.ack.apps == ack.apps
+        });
         proxies.insert(ack.node.clone(), ProxyReport { ack, heard: now });
         drop(proxies);
+        if !is_as_known {
+            self.roster.send_replace(());
+        }
         self.news.send_replace(());
+    }
+
+    /// Follows that proxies say something.
+    #[must_use]
+    pub fn news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
+    }
+
+    /// Follows who is known.
+    #[must_use]
+    pub fn roster(&self) -> watch::Receiver<()> {
+        self.roster.subscribe()
+    }
+
+    /// Who is known, for the next start: a control plane that has just started must not take a proxy that is cut off for one
+    /// that was never there.
+    #[must_use]
+    pub fn known(&self) -> Vec<Ack> {
+        self.ask(|report, _| Ack { counts: Vec::new(), fences: Vec::new(), ..report.ack.clone() })
+    }
+
+    /// Those whom the process before this one knew: not heard of yet.
+    pub fn remember(&self, known: Vec<Ack>) {
+        let now = Instant::now();
+        let heard = now.checked_sub(LIVE + Duration::from_secs(1)).unwrap_or(now);
+        let mut proxies = self.lock();
+        for ack in known.into_iter().take(PROXIES_MAX) {
+            proxies.entry(ack.node.clone()).or_insert(ProxyReport { ack, heard });
+        }
+    }
+
+    /// What is made of the newest word of every proxy that is remembered, by name, and of how long ago it was said. Nothing is
+    /// copied, so whoever has news waits meanwhile.
+    pub fn ask<T>(&self, mut make: impl FnMut(&ProxyReport, Duration) -> T) -> Vec<T> {
+        let now = Instant::now();
+        let mut proxies = self.lock();
+        proxies.retain(|_, report| now.saturating_duration_since(report.heard) <= FORGOTTEN);
+        proxies.values().map(|report| make(report, now.saturating_duration_since(report.heard))).collect()
     }
 
     /// Every proxy that is remembered, by name.
     #[must_use]
     pub fn all(&self) -> Vec<ProxyReport> {
-        let now = Instant::now();
-        let mut proxies = self.lock();
-        proxies.retain(|_, report| now.saturating_duration_since(report.heard) <= FORGOTTEN);
-        proxies.values().cloned().collect()
+        self.ask(|report, _| report.clone())
     }
 
     /// Live proxies that do not run a revision, by name. One that leaves is not waited for.
@@ -122,6 +166,8 @@ mod tests {
             refused: None,
             state: ProxyState::Ready,
             counts: Vec::new(),
+            apps: Vec::new(),
+            fences: Vec::new(),
         }
     }
 
@@ -146,6 +192,26 @@ mod tests {
         let acks = Acks::default();
         acks.note(Ack { state: ProxyState::Draining, ..ack("a", 1) });
         assert!(acks.lagging("s", 2).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whom_the_process_before_knew_is_known_but_not_live() {
+        let before = Acks::default();
+        let mut roster = before.roster();
+        roster.mark_unchanged();
+        before.note(ack("a", 1));
+        assert!(roster.has_changed().unwrap());
+        roster.mark_unchanged();
+        before.note(ack("a", 2));
+        assert!(!roster.has_changed().unwrap(), "what it runs is told again soon");
+        tokio::time::advance(LIVE * 2).await;
+        let acks = Acks::default();
+        acks.note(ack("b", 2));
+        acks.remember(before.known());
+        let live = acks.ask(|report, silent| (report.ack.node.clone(), silent <= LIVE));
+        assert_eq!(live, [("a".to_owned(), false), ("b".to_owned(), true)]);
+        tokio::time::advance(FORGOTTEN).await;
+        assert_eq!(acks.all().len(), 1, "nor for ever");
     }
 
     #[tokio::test(start_paused = true)]

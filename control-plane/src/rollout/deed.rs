@@ -1,7 +1,7 @@
 //! What operators and those who are told may say of a rollout, and what follows at once.
 
-use super::state::{End, Halt, Hand, Owed, Phase, Rollout, Shift, What};
-use super::webhook::Occasion;
+use super::state::{End, Halt, Hand, Phase, Rollout, Shift, What};
+use crate::webhook::{Occasion, Owed};
 
 /// Why an operator's word changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

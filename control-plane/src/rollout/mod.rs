@@ -1,14 +1,12 @@
 //! Rollouts: a plan, what the proxies counted, what that says, and what follows from it. Pure: time and counts are arguments.
 //!
-//! In reading order: the [`plan`] and its presets, who is told ([`webhook`]), what was counted ([`tally`]), what that
+//! In reading order: the [`plan`] and its presets, what was counted ([`tally`]), what that
 //! says ([`analysis`]), where a rollout stands ([`state`]), how it goes on by itself (`progress`) and by
-//! word ([`deed`]), and what is kept of a service ([`record`]).
+//! word ([`deed`]).
 
 pub mod plan;
 
 mod preset;
-
-pub mod webhook;
 
 pub mod tally;
 
@@ -21,8 +19,6 @@ pub mod state;
 mod progress;
 
 pub mod deed;
-
-pub mod record;
 
 #[cfg(test)]
 mod tests;

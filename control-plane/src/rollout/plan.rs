@@ -12,7 +12,7 @@ use serde_json::{Value as Json, json};
 
 use super::analysis::Criteria;
 use super::preset;
-use super::webhook::{Webhook, read_webhooks};
+use crate::webhook::{OF_ROLLOUTS, Webhook, read_webhooks, write_duration};
 
 /// Most steps of a plan.
 pub const STEPS_MAX: usize = 100;
@@ -173,7 +173,8 @@ impl Plan {
         let on_fail = table.optional("on_fail").and_then(|v| v.choice(&ON_FAIL));
         let safe = table.optional("rollback_safe_until").and_then(|v| v.percent());
         let salt = table.optional("salt").and_then(|v| read_salt(&v));
-        let webhooks = table.optional("webhooks").map(|v| read_webhooks(&v)).unwrap_or_default();
+        let webhooks =
+            table.optional("webhooks").map(|v| read_webhooks(&v, &OF_ROLLOUTS)).unwrap_or_default();
         let steps = match (&preset, &steps) {
             (Some(preset), None) => preset.text().and_then(|name| match preset::steps(name, hosts) {
                 Some(steps) => Some(steps),
@@ -358,10 +359,6 @@ fn read_analysis(value: &Value<'_>) -> Option<Judging> {
 
 fn write_percent<S: Serializer>(percent: &Ppm, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(percent.percent())
-}
-
-pub(super) fn write_duration<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&format_duration(*duration))
 }
 
 #[expect(clippy::ref_option, reason = "serde's form")]

@@ -7,11 +7,10 @@ use gilmok_config::unit::Ppm;
 
 use super::analysis::{Analysis, Evidence, Verdict};
 use super::plan::{OnFail, OnTimeout, Plan, Share, Step};
-use super::record::Tables;
-use super::state::{Alarms, End, Event, Halt, Hand, Owed, Phase, Rollout, Seen, Shift, Terms, What};
+use super::state::{Alarms, End, Event, Halt, Hand, Phase, Rollout, Seen, Shift, Tables, Terms, What};
 use super::tally::Tally;
-use super::webhook::Occasion;
 use super::words;
+use crate::webhook::{Occasion, Owed};
 
 /// Entries of a rollout's history; what came first is kept, and what came last.
 const HISTORY_MAX: usize = 300;
@@ -376,7 +375,7 @@ impl Rollout {
         }
         self.messages += 1;
         let (number, step, why) = (self.messages, self.step, self.why.clone());
-        self.owed.push(Owed { number, occasion, step, why });
+        self.owed.push(Owed { number, occasion, step, back: false, why });
     }
 }
 

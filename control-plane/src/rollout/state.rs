@@ -1,16 +1,20 @@
 //! Where a rollout stands: what is kept of it, what a tick brings, and what it comes to.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use gilmok_config::name::Name;
+use gilmok_config::name::{Name, ServiceName};
 use gilmok_config::unit::Ppm;
 use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
 
 use super::analysis::{Analysis, Evidence};
 use super::plan::Plan;
-use super::record::Tables;
 use super::tally::{Both, Tally};
-use super::webhook::Occasion;
+use crate::webhook::{Occasion, Owed};
+
+/// The traffic tables of the services that move together, as they are in the document.
+pub type Tables = BTreeMap<ServiceName, Json>;
 
 /// A rollout: its plan, where it stands, and how it came there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,16 +112,6 @@ pub struct Terms {
 pub struct Alarms {
     pub(super) unreachable_ms: u64,
     pub(super) deserted_ms: u64,
-}
-
-/// Somebody who is to be told.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Owed {
-    /// Tells it apart from others of the same rollout: the same again is the same message.
-    pub number: u64,
-    pub occasion: Occasion,
-    pub step: usize,
-    pub why: String,
 }
 
 /// Something that happened.

@@ -187,6 +187,8 @@ mod tests {
                 service: ServiceName::parse("shop").unwrap(),
                 versions: vec![of("v1"), of("v2")],
             }],
+            apps: Vec::new(),
+            fences: Vec::new(),
         }
     }
 

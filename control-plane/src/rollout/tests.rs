@@ -7,10 +7,9 @@ use serde_json::{Value, json};
 
 use super::deed::Unfit;
 use super::plan::Plan;
-use super::record::Tables;
-use super::state::{Hand, Rollout, Seen, Shift, What};
+use super::state::{Hand, Rollout, Seen, Shift, Tables, What};
 use super::tally::Both;
-use super::webhook::Occasion;
+use crate::webhook::Occasion;
 
 /// A rollout and the world around it, one second after the other.
 struct World {

@@ -12,7 +12,7 @@ use super::{
     AUDIT, AuditEntry, FILE, Identity, META, RECORDS, REVISIONS, Revision, STORE_ID, Store, StoreError,
     VISITOR_KEYS, decode, encode,
 };
-use crate::rollout::record::Record;
+use crate::record::Record;
 
 /// Longest line of a backup: a document and what belongs to it.
 const LINE_BYTES_MAX: u64 = (gilmok_config::node::DOCUMENT_BYTES_MAX as u64) * 2;

@@ -19,7 +19,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::intent::Intent;
-use crate::rollout::record::{Record, Records};
+use crate::record::{Record, Records};
 
 pub use backup::BackupError;
 

@@ -6,7 +6,7 @@ use gilmok_config::name::ServiceName;
 use redb::{ReadableDatabase, ReadableTable, WriteTransaction};
 
 use super::{RECORDS, Store, StoreError, decode, encode};
-use crate::rollout::record::{Record, Records};
+use crate::record::{Record, Records};
 
 /// What one write left in the store.
 pub(super) type Written = Vec<(ServiceName, Option<Record>)>;

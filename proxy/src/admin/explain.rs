@@ -23,6 +23,7 @@ pub(super) fn explain_query(admin: &Admin, query: &str) -> Result<Value, Problem
         listener: listener.as_deref(),
         subject: subject.as_deref(),
         key: key.as_deref(),
+        now: clock::unix_seconds(),
     };
     explain(admin, &described, &[])
 }
@@ -45,6 +46,7 @@ pub(super) fn explain_body(admin: &Admin, body: &[u8]) -> Result<Value, Problem>
         listener: text("listener")?,
         subject: text("subject")?,
         key: text("key")?,
+        now: clock::unix_seconds(),
     };
     let mut headers = Vec::new();
     for (name, value) in body.get("headers").and_then(Value::as_object).into_iter().flatten() {

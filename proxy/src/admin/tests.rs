@@ -10,6 +10,7 @@ use tracing::level_filters::LevelFilter;
 use super::*;
 use crate::last_good::LastGoodStore;
 use crate::metrics::TargetSeries;
+use crate::source::Here;
 use crate::testing::Folder;
 use gilmok_config::name::Name;
 
@@ -34,7 +35,8 @@ async fn listening(scope: Scope) -> Listening {
     let in_force = Arc::new(InForce::new(1, Name::default(), Vec::new()));
     let identity = Identity { node: "web-1".to_owned(), instance: "1".to_owned() };
     let mut tasks = JoinSet::new();
-    let sources = Sources::start(&settings, identity.clone(), &in_force, drain.phases(), &mut tasks).unwrap();
+    let here = Here { identity: identity.clone(), apps: Vec::new() };
+    let sources = Sources::start(&settings, &here, &in_force, drain.phases(), &mut tasks).unwrap();
     let shared = Shared {
         in_force: Arc::clone(&in_force),
         limits: settings.limits.clone(),
@@ -50,6 +52,7 @@ async fn listening(scope: Scope) -> Listening {
         tls: Default::default(),
         last_good: Arc::new(LastGoodStore::new(settings.limits.last_good_bytes)),
         nowhere: Arc::new(TargetSeries::new(Name::default(), Name::default(), 1)),
+        held: Default::default(),
     };
     let admin = Arc::new(Admin {
         settings,

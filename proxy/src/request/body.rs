@@ -1,5 +1,6 @@
 //! The bodies on their way to the caller: answers of our own and endpoints', with what must end with them.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -76,6 +77,20 @@ impl Answer {
         }
         Self::Relay(Box::new(relay))
     }
+}
+
+/// Reads a body that nobody wants, of at most so many bytes; whether it came to its end.
+pub(super) async fn is_read_away(mut body: Incoming, most: usize) -> bool {
+    let mut left = most;
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let Ok(frame) = frame else { return false };
+        let length = frame.data_ref().map_or(0, |data| data.len());
+        match left.checked_sub(length) {
+            Some(rest) => left = rest,
+            None => return false,
+        }
+    }
+    true
 }
 
 impl Body for Answer {

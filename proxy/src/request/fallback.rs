@@ -14,11 +14,12 @@ use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use hyper::body::Body;
 
 use super::Call;
-use super::attempt::{Answered, attempt};
+use super::attempt::attempt;
 use super::fault::Fault;
 use super::record::Record;
 use super::respond::Outcome;
 use super::split;
+use super::tried::Answered;
 use super::trying::has_answer;
 use crate::clock;
 use crate::last_good::{Asked, Kept, Question};

@@ -24,8 +24,12 @@ pub(crate) enum Fault {
     Denied(&'static str),
     /// The version that was asked has been left, and its time is over.
     Drained,
+    /// The key is that of another shard than the app's beside this proxy, by its place in the rule.
+    Elsewhere(usize),
     /// An expectation other than 100-continue.
     Expectation,
+    /// The key is on its way to another shard, and nothing said in time where it is; here or at the endpoint's sidecar.
+    Held,
     /// An owner says that the key is another shard's, and the request cannot follow it there.
     Misdirected,
     NoDestination,
@@ -54,6 +58,9 @@ pub(crate) enum Fault {
     UploadUntaken,
     UriTooLong,
 }
+
+/// How [`Fault::Held`] is told from other reasons for which nobody is available.
+const MOVING: &str = "shard=moving";
 
 /// How a fault is told.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +103,9 @@ impl Fault {
             ),
             Self::Denied(why) => told(StatusCode::FORBIDDEN, "http_request_denied", 7, why),
             Self::Drained => later(unavailable("no answer within drain_timeout of the version")),
+            Self::Elsewhere(_) => {
+                told(StatusCode::MISDIRECTED_REQUEST, "http_request_error", 14, "shard=elsewhere")
+            }
             Self::Expectation => told(
                 StatusCode::EXPECTATION_FAILED,
                 "http_request_error",
@@ -108,6 +118,7 @@ impl Fault {
                 12,
                 "no service and no route answers to this host and path",
             ),
+            Self::Held => later(unavailable(MOVING)),
             Self::Misdirected => later(unavailable("the key has moved to another shard")),
             Self::NoEndpoint => later(unavailable("no endpoint of the service is available")),
             Self::NoPrimary(why) => later(unavailable(why)),
@@ -162,6 +173,7 @@ impl Fault {
             "connection_refused" => Some(Self::Refused),
             "connection_terminated" => Some(Self::Reset),
             "connection_timeout" => Some(Self::ConnectTimeout),
+            "destination_unavailable" if rest.contains(MOVING) => Some(Self::Held),
             "destination_unavailable" => Some(Self::NoEndpoint),
             "destination_ip_unroutable" => Some(Self::Unreachable),
             "http_response_timeout" => Some(Self::Timeout),
@@ -198,7 +210,9 @@ impl Fault {
             | Self::BodyTooLarge
             | Self::Denied(_)
             | Self::Drained
+            | Self::Elsewhere(_)
             | Self::Expectation
+            | Self::Held
             | Self::Misdirected
             | Self::NoDestination
             | Self::RateLimited(_)
@@ -211,6 +225,7 @@ impl Fault {
     pub(crate) fn is_unsent(self) -> bool {
         match self {
             Self::ConnectTimeout
+            | Self::Held
             | Self::NoEndpoint
             | Self::NoPrimary(_)
             | Self::Overflow(_)
@@ -225,6 +240,7 @@ impl Fault {
             | Self::CallerTimeout
             | Self::Denied(_)
             | Self::Drained
+            | Self::Elsewhere(_)
             | Self::Expectation
             | Self::Misdirected
             | Self::NoDestination
@@ -247,6 +263,8 @@ mod tests {
         for (text, expected) in [
             ("gilmok; error=connection_refused; details=\"x\"", Some(Fault::Refused)),
             ("gilmok; error=http_response_timeout", Some(Fault::Timeout)),
+            ("gilmok; error=destination_unavailable; details=\"breaker=open\"", Some(Fault::NoEndpoint)),
+            ("gilmok; error=destination_unavailable; details=\"shard=moving\"", Some(Fault::Held)),
             ("gilmok; error=http_request_denied", None),
             ("gilmok; received-status=502", None),
             ("other; error=connection_refused", None),

@@ -62,6 +62,12 @@ impl Patience {
         self.mesh.into_iter().chain(self.grpc).min()
     }
 
+    /// What is left of it after so long.
+    pub(crate) fn after(self, time: Duration) -> Self {
+        let left = |patience: Option<Duration>| patience.map(|patience| patience.saturating_sub(time));
+        Self { mesh: left(self.mesh), grpc: left(self.grpc) }
+    }
+
     /// What it is when the caller is not trusted.
     pub(crate) fn of_untrusted(self) -> Self {
         Self { mesh: None, ..self }

@@ -8,6 +8,7 @@ use crate::caller::Downstream;
 use crate::claims;
 use gilmok_config::baggage;
 use gilmok_config::decide::Listener;
+use gilmok_config::sharding::tag::MapTag;
 
 pub(crate) const GILMOK_TIMEOUT: HeaderName = HeaderName::from_static("gilmok-timeout");
 pub(crate) const GILMOK_VERSION: HeaderName = HeaderName::from_static("gilmok-version");
@@ -256,6 +257,11 @@ fn hex_of(mut bits: u64) -> u64 {
     // 1 where the digit is a letter: adding 6 carries ten and more into the upper half.
     let letters = (bits + 6 * ONES) >> 4 & ONES;
     bits + u64::from(b'0') * ONES + u64::from(b'a' - b'0' - 10) * letters
+}
+
+/// What `Gilmok-Shard-Map` says; `None` where that is nothing.
+pub(crate) fn map_told(value: &HeaderValue) -> Option<MapTag> {
+    value.to_str().ok().and_then(MapTag::parse)
 }
 
 /// Whether an HTTP/1 caller can be told to close; HTTP/2 has GOAWAY for it.

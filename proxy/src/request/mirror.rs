@@ -4,7 +4,6 @@
 //! in nobody's requests in flight: whatever the mirrored version does, the callers' requests do not notice.
 
 use std::cell::Cell;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -15,9 +14,12 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, timeout};
 
-use super::attempt::{copy_of, fit_protocol, sidecars_fault, tell_target};
+use super::body::is_read_away;
 use super::headers::{GILMOK_MIRROR, GILMOK_TIMEOUT};
 use super::record::Record;
+use super::reply::sidecars_fault;
+use super::spare::copy_of;
+use super::target::{fit_protocol, tell_map, tell_target};
 use crate::clock;
 use crate::upstream::balance::Choice;
 use crate::upstream::candidates::Aim;
@@ -87,9 +89,10 @@ pub(super) fn copy(
     let mut copy = copy_of(request);
     copy.headers_mut().insert(GILMOK_MIRROR, HeaderValue::from_static("1"));
     copy.headers_mut().insert(GILMOK_TIMEOUT, upstream.timeout_header.clone());
-    let upstream = Arc::clone(upstream);
+    let (upstream, passage) = (Arc::clone(upstream), record.passes_twice());
     // Ends within the request timeout.
     tokio::task::spawn_local(async move {
+        let _passage = passage;
         let limit = upstream.policy.request_timeout;
         let sending = send(&place.0, &upstream, aim, copy, &comparison);
         if timeout(limit, sending).await.is_err() {
@@ -108,14 +111,15 @@ async fn send(
 ) {
     let began = Instant::now();
     let Some(endpoint) = choose(upstream, aim) else { return comparison.copied(Copied::Failed) };
-    tell_target(&mut copy, upstream, &endpoint);
+    tell_target(&mut copy, &endpoint);
+    tell_map(&mut copy, upstream.map_header.as_ref());
     fit_protocol(&mut copy, upstream);
     let pool = worker.copy_pools.of(&endpoint);
     let answered = exchange(&pool, &upstream.policy, copy).await;
     let answered = answered.filter(|(response, _)| sidecars_fault(&endpoint, response).is_none());
     let Some((response, lease)) = answered else { return comparison.copied(Copied::Failed) };
     comparison.copied(Copied::Answered(Head::of(response.status(), began.elapsed())));
-    if is_read_away(response.into_body()).await {
+    if is_read_away(response.into_body(), ANSWER_BYTES_MAX).await {
         lease.give_back();
     }
 }
@@ -128,6 +132,7 @@ fn choose(upstream: &Upstream, aim: Aim) -> Option<Arc<EndpointState>> {
         slow_start: upstream.policy.slow_start,
         turn: &AtomicU32::new(0),
         except: None,
+        subject: None,
         now_ms,
     };
     upstream.eligible(now_ms).at(aim).ok()?.pick(&choice).cloned()
@@ -157,20 +162,6 @@ async fn send_on(lease: &mut Lease, copy: Request<Upload>) -> Sent {
         Lease::Http1(lease) => lease.send(copy, false).1.await,
         Lease::H2(lease) => lease.send(copy).await,
     }
-}
-
-/// Reads an answer's body; whether that came to its end.
-async fn is_read_away(mut body: Incoming) -> bool {
-    let mut left = ANSWER_BYTES_MAX;
-    while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-        let Ok(frame) = frame else { return false };
-        let length = frame.data_ref().map_or(0, |data| data.len());
-        match left.checked_sub(length) {
-            Some(rest) => left = rest,
-            None => return false,
-        }
-    }
-    true
 }
 
 impl Comparison {

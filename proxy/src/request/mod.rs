@@ -14,9 +14,25 @@ mod deadline;
 
 mod split;
 
+mod owner;
+
+mod hold;
+
 mod trying;
 
+mod tried;
+
 mod retry;
+
+mod choose;
+
+mod target;
+
+mod spare;
+
+mod reply;
+
+mod exchange;
 
 mod attempt;
 
@@ -44,6 +60,7 @@ use gilmok_config::baggage;
 use gilmok_config::decide::{Decision, Listener, Refusal, Split, Target, decide};
 use gilmok_config::path::has_prefix;
 use gilmok_config::sharding::Sharded;
+use gilmok_config::sharding::moving::{AtOwner, HOLD_MAX};
 use http::header::{HOST, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, Uri};
@@ -57,14 +74,16 @@ use crate::last_good::Question;
 use crate::rate_limit::Asking;
 use crate::settings::UnknownHosts;
 use crate::upstream::candidates::Aim;
+use crate::upstream::service::Upstream;
 use crate::upstream::upload::Upload;
 use crate::worker::{View, Worker};
 use body::Answer;
 use deadline::Deadline;
 use fault::Fault;
 use head::Seen;
+use hold::Held;
 use record::{Place, Record};
-use respond::Outcome;
+use respond::{Outcome, Terms};
 use split::Visitor;
 
 /// A request's answer on its way.
@@ -78,8 +97,22 @@ pub(crate) fn handle(worker: &Rc<Worker>, caller: &Rc<Caller>, request: Request<
     // One snapshot decides the whole request.
     let view = worker.view();
     let mut record = Record::begin(worker, &view, caller, &request);
-    let terms = respond::Terms::of(&request, worker.phase.get() >= Phase::Closing);
-    match route(worker, caller, &view, &mut record, request) {
+    let terms = Terms::of(&request, worker.phase.get() >= Phase::Closing);
+    let way = route(worker, caller, &view, &mut record, request);
+    go(worker, caller, view, record, terms, way)
+}
+
+/// Goes the way that was decided on, and answers.
+#[inline]
+fn go(
+    worker: &Rc<Worker>,
+    caller: &Rc<Caller>,
+    view: Rc<View>,
+    mut record: Box<Record>,
+    mut terms: Terms,
+    way: Result<Way, Fault>,
+) -> Answering {
+    match way {
         Ok(Way::Endpoint(mut call)) => Box::pin(async move {
             let outcome = fallback::ask(&mut record, &view, &mut call, 1).await;
             Ok(respond::respond(outcome, &terms, record))
@@ -91,12 +124,23 @@ pub(crate) fn handle(worker: &Rc<Worker>, caller: &Rc<Caller>, request: Request<
                 Ok(respond::respond(outcome.unwrap_or_else(Outcome::Own), &terms, record))
             })
         }
+        Ok(Way::Held(held)) => hold::hold(worker, caller, record, terms, held),
+        Ok(Way::Elsewhere(shard, body)) => Box::pin(async move {
+            if owner::is_in_hand(&record, body).await {
+                terms.read();
+            }
+            Ok(respond::respond(Outcome::Own(Fault::Elsewhere(shard)), &terms, record))
+        }),
         Err(fault) => Box::pin(ready(Ok(respond::respond(Outcome::Own(fault), &terms, record)))),
     }
 }
 
 /// Which way a request goes.
 enum Way {
+    /// Back to its caller: the key is this shard's, and not the app's beside this proxy.
+    Elsewhere(usize, Incoming),
+    /// Nowhere before there is a newer snapshot.
+    Held(Held),
     /// To an endpoint of the mesh, or to an app beside this proxy.
     Endpoint(Call),
     /// To what the mesh does not know, or through a tunnel.
@@ -135,18 +179,33 @@ fn route(
         // Whoever may call what the mesh does not know is passed on as it is.
         return Ok(Way::Outside(request, seen));
     };
-    let Destination { place, split, shard, strip_prefix, timeout } = destination;
+    let Destination { place, split, shard, subject_hash, key, strip_prefix, timeout } = destination;
     record.placed(place);
+    let patience = if caller.trusted { seen.patience } else { seen.patience.of_untrusted() };
+    // What it has waited for so far is off the time that it has.
+    let (timeout, patience) = (timeout.saturating_sub(record.waited()), patience.after(record.waited()));
+    match key.at_owner {
+        AtOwner::Serve => {}
+        AtOwner::Wait => {
+            let longest = HOLD_MAX.min(timeout).min(patience.least().unwrap_or(HOLD_MAX));
+            return Ok(Way::Held(Held { request, until: record.decided() + longest }));
+        }
+        AtOwner::Elsewhere(shard) => return Ok(Way::Elsewhere(shard, request.into_body())),
+    }
     let passed_on = split.and_then(|split| split.passed_on);
-    let aim = Aim::new(split, shard, request.method());
+    let aim = Aim::new(split, shard, request.method()).of_subject(subject_hash);
     if let Some(split) = split {
         record.split(split, visitor);
     }
     if let Some(shard) = shard {
         record.sharded(shard);
     }
+    record.balanced(subject_hash.is_some());
     let upgrade = seen.upgrade.then(|| hyper::upgrade::on(&mut request));
     let upstream = place.of(view);
+    if !request.method().is_safe() {
+        record.passes(upstream, key.moves);
+    }
     let host = named_host(&request);
     let (mut head, body) = request.into_parts();
     headers::prepare_request(&mut head.headers, &seen, caller.downstream(), host.clone());
@@ -165,13 +224,12 @@ fn route(
             headers: &head.headers,
             query: head.uri.query(),
         };
-        limiter.admit(&asking, clock::ns_of(record.started())).map_err(Fault::RateLimited)?;
+        limiter.admit(&asking, clock::ns_of(record.decided())).map_err(Fault::RateLimited)?;
     }
     head.uri = next_target(&head.uri, strip_prefix.as_deref(), host, &mut head.headers, upstream)?;
     let (upload, progress) = Upload::new(body, upstream.policy.idle_timeout, worker.shared.limits.body_bytes);
     record.uploads(progress.as_ref());
-    let patience = if caller.trusted { seen.patience } else { seen.patience.of_untrusted() };
-    let deadline = Deadline::new(record.started(), timeout, patience, progress);
+    let deadline = Deadline::new(record.decided(), timeout, patience, progress);
     let method = head.method.clone();
     let request = Request::from_parts(head, upload);
     if let Some(at) = split.and_then(|split| split.mirror) {
@@ -186,8 +244,18 @@ struct Destination {
     place: Place,
     split: Option<Split>,
     shard: Option<Sharded>,
+    subject_hash: Option<u64>,
+    key: Key,
     strip_prefix: Option<String>,
     timeout: std::time::Duration,
+}
+
+/// What is known of the key of a request where keys may be on their way to another shard.
+#[derive(Clone, Copy, Debug)]
+struct Key {
+    at_owner: AtOwner,
+    /// Whether it is on its way.
+    moves: bool,
 }
 
 /// Decides where a request goes; `None` is a host that the mesh does not know and that is passed on.
@@ -201,6 +269,8 @@ fn destination(
 ) -> Result<Option<Destination>, Fault> {
     let host = head::authority(request, caller.listener)?;
     if let (Listener::Inbound, Some(app)) = (caller.listener, caller.app) {
+        // Before there is anything in force nobody knows what may be asked of it.
+        let upstream = view.apps.get(app).ok_or(Fault::NoEndpoint)?;
         let place = Place::App(app);
         let asking = access::Asking {
             caller: caller.identity.as_ref().map(|identity| &identity.service),
@@ -208,27 +278,37 @@ fn destination(
             // The same that is sent on.
             path: request.uri().path_and_query().map_or("/", PathAndQuery::path),
         };
-        if let Err(denial) = view.access[app].ask(&asking, clock::ms_of(record.started())) {
-            record.placed(place);
-            return Err(Fault::Denied(denial.told()));
-        }
-        let timeout = place.of(view).policy.request_timeout;
-        return Ok(Some(Destination { place, split: None, shard: None, strip_prefix: None, timeout }));
+        record.placed(place);
+        let allowed = view.access[app].ask(&asking, clock::ms_of(record.decided()));
+        allowed.map_err(|denial| Fault::Denied(denial.told()))?;
+        let timeout = upstream.policy.request_timeout;
+        let key = owner::decide(worker, caller, view, record, upstream, request, host.as_deref())?;
+        let known = Destination {
+            place,
+            split: None,
+            shard: None,
+            subject_hash: None,
+            key,
+            strip_prefix: None,
+            timeout,
+        };
+        return Ok(Some(known));
     }
     let host = host.unwrap_or(Cow::Borrowed(""));
     let facts = split::facts(worker, caller, view, request, visitor, &host);
-    let now_ms = clock::ms_of(record.started());
+    let now_ms = clock::ms_of(record.decided());
     let is_healthy =
         |target: Target| view.upstreams[target.service].has_healthy(target.version, target.shard, now_ms);
     match decide(&view.snapshot, &facts, &is_healthy) {
-        Ok(Decision { service, route, split, shard }) => {
+        Ok(Decision { service, route, split, shard, subject_hash }) => {
             let place = Place::Service(service);
             let route = route.map(|at| &view.snapshot.routes()[at]);
             let timeout = route
                 .and_then(|route| route.request_timeout)
                 .unwrap_or_else(|| place.of(view).policy.request_timeout);
             let strip_prefix = route.and_then(|route| route.strip_prefix.clone());
-            Ok(Some(Destination { place, split, shard, strip_prefix, timeout }))
+            let key = key_of(place.of(view), shard, request.method());
+            Ok(Some(Destination { place, split, shard, subject_hash, key, strip_prefix, timeout }))
         }
         Err(Refusal::NoDestination) => Ok(None),
         Err(Refusal::NoShard { service, fault }) => {
@@ -238,6 +318,14 @@ fn destination(
             Err(Fault::BadKey(fault.as_str()))
         }
     }
+}
+
+/// What a caller knows of a key.
+fn key_of(upstream: &Upstream, shard: Option<Sharded>, method: &Method) -> Key {
+    let rule = upstream.policy.sharding.as_deref();
+    let is_held = rule.zip(shard).is_some_and(|(rule, shard)| rule.is_held(shard, method.is_safe()));
+    let at_owner = if is_held { AtOwner::Wait } else { AtOwner::Serve };
+    Key { at_owner, moves: shard.is_some_and(Sharded::moves) }
 }
 
 /// What the caller named as the host, for `Host` and `X-Forwarded-Host` of the next hop.
@@ -254,7 +342,7 @@ fn next_target(
     strip_prefix: Option<&str>,
     host: Option<HeaderValue>,
     headers: &mut http::HeaderMap,
-    upstream: &crate::upstream::service::Upstream,
+    upstream: &Upstream,
 ) -> Result<Uri, Fault> {
     const NO_PATH: Fault = Fault::BadRequest("the request's target is no path");
     let whole = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));

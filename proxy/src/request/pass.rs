@@ -55,7 +55,7 @@ pub(super) async fn pass(
     let policy = &upstream.policy;
     let (upload, progress) = Upload::new(body, policy.idle_timeout, worker.shared.limits.body_bytes);
     let deadline =
-        Deadline::new(record.started(), policy.request_timeout, seen.patience.of_untrusted(), progress);
+        Deadline::new(record.decided(), policy.request_timeout, seen.patience.of_untrusted(), progress);
     let mut unsent = Some(Request::from_parts(head, upload));
     let answered = attempt::attempt(record, &upstream, &mut unsent, &deadline, Aim::default()).await?;
     let (upload_ended, idle) = (deadline.upload_ended(), policy.idle_timeout);

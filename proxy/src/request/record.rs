@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use gilmok_config::decide::{Listener, Split, Why};
 use gilmok_config::name::Name;
@@ -25,6 +26,7 @@ use crate::clock;
 use crate::last_good::{Answered, Question, Recorder};
 use crate::metrics::{Code, Kind, TargetSeries};
 use crate::upstream::endpoint::EndpointState;
+use crate::upstream::passages::Passage;
 use crate::upstream::service::Upstream;
 use crate::upstream::trials::Trial;
 use crate::upstream::upload::Progress;
@@ -47,6 +49,8 @@ pub(crate) struct Record {
     view: Rc<View>,
     caller: Rc<Caller>,
     started: Instant,
+    /// When it was decided on: at once, unless it had to wait.
+    decided: Instant,
     place: Option<Place>,
     /// The service in whose requests in flight it counts.
     admitted: Option<Arc<Upstream>>,
@@ -63,6 +67,10 @@ pub(crate) struct Record {
     split: Option<Split>,
     /// Which shard was decided on, and why.
     sharded: Option<Sharded>,
+    /// Whether its subject decides on the endpoint.
+    by_subject: bool,
+    /// Its place among the unsafe requests under way to a sharded service.
+    passage: Option<Passage>,
     /// What an answer of our own says more of its reason.
     said: Option<String>,
     /// Whether what becomes of it counts for its version.
@@ -94,12 +102,14 @@ impl Record {
     ) -> Box<Self> {
         caller.activity.request_began();
         worker.requests.set(worker.requests.get() + 1);
+        let now = Instant::now();
         let log = worker.shared.access_log.is_some().then(|| Box::new(first_words(request, caller)));
         Box::new(Self {
             worker: Rc::clone(worker),
             view: Rc::clone(view),
             caller: Rc::clone(caller),
-            started: Instant::now(),
+            started: now,
+            decided: now,
             place: None,
             admitted: None,
             endpoint: None,
@@ -111,6 +121,8 @@ impl Record {
             failed_late: false,
             split: None,
             sharded: None,
+            by_subject: false,
+            passage: None,
             said: None,
             trial: None,
             comparison: None,
@@ -119,8 +131,21 @@ impl Record {
         })
     }
 
-    pub(crate) fn started(&self) -> Instant {
-        self.started
+    /// When it was decided on, which is mostly when it came.
+    pub(crate) fn decided(&self) -> Instant {
+        self.decided
+    }
+
+    /// How long it had to wait for that.
+    pub(super) fn waited(&self) -> Duration {
+        self.decided - self.started
+    }
+
+    /// It has waited, and is decided anew by this.
+    pub(super) fn anew(&mut self, view: &Rc<View>) {
+        self.view = Rc::clone(view);
+        self.decided = Instant::now();
+        self.place = None;
     }
 
     /// What decides about it.
@@ -135,7 +160,7 @@ impl Record {
     /// A version was decided on.
     pub(super) fn split(&mut self, split: Split, visitor: Visitor) {
         if let Some(upstream) = self.upstream() {
-            self.trial = upstream.trials.begin(&split, clock::ms_of(self.started));
+            self.trial = upstream.trials.begin(&split, clock::ms_of(self.decided));
         }
         if let (Why::NewVisitor(_), Visitor::New(new)) = (split.why, visitor) {
             self.visitor = Some(new);
@@ -146,6 +171,22 @@ impl Record {
     /// A shard was decided on.
     pub(super) fn sharded(&mut self, sharded: Sharded) {
         self.sharded = Some(sharded);
+    }
+
+    /// Whether its subject decides on the endpoint.
+    pub(super) fn balanced(&mut self, by_subject: bool) {
+        self.by_subject = by_subject;
+    }
+
+    /// It goes to this sharded service, and may change something there; `moves` says whether its key is on its way to
+    /// another shard. To be said in the turn of the worker's loop in which it was decided on.
+    pub(super) fn passes(&mut self, upstream: &Upstream, moves: bool) {
+        self.passage = upstream.passages.as_ref().map(|passages| passages.begin(moves));
+    }
+
+    /// Counts a copy of it as it is counted.
+    pub(super) fn passes_twice(&self) -> Option<Passage> {
+        self.passage.as_ref().map(Passage::twin)
     }
 
     /// Says more of the reason for which the proxy answers itself.
@@ -201,6 +242,9 @@ impl Record {
         }
         if let Some(sharded) = &self.sharded {
             decision.push_str(&format!(" shard_by={sharded}"));
+        }
+        if self.upstream().is_some_and(|upstream| upstream.policy.by_subject.is_some()) {
+            decision.push_str(if self.by_subject { " endpoint_by=subject" } else { " endpoint_by=load" });
         }
         Some(decision)
     }
@@ -298,6 +342,9 @@ impl Record {
         if fault == Fault::Drained {
             self.drained();
         }
+        if let (Fault::Elsewhere(_), Some(app)) = (fault, self.upstream()) {
+            app.shared.misdirected.fetch_add(1, Relaxed);
+        }
         if Reason::Fault(fault).is_versions_fault() {
             self.tried(true);
         }
@@ -305,7 +352,7 @@ impl Record {
 
     /// What became of the version's trial; the first word counts.
     fn tried(&mut self, failed: bool) {
-        let took = self.started.elapsed();
+        let took = self.decided.elapsed();
         if let Some(trial) = &mut self.trial {
             trial.came_to(failed, took);
         }
@@ -440,7 +487,7 @@ impl Drop for Record {
 }
 
 impl Record {
-    fn complete(&self, entry: &mut Entry, took: std::time::Duration) {
+    fn complete(&self, entry: &mut Entry, took: Duration) {
         entry.bytes_received = self.upload.as_ref().map_or(0, |upload| upload.bytes());
         entry.duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         entry.service = self.upstream().map(|upstream| upstream.name.clone());

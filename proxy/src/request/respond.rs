@@ -7,12 +7,14 @@ use hyper::upgrade::OnUpgrade;
 use std::time::Duration;
 
 use super::Call;
-use super::attempt::Answered;
 use super::body::Answer;
 use super::fallback::StandIn;
 use super::fault::Fault;
-use super::headers::{GILMOK_DECISION, PROXY_STATUS, can_close, prepare_answer};
+use super::headers::{
+    GILMOK_DECISION, GILMOK_SHARD, GILMOK_SHARD_MAP, PROXY_STATUS, can_close, prepare_answer,
+};
 use super::record::Record;
+use super::tried::Answered;
 use super::tunnel::{self, Tunnel};
 use crate::last_good::Recorder;
 
@@ -42,14 +44,20 @@ pub(crate) struct Terms {
     version: Version,
     /// Whether more may follow the head that is unread when an answer of our own goes out: a body, or
     /// bytes of the protocol that an upgrade asked for.
-    may_go_on: bool,
+    has_body: bool,
+    upgrades: bool,
     draining: bool,
 }
 
 impl Terms {
     pub(crate) fn of(request: &Request<Incoming>, draining: bool) -> Self {
-        let may_go_on = !request.body().is_end_stream() || request.headers().contains_key(UPGRADE);
-        Self { method: request.method().clone(), version: request.version(), may_go_on, draining }
+        let (has_body, upgrades) = (!request.body().is_end_stream(), request.headers().contains_key(UPGRADE));
+        Self { method: request.method().clone(), version: request.version(), has_body, upgrades, draining }
+    }
+
+    /// The whole body was read.
+    pub(super) fn read(&mut self) {
+        self.has_body = false;
     }
 }
 
@@ -79,7 +87,7 @@ impl Outcome {
 
 /// Makes the answer, and gives it the record that ends with it.
 pub(crate) fn respond(outcome: Outcome, terms: &Terms, mut record: Box<Record>) -> Response<Answer> {
-    let comparison = record.comparison.take().map(|comparison| (comparison, record.started().elapsed()));
+    let comparison = record.comparison.take().map(|comparison| (comparison, record.decided().elapsed()));
     let response = answer(outcome, terms, record);
     if let Some((comparison, took)) = comparison {
         comparison.answered(response.status(), took);
@@ -169,10 +177,14 @@ fn own(fault: Fault, terms: &Terms, mut record: Box<Record>) -> Response<Answer>
     if let Fault::RateLimited(limited) = fault {
         limited.tell(&mut headers);
     }
+    if let Fault::Elsewhere(shard) = fault {
+        tell_owner(&mut headers, shard, &record);
+    }
     close_after(&mut headers, terms, told.status);
     explain(&mut headers, &record);
     record.told(told.status, proxy_status);
-    let (status, body) = if record.is_grpc() {
+    // Who sends a request on looks at the status, whatever it carries.
+    let (status, body) = if record.is_grpc() && told.status != StatusCode::MISDIRECTED_REQUEST {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert("grpc-status", HeaderValue::from(u16::from(told.grpc)));
         headers.insert("grpc-message", HeaderValue::from_static(told.details));
@@ -185,6 +197,18 @@ fn own(fault: Fault, terms: &Terms, mut record: Box<Record>) -> Response<Answer>
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response
+}
+
+/// Says whose the key is, and by which map.
+fn tell_owner(headers: &mut HeaderMap, shard: usize, record: &Record) {
+    let Some(app) = record.upstream() else { return };
+    let name = app.owned.as_ref().map(|owned| owned.rule.shards()[shard].as_str());
+    if let Some(name) = name.and_then(|name| HeaderValue::from_str(name).ok()) {
+        headers.insert(GILMOK_SHARD, name);
+    }
+    if let Some(map) = &app.map_header {
+        headers.insert(GILMOK_SHARD_MAP, map.clone());
+    }
 }
 
 /// An answer that stands in for the service's own. It says so, and no cache keeps it unless it says otherwise.
@@ -208,7 +232,9 @@ fn stand_in(mut answer: StandIn, terms: &Terms, mut record: Box<Record>) -> Resp
 
 /// What is unread would be taken for the next request.
 fn close_after(headers: &mut HeaderMap, terms: &Terms, status: StatusCode) {
-    if (terms.may_go_on || terms.draining || status == StatusCode::BAD_REQUEST) && can_close(terms.version) {
+    if (terms.has_body || terms.upgrades || terms.draining || status == StatusCode::BAD_REQUEST)
+        && can_close(terms.version)
+    {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
 }

@@ -8,9 +8,9 @@ use http::header::RETRY_AFTER;
 use http::{HeaderMap, Method};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::attempt::Failed;
 use super::deadline::Deadline;
 use super::fault::Fault;
+use super::tried::Failed;
 use super::trying::has_answer;
 use crate::upstream::service::{Shared, Upstream};
 
@@ -39,8 +39,8 @@ impl<'u> Retries<'u> {
 
     /// Whether what failed may be tried once more at all.
     pub(super) fn may_follow(&self, failed: &Failed, method: &Method) -> bool {
-        // Tries again stay with the version.
-        failed.fault != Fault::Drained
+        // Tries again stay with the version, and an owner that was waited for is not waited for once more.
+        !matches!(failed.fault, Fault::Drained | Fault::Held)
             && self.made < self.policy.attempts
             && (!failed.sent || (method.is_idempotent() && self.is_listed(failed)))
     }

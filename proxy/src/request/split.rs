@@ -1,9 +1,9 @@
 //! What deciding on a version and a shard has to know of a request: who is asking, from where, and who comes for the first time.
 
 use gilmok_config::assignment::PLACES;
-use gilmok_config::decide::{Facts, Listener, shard, split};
+use gilmok_config::decide::{Facts, Listener, shard, split, subject_hash};
 use gilmok_config::host::canonical;
-use gilmok_config::sharding::Sharded;
+use gilmok_config::sharding::{Sharded, Sharding};
 use gilmok_config::subject::{Baggage, Uid};
 use http::header::HOST;
 use http::uri::Authority;
@@ -77,16 +77,19 @@ pub(super) fn facts<'r>(
         uid: visitor.uid(),
         new_uid: visitor.new_uid(),
         baggage: baggage(caller, view),
+        now: if view.snapshot.wants_now() { clock::unix_seconds() } else { 0 },
         dice: fastrand::u32(..PLACES),
         mirror_dice: fastrand::u32(..PLACES),
         ..Facts::of(caller.listener, host, uri.path(), request.method(), headers)
     }
 }
 
-/// The version and the shard of another service that a request is sent on to; `None` where its key says no shard.
-pub(super) fn again(record: &Record, upstream: &Upstream, request: &Request<Upload>) -> Option<Aim> {
+/// The version and the shard of another service that a request is sent on to; `None` where its key says no shard, or is
+/// closed there to what may change something.
+pub(super) fn again(record: &mut Record, upstream: &Upstream, request: &Request<Upload>) -> Option<Aim> {
     let (traffic, sharding) = (upstream.policy.traffic.as_deref(), upstream.policy.sharding.as_deref());
-    if traffic.is_none() && sharding.is_none() {
+    let by_subject = upstream.policy.by_subject.as_ref();
+    if traffic.is_none() && sharding.is_none() && by_subject.is_none() {
         return Some(Aim::default());
     }
     let caller = record.caller();
@@ -106,11 +109,29 @@ pub(super) fn again(record: &Record, upstream: &Upstream, request: &Request<Uplo
         None => None,
         Some(sharding) => Some(shard(sharding, &facts).ok()?),
     };
-    let now_ms = clock::ms_of(record.started());
+    let now_ms = clock::ms_of(record.decided());
     let at = sharded.and_then(Sharded::shard);
     let split =
         traffic.map(|traffic| split(traffic, &facts, &|version| upstream.has_healthy(version, at, now_ms)));
-    Some(Aim::new(split, sharded, request.method()))
+    let hash = by_subject.and_then(|by| subject_hash(by, &facts, split));
+    if let Some((rule, sharded)) = sharding.zip(sharded)
+        && !request.method().is_safe()
+    {
+        if rule.is_held(sharded, false) || !is_newest(record, upstream, rule) {
+            return None;
+        }
+        record.passes(upstream, sharded.moves());
+    }
+    Some(Aim::new(split, sharded, request.method()).of_subject(hash))
+}
+
+/// Whether the rule of a service is what the newest snapshot says as well. That this worker runs that one may have been told
+/// by now: by an older one nothing that may change something begins any more.
+fn is_newest(record: &Record, upstream: &Upstream, rule: &Sharding) -> bool {
+    let newest = record.worker.view();
+    let at = newest.snapshot.service_index(upstream.name.as_str());
+    let now = at.and_then(|at| newest.snapshot.services()[at].policy.sharding.as_deref());
+    now.is_some_and(|now| now.divides_as(rule) && now.stands_as(rule))
 }
 
 /// What subjects are hashed with where their hash is passed on, and whether it may come with the request.

@@ -1,11 +1,9 @@
-//! The files that a mesh document names for bodies of prepared answers: read where the document stands, and watched.
+//! The files that a mesh document names, for bodies of prepared answers and for flags: read where the document stands, and watched.
 
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-
-use gilmok_config::fallback::BODY_BYTES_MAX;
 
 /// What is known of the files that a document names.
 #[derive(Debug, Default)]
@@ -35,17 +33,17 @@ impl BodyFiles {
         self.seen.clear();
     }
 
-    /// The content of one of them.
+    /// The content of one of them, if it is at most so many bytes.
     ///
     /// # Errors
     /// Why there is none, in words for a person.
-    pub fn read(&mut self, name: &str) -> Result<Vec<u8>, String> {
+    pub fn read(&mut self, name: &str, most: usize) -> Result<Vec<u8>, String> {
         let path = self.folder.join(name);
         // Before it is read: what is written meanwhile is a change.
         if self.seen.iter().all(|(seen, _)| *seen != path) {
             self.seen.push((path.clone(), stamp(&path)));
         }
-        content(&path).map_err(|error| format!("{}: {error}", path.display()))
+        content(&path, most).map_err(|error| format!("{}: {error}", path.display()))
     }
 }
 
@@ -53,7 +51,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
     std::fs::metadata(path).ok().map(|metadata| (metadata.modified().ok(), metadata.len()))
 }
 
-fn content(path: &Path) -> Result<Vec<u8>, String> {
+fn content(path: &Path, most: usize) -> Result<Vec<u8>, String> {
     let told = |error: std::io::Error| format!("cannot be read: {error}");
     // Asked first: opening a pipe would wait for its other end.
     if !std::fs::metadata(path).map_err(told)?.is_file() {
@@ -61,9 +59,9 @@ fn content(path: &Path) -> Result<Vec<u8>, String> {
     }
     let mut bytes = Vec::new();
     // One byte more than may be, so that what is too long is seen to be.
-    File::open(path).map_err(told)?.take(BODY_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(told)?;
-    if bytes.len() > BODY_BYTES_MAX {
-        return Err(format!("is longer than {BODY_BYTES_MAX} bytes"));
+    File::open(path).map_err(told)?.take(most as u64 + 1).read_to_end(&mut bytes).map_err(told)?;
+    if bytes.len() > most {
+        return Err(format!("is longer than {most} bytes"));
     }
     Ok(bytes)
 }

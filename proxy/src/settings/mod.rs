@@ -537,7 +537,7 @@ fn read_mesh(file: &Path) -> Result<Document, Problems> {
 pub(crate) fn parse_mesh(bytes: Vec<u8>, beside: &mut BodyFiles) -> Result<Document, Problems> {
     let node = Node::parse_toml(&text_of(bytes)?)?;
     beside.forget();
-    read_document(node, &mut |name| beside.read(name)).map(|(document, _)| document)
+    read_document(node, &mut |name, most| beside.read(name, most)).map(|(document, _)| document)
 }
 
 #[cfg(test)]

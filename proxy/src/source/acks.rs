@@ -11,11 +11,13 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::feed::{Feed, Identity};
+use super::Here;
+use super::feed::{Feed, Identity, ToRemember};
+use super::fences::{self, Closed};
 use super::http::{Client, HttpError, TokenHeader};
 use super::last_known_good::Keeper;
 use super::status::Status;
-use crate::current::InForce;
+use crate::current::{Current, InForce};
 use crate::drain::Phase;
 use crate::settings::Server;
 
@@ -34,10 +36,12 @@ const REWRITE_AFTER: Duration = Duration::from_secs(5);
 pub(crate) struct Reporter {
     pub(crate) servers: Vec<Server>,
     pub(crate) token_file: Option<PathBuf>,
-    pub(crate) identity: Identity,
+    pub(crate) here: Here,
     pub(crate) in_force: Arc<InForce>,
     pub(crate) status: Arc<Status>,
     pub(crate) phases: watch::Receiver<Phase>,
+    /// What a restart would find closed.
+    pub(crate) on_disk: watch::Sender<Closed>,
     /// Told whenever all workers run something new.
     pub(crate) confirmed: Arc<Notify>,
 }
@@ -45,15 +49,18 @@ pub(crate) struct Reporter {
 impl Reporter {
     /// Reports until the process ends.
     pub(crate) async fn report(mut self) {
+        let Identity { node, instance } = self.here.identity.clone();
         let news = watch::Sender::new(Ack {
-            node: self.identity.node.clone(),
-            instance: self.identity.instance.clone(),
+            node,
+            instance,
             wire: WIRE_LEVEL,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             applied: None,
             refused: None,
             state: ProxyState::Waiting,
             counts: Vec::new(),
+            apps: self.here.apps.clone(),
+            fences: Vec::new(),
         });
         // One task for each, so that a stuck control plane delays no other; they end with this set.
         let mut tellers = JoinSet::new();
@@ -63,31 +70,44 @@ impl Reporter {
         }
         let mut generations = self.in_force.generations();
         let mut refusals = self.status.refusals();
-        let mut confirmed = 0;
+        let mut on_disk = self.on_disk.subscribe();
+        // What every worker runs.
+        let mut taken: Arc<Current> = Arc::default();
         loop {
             let current = self.in_force.load();
-            let behind = current.generation > confirmed;
+            let behind = current.generation > taken.generation;
+            let has_fences = !news.borrow().fences.is_empty();
+            let mut is_taken = false;
             tokio::select! {
                 () = self.in_force.taken_by_all(current.generation), if behind => {
-                    confirmed = current.generation;
-                    news.send_modify(|ack| ack.applied.clone_from(&current.applied));
+                    taken = current;
+                    is_taken = true;
                     self.confirmed.notify_one();
                 }
                 changed = generations.changed() => if changed.is_err() { return },
                 changed = refusals.changed() => if changed.is_err() { return },
                 changed = self.phases.changed() => if changed.is_err() { return },
+                changed = on_disk.changed() => if changed.is_err() { return },
+                () = self.in_force.emptied().notified() => {}
+                // Only what becomes quiet is told at once.
+                () = sleep(EVERY), if has_fences => {}
             }
             let refused = refusals.borrow_and_update().clone();
             let state = match *self.phases.borrow_and_update() {
-                Phase::Serving if confirmed > 0 => ProxyState::Ready,
+                Phase::Serving if taken.generation > 0 => ProxyState::Ready,
                 Phase::Serving => ProxyState::Waiting,
                 Phase::Announcing | Phase::Closing | Phase::Ending | Phase::Over => ProxyState::Draining,
             };
+            let fences = fences::reports(&taken, &on_disk.borrow_and_update());
             news.send_if_modified(|ack| {
-                let changed = ack.refused != refused || ack.state != state;
+                let changed = ack.refused != refused || ack.state != state || ack.fences != fences;
+                if is_taken {
+                    ack.applied.clone_from(&taken.applied);
+                }
                 ack.refused = refused;
                 ack.state = state;
-                changed
+                ack.fences = fences;
+                changed || is_taken
             });
         }
     }
@@ -131,12 +151,14 @@ async fn send(client: &mut Client, ack: &Ack) -> Result<(), HttpError> {
     client.send(Method::POST, "/v1/feed/acks", Some(Bytes::from(body))).await.map(drop)
 }
 
-/// Writes down what all workers run, after the acks have gone out and off every runtime's thread.
+/// Writes down what all workers run, after the acks have gone out and off every runtime's thread. `on_disk` tells what is
+/// closed in it then.
 pub(crate) async fn remember(
     feed: Arc<Feed>,
     in_force: Arc<InForce>,
     keeper: Arc<Keeper>,
     confirmed: Arc<Notify>,
+    on_disk: watch::Sender<Closed>,
 ) {
     let mut failing = false;
     loop {
@@ -144,12 +166,22 @@ pub(crate) async fn remember(
             () = confirmed.notified() => {}
             () = sleep(REWRITE_AFTER), if failing => {}
         }
-        sleep(WRITE_EVERY).await;
-        let Some((remembered, generation)) = feed.remember() else { continue };
+        // What is closed waits for the disk, and requests wait for it.
+        let urgent = async {
+            while feed.closed().are_in(&on_disk.borrow()) {
+                confirmed.notified().await;
+            }
+        };
+        // Ends early when there is something urgent.
+        drop(timeout(WRITE_EVERY, urgent).await);
+        let Some(ToRemember { remembered, closed, generation }) = feed.remember() else { continue };
         in_force.taken_by_all(generation).await;
         let keeper = Arc::clone(&keeper);
         match tokio::task::spawn_blocking(move || keeper.save(&remembered)).await {
-            Ok(Ok(())) => failing = false,
+            Ok(Ok(())) => {
+                failing = false;
+                on_disk.send_replace(closed);
+            }
             Ok(Err(error)) => {
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!("cannot write down the last known good state: {error}");
@@ -186,10 +218,14 @@ mod tests {
         let reporter = Reporter {
             servers,
             token_file: None,
-            identity: Identity { node: "web-1".to_owned(), instance: "7".to_owned() },
+            here: Here {
+                identity: Identity { node: "web-1".to_owned(), instance: "7".to_owned() },
+                apps: Vec::new(),
+            },
             in_force: Arc::clone(&in_force),
             status: Arc::clone(&status),
             phases: drain.phases(),
+            on_disk: watch::Sender::default(),
             confirmed: Arc::new(Notify::new()),
         };
         let mut tasks = JoinSet::new();

@@ -91,6 +91,11 @@ impl Keeper {
         }
     }
 
+    /// Whether nobody else writes there.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.locked.load(Relaxed)
+    }
+
     /// What was written down last; `None` when nothing was.
     ///
     /// # Errors
@@ -231,6 +236,7 @@ mod tests {
         let first = Keeper::open(&dir, "web-1").unwrap();
         first.save(&remembered()).unwrap();
         let second = Keeper::open(&dir, "web-1").unwrap();
+        assert!(first.is_ours() && !second.is_ours());
         assert!(second.load().unwrap().is_some(), "a process that takes over reads what is there");
         assert!(matches!(second.save(&remembered()), Err(KeepError::Locked(_))));
         assert!(Keeper::open(&dir, "web-2").unwrap().save(&remembered()).is_ok());

@@ -1,9 +1,11 @@
 //! Where snapshots come from, and what is told to where they come from.
 //!
 //! A mesh file ([`mod@file`]), or control planes ([`feed`]) with the last known good state behind them
-//! ([`last_known_good`]). Back go [`acks`] and the [`registration`] of the apps beside this proxy.
+//! ([`last_known_good`]). Back go [`acks`], with how batches of keys that are closed stand ([`fences`]), and the [`registration`] of the apps beside this proxy.
 
 mod acks;
+
+mod fences;
 
 mod feed;
 
@@ -23,6 +25,7 @@ use std::time::Duration;
 
 use gilmok_config::document::Document;
 use gilmok_config::problem::Problems;
+use gilmok_config::wire::InboundApp;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -30,6 +33,7 @@ use tokio::time::sleep;
 use self::acks::Reporter;
 pub(crate) use self::feed::Identity;
 use self::feed::{Feed, Joiner, STORE_BYTES_MAX, is_store};
+use self::fences::Closed;
 use self::file::{MeshFile, Read};
 use self::last_known_good::Keeper;
 use self::status::Status;
@@ -39,6 +43,14 @@ use crate::settings::{Server, Settings, Source};
 
 /// How long control planes may take to answer before the last known good state is used.
 const LAST_KNOWN_GOOD_AFTER: Duration = Duration::from_secs(2);
+
+/// What control planes are told of this process.
+#[derive(Clone, Debug)]
+pub(crate) struct Here {
+    pub(crate) identity: Identity,
+    /// The apps that callers reach through it.
+    pub(crate) apps: Vec<InboundApp>,
+}
 
 /// The sources of a process, as operators reach them.
 #[derive(Debug)]
@@ -56,22 +68,17 @@ impl Sources {
     /// Every fault of the mesh file.
     pub(crate) fn start(
         settings: &Settings,
-        identity: Identity,
+        here: &Here,
         in_force: &Arc<InForce>,
         phases: watch::Receiver<Phase>,
         tasks: &mut JoinSet<()>,
     ) -> Result<Self, Problems> {
         match &settings.source {
             Source::MeshFile(file) => Self::start_file(file, in_force, tasks),
-            Source::ControlPlanes { servers, token_file } => Ok(Self::start_feed(
-                settings,
-                servers,
-                token_file.as_ref(),
-                identity,
-                in_force,
-                phases,
-                tasks,
-            )),
+            Source::ControlPlanes { servers, token_file } => {
+                let token_file = token_file.as_ref();
+                Ok(Self::start_feed(settings, servers, token_file, here, in_force, phases, tasks))
+            }
         }
     }
 
@@ -96,7 +103,7 @@ impl Sources {
         settings: &Settings,
         servers: &[Server],
         token_file: Option<&PathBuf>,
-        identity: Identity,
+        here: &Here,
         in_force: &Arc<InForce>,
         phases: watch::Receiver<Phase>,
         tasks: &mut JoinSet<()>,
@@ -108,10 +115,15 @@ impl Sources {
         });
         let keeper = keeper.ok().map(Arc::new);
         let joiner = keeper.as_deref().and_then(recall).unwrap_or_default();
+        let on_disk = watch::Sender::new(Closed::default());
+        // A process that hands over to this one may still write.
+        if keeper.as_ref().is_some_and(|keeper| keeper.is_ours()) {
+            on_disk.send_replace(joiner.closed());
+        }
         let feed = Arc::new(Feed::new(
             servers.to_vec(),
             token_file.cloned(),
-            identity.clone(),
+            here.identity.clone(),
             Arc::clone(in_force),
             Arc::clone(&status),
             settings.visitor_keys.is_none(),
@@ -121,10 +133,11 @@ impl Sources {
         let reporter = Reporter {
             servers: servers.to_vec(),
             token_file: token_file.cloned(),
-            identity,
+            here: here.clone(),
             in_force: Arc::clone(in_force),
             status: Arc::clone(&status),
             phases,
+            on_disk: on_disk.clone(),
             confirmed: Arc::clone(&confirmed),
         };
         tasks.spawn(reporter.report());
@@ -140,7 +153,7 @@ impl Sources {
             }
         });
         if let Some(keeper) = keeper {
-            tasks.spawn(acks::remember(Arc::clone(&feed), Arc::clone(in_force), keeper, confirmed));
+            tasks.spawn(acks::remember(Arc::clone(&feed), Arc::clone(in_force), keeper, confirmed, on_disk));
         }
         Self { status, reload: Arc::new(Notify::new()), feed: Some(feed) }
     }

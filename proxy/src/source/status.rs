@@ -1,13 +1,14 @@
 //! What the sources say of themselves: what was refused and why, since when what is in force is confirmed.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
 
 use gilmok_config::problem::Problems;
 use gilmok_config::wire::Refused;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+use crate::clock;
 
 /// What sources note and operators read.
 #[derive(Debug)]
@@ -92,7 +93,7 @@ impl Status {
         refused: Option<Refused>,
     ) -> bool {
         let from = from.into();
-        let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let at = clock::unix_seconds();
         let mut inner = self.lock();
         let again = inner.rejection.as_ref().is_some_and(|before| {
             before.from == from && before.revision == revision && before.problems == *problems

@@ -28,6 +28,16 @@ pub(crate) async fn eventually(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
+/// Waits until something holds while tokio's clock, which is to be paused, stands still: no timer helps it along.
+pub(crate) async fn at_once(what: &str, holds: impl Fn() -> bool) {
+    let limit = std::time::Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(std::time::Instant::now() < limit, "not at once: {what}");
+        // A runtime that always has something to do advances no clock.
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Method and target of each call, with its JSON body.
 pub(crate) type Calls = Arc<Mutex<Vec<(String, serde_json::Value)>>>;
 

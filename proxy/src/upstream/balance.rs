@@ -1,5 +1,6 @@
-//! Choosing one endpoint among equals: weights, zones, priorities, slow start, and four ways to balance.
+//! Choosing one endpoint among equals: weights, zones, priorities, slow start, and the ways to balance.
 
+use std::cell::LazyCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use gilmok_config::name::Name;
 use gilmok_config::service::LoadBalancer;
 
+use super::by_subject::{Bound, BySubject, Seated, Table};
 use super::ejection::RETURN_RAMP;
 use super::endpoint::{EndpointState, Health};
 
@@ -16,6 +18,8 @@ pub(crate) struct Eligible {
     endpoints: Vec<Arc<EndpointState>>,
     /// Running sums of the weights; empty where all weights are equal.
     cumulative: Vec<u64>,
+    /// Where they stand in the table of a balancer that goes by the subject.
+    seated: Option<Seated>,
 }
 
 /// How a choice is made.
@@ -27,6 +31,8 @@ pub(crate) struct Choice<'a> {
     pub(crate) turn: &'a AtomicU32,
     /// The endpoint that was tried before, to be left out while there are others.
     pub(crate) except: Option<u64>,
+    /// What the balancers that go by the subject go by; absent where there is none.
+    pub(crate) subject: Option<BySubject>,
     pub(crate) now_ms: u64,
 }
 
@@ -34,6 +40,8 @@ pub(crate) struct Choice<'a> {
 const SLOW_START_SHARE: f64 = 0.1;
 /// How often a draw is repeated because it met an endpoint that is shunned, excluded or starting slowly.
 const DRAWS_MAX: usize = 4;
+/// Most endpoints of a subject's order that are asked before any of those that may be chosen is good enough.
+const ASKED_MAX: usize = 16;
 /// The time in which the expected latency of peak EWMA halves towards what it sees; Finagle's default.
 const EWMA_DECAY_MS: f64 = 10_000.0;
 
@@ -84,7 +92,12 @@ impl Eligible {
             });
             sums.collect()
         };
-        Self { endpoints: chosen, cumulative }
+        Self { endpoints: chosen, cumulative, seated: None }
+    }
+
+    /// Notes where they stand.
+    pub(super) fn seat(&mut self, table: &Table) {
+        self.seated = Some(table.seated(&self.endpoints));
     }
 
     pub(crate) fn endpoints(&self) -> &[Arc<EndpointState>] {
@@ -101,6 +114,10 @@ impl Eligible {
                 LoadBalancer::PeakEwma => self.better_of_two(choice, load_by_latency),
                 LoadBalancer::Random => self.draw(choice),
                 LoadBalancer::RoundRobin => self.next_in_turn(choice),
+                LoadBalancer::Maglev | LoadBalancer::RingHash => match (&choice.subject, &self.seated) {
+                    (Some(by), Some(seated)) => self.of_subject(by, seated, choice),
+                    (Some(_), None) | (None, _) => self.better_of_two(choice, load_by_requests),
+                },
             }),
         }
     }
@@ -166,6 +183,49 @@ impl Eligible {
         chosen
     }
 
+    /// The first one in the subject's order that nothing speaks against. Each further try begins one later in that order.
+    fn of_subject(&self, by: &BySubject, seated: &Seated, choice: &Choice<'_>) -> &Arc<EndpointState> {
+        let may_be_asked = |state: &&Arc<EndpointState>| {
+            choice.except != Some(state.id) && state.shunned_until_ms.load(Relaxed) <= choice.now_ms
+        };
+        // Over those who may be asked, so that one of them has room. Whoever is idle has it whatever the others do.
+        let bound = LazyCell::new(|| {
+            by.factor.and_then(|factor| Bound::over(factor, self.endpoints.iter().filter(may_be_asked)))
+        });
+        let has_room = |state: &EndpointState| {
+            by.factor.is_none()
+                || state.in_flight.load(Relaxed) == 0
+                || bound.as_ref().is_none_or(|bound| bound.has_room(state))
+        };
+        let (mut asked, mut many, mut slow) = ([usize::MAX; ASKED_MAX], 0, None);
+        let most = ASKED_MAX.min(seated.len());
+        let later = by.tries % most.max(1);
+        for at in seated.order(by) {
+            if asked[..many].contains(&at) {
+                continue;
+            }
+            let state = &self.endpoints[at];
+            if many >= later && may_be_asked(&state) && has_room(state) {
+                // While it starts slowly, it has a part of its subjects that grows: always the same ones.
+                if slow_share(state, choice).is_none_or(|share| by.dice() < share) {
+                    return state;
+                }
+                slow = slow.or(Some(state));
+            }
+            asked[many] = at;
+            many += 1;
+            if many == most {
+                break;
+            }
+        }
+        let (before, after) = self.endpoints.split_at(by.start(self.endpoints.len()));
+        let all = || after.iter().chain(before);
+        let others = |state: &&Arc<EndpointState>| choice.except != Some(state.id);
+        slow.or_else(|| all().filter(may_be_asked).find(|state| has_room(state)))
+            .or_else(|| all().find(others))
+            .unwrap_or(&self.endpoints[0])
+    }
+
     fn at_weight(&self, point: u64) -> &Arc<EndpointState> {
         let at = self.cumulative.partition_point(|sum| *sum <= point);
         &self.endpoints[at.min(self.endpoints.len() - 1)]
@@ -176,15 +236,20 @@ fn is_welcome(state: &EndpointState, choice: &Choice<'_>) -> bool {
     if choice.except == Some(state.id) || state.shunned_until_ms.load(Relaxed) > choice.now_ms {
         return false;
     }
+    slow_share(state, choice).is_none_or(|share| fastrand::f64() < share)
+}
+
+/// The share of its weight that an endpoint has while it starts slowly.
+fn slow_share(state: &EndpointState, choice: &Choice<'_>) -> Option<f64> {
     let returned = state.ejection.returned_at_ms();
     let slow_start = if returned == 0 { choice.slow_start } else { choice.slow_start.max(RETURN_RAMP) };
     if slow_start.is_zero() {
-        return true;
+        return None;
     }
     let since = state.since_ms.load(Relaxed).max(returned);
     let age = Duration::from_millis(choice.now_ms.saturating_sub(since));
     let grown = (age.as_secs_f64() / slow_start.as_secs_f64()).min(1.0);
-    grown >= 1.0 || fastrand::f64() < grown.max(SLOW_START_SHARE)
+    (grown < 1.0).then_some(grown.max(SLOW_START_SHARE))
 }
 
 fn load_by_requests(state: &EndpointState, _now_ms: u64) -> f64 {
@@ -232,7 +297,7 @@ mod tests {
     }
 
     fn choice(balancer: LoadBalancer, turn: &AtomicU32) -> Choice<'_> {
-        Choice { balancer, slow_start: Duration::ZERO, turn, except: None, now_ms: 1_000_000 }
+        Choice { balancer, slow_start: Duration::ZERO, turn, except: None, subject: None, now_ms: 1_000_000 }
     }
 
     fn shares(eligible: &Eligible, choice: &Choice<'_>, picks: u32) -> Vec<f64> {
@@ -354,6 +419,7 @@ mod tests {
         let turn = AtomicU32::new(0);
         for balancer in [
             LoadBalancer::LeastRequest,
+            LoadBalancer::Maglev,
             LoadBalancer::PeakEwma,
             LoadBalancer::Random,
             LoadBalancer::RoundRobin,

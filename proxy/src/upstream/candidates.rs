@@ -16,6 +16,7 @@ use gilmok_config::sharding::{Reads, Sharded, Sharding};
 use http::Method;
 
 use super::balance::Eligible;
+use super::by_subject::Seats;
 use super::endpoint::EndpointState;
 
 /// What a request is aimed at among the endpoints of its service.
@@ -25,6 +26,10 @@ pub(crate) struct Aim {
     pub(crate) version: Option<usize>,
     /// Where the service is sharded.
     pub(crate) part: Option<Part>,
+    /// The hash of the subject, where the balancer goes by it and there is one.
+    pub(crate) subject_hash: Option<u64>,
+    /// How often it was tried before: a subject's next try goes to the next endpoint.
+    pub(crate) tries: usize,
 }
 
 /// A part of a sharded service.
@@ -81,7 +86,17 @@ impl Aim {
     /// What a request with this method is aimed at.
     pub(crate) fn new(split: Option<Split>, sharded: Option<Sharded>, method: &Method) -> Self {
         let part = sharded.map(|sharded| Part { shard: sharded.shard(), writes: !method.is_safe() });
-        Self { version: split.map(|split| split.version), part }
+        Self { version: split.map(|split| split.version), part, ..Self::default() }
+    }
+
+    /// The same for the subject of this hash.
+    pub(crate) fn of_subject(self, subject_hash: Option<u64>) -> Self {
+        Self { subject_hash, ..self }
+    }
+
+    /// The same once more.
+    pub(crate) fn again(self) -> Self {
+        Self { tries: self.tries + 1, ..self }
     }
 
     /// The same at another version.
@@ -120,6 +135,24 @@ impl Candidates {
             versions: versions.iter().map(of_version).collect(),
             shards: sharding.map(|sharding| Shards::of(all, sharding, versions, zone, fail_open)),
         }
+    }
+
+    /// The same with what choosing by the subject needs.
+    pub(crate) fn seated(mut self, seats: &Seats, sharding: Option<&Sharding>) -> Self {
+        for eligible in std::iter::once(&mut self.all).chain(&mut self.versions) {
+            eligible.seat(seats.all());
+        }
+        let names = sharding.map(Sharding::shards).unwrap_or_default();
+        // One for each shard, and one for any shard; of any version, and of each.
+        let tables = names.iter().map(|name| seats.shard(name)).chain(std::iter::once(seats.all()));
+        let parts = self.shards.iter_mut().flat_map(|shards| &mut shards.parts);
+        for (part, table) in parts.zip(tables.cycle()) {
+            part.reads.seat(table);
+            if let Ok(writes) = &mut part.writes {
+                writes.seat(table);
+            }
+        }
+        self
     }
 
     /// One endpoint that is all there is.
@@ -271,7 +304,7 @@ mod tests {
     }
 
     fn aim(shard: Option<usize>, writes: bool) -> Aim {
-        Aim { version: None, part: Some(Part { shard, writes }) }
+        Aim { part: Some(Part { shard, writes }), ..Aim::default() }
     }
 
     fn of(all: &[Arc<EndpointState>], policy: &ServicePolicy) -> Candidates {

@@ -12,6 +12,8 @@ pub(crate) mod endpoint;
 
 pub(crate) mod service;
 
+pub(crate) mod by_subject;
+
 pub(crate) mod balance;
 
 pub(crate) mod breakers;
@@ -19,6 +21,10 @@ pub(crate) mod breakers;
 pub(crate) mod candidates;
 
 pub(crate) mod trials;
+
+pub(crate) mod passages;
+
+pub(crate) mod held;
 
 pub(crate) mod unanswered;
 

@@ -13,14 +13,19 @@ use gilmok_config::fallback::Action;
 use gilmok_config::name::{Name, ServiceName};
 use gilmok_config::outlier::OutlierDetection;
 use gilmok_config::service::ServicePolicy;
+use gilmok_config::sharding::Sharding;
 use gilmok_config::wire::{COUNTED_VERSIONS_MAX, ServiceCounts, VersionCounts};
 use http::HeaderValue;
+use tokio::sync::Notify;
 
 use super::breakers::Breakers;
-use super::candidates::Candidates;
+use super::by_subject::{BySubject, Seats};
+use super::candidates::{Aim, Candidates};
 use super::ejection::{Deciding, Ejection, Ejections};
 use super::endpoint::{EndpointState, Health, Peer};
+use super::held::Held;
 use super::mirrored::Mirrored;
+use super::passages::Passages;
 use super::trials::Trials;
 use super::version::{VersionState, Versions};
 use crate::breaker::{Breaker, Verdict};
@@ -42,8 +47,12 @@ pub(crate) struct Upstream {
     pub(crate) versions: Versions,
     /// `request_timeout` as `Gilmok-Timeout` tells it, made once.
     pub(crate) timeout_header: HeaderValue,
-    /// The number of its shard map as `Gilmok-Shard-Map` tells it, made once; absent where it is not sharded.
+    /// What tells its shard map from others, as `Gilmok-Shard-Map` tells it, made once; absent where it is not sharded.
     pub(crate) map_header: Option<HeaderValue>,
+    /// What it holds, where it is an app beside this proxy that says its shard, and its service is sharded.
+    pub(crate) owned: Option<Owned>,
+    /// Its unsafe requests under way, where it is sharded.
+    pub(crate) passages: Option<Passages>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) breakers: Option<Breakers>,
     pub(crate) limiter: Option<Arc<Limiter>>,
@@ -57,6 +66,8 @@ pub(crate) struct Upstream {
     failures: FailureSet,
     /// Who may be chosen. Replaced when health changes; a swap, because picking must not wait.
     eligible: ArcSwap<Candidates>,
+    /// Where each endpoint stands in the tables of a balancer that goes by the subject.
+    seats: Option<Seats>,
     /// When it has to be worked out again at the latest: an ejected endpoint comes back. `u64::MAX` is never.
     next_return_ms: AtomicU64,
     /// What of [`Ejections::changes`] it knows of: requests on another snapshot of this service decide as well.
@@ -67,6 +78,13 @@ pub(crate) struct Upstream {
 /// The name of what is outside the mesh; it is not told to anyone.
 static OUTSIDE: std::sync::LazyLock<ServiceName> =
     std::sync::LazyLock::new(|| ServiceName::parse("outside").expect("invariant: a sound name"));
+
+/// What an app beside this proxy holds of a sharded service.
+#[derive(Debug)]
+pub(crate) struct Owned {
+    pub(crate) rule: Arc<Sharding>,
+    pub(crate) shard: Name,
+}
 
 /// What a service keeps over snapshots.
 #[derive(Debug, Default)]
@@ -86,6 +104,10 @@ pub(crate) struct Shared {
     pub(crate) check_passed: AtomicBool,
     /// Requests that an owner sent on to another shard.
     pub(crate) redirects: AtomicU64,
+    /// Requests that this proxy sent on for its app, which does not hold their keys.
+    pub(crate) misdirected: AtomicU64,
+    /// Requests that wait for a newer snapshot.
+    pub(crate) held: Held,
     pub(crate) ejections: Ejections,
 }
 
@@ -100,6 +122,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) workers: usize,
     pub(crate) now_ms: u64,
     pub(crate) next_id: &'a AtomicU64,
+    /// Told whenever a closed batch of keys may have become quiet.
+    pub(crate) emptied: &'a Arc<Notify>,
 }
 
 impl Upstream {
@@ -148,6 +172,11 @@ impl Upstream {
                 states.push(state);
             }
         }
+        let seats_before = before.and_then(|before| before.seats.as_ref());
+        let seats = policy
+            .by_subject
+            .as_ref()
+            .map(|by| Seats::of(by.kind, &states, policy.sharding.as_deref(), seats_before));
         let shared = before.map(|before| Arc::clone(&before.shared)).unwrap_or_default();
         let unplaced = match before {
             Some(before) => Arc::clone(&before.unplaced),
@@ -164,10 +193,9 @@ impl Upstream {
             targets,
             versions,
             timeout_header: HeaderValue::from(timeout_ms),
-            map_header: policy
-                .sharding
-                .as_ref()
-                .and_then(|sharding| HeaderValue::from_str(&sharding.epoch_text()).ok()),
+            map_header: policy.sharding.as_deref().and_then(map_header),
+            owned: None,
+            passages: policy.sharding.as_ref().map(|rule| passages(rule, before, around)),
             shared,
             breakers,
             limiter: limiter(policy, before),
@@ -179,6 +207,7 @@ impl Upstream {
             repeats: repeats(policy),
             failures: failures(policy),
             eligible: ArcSwap::default(),
+            seats,
             next_return_ms: AtomicU64::new(u64::MAX),
             seen_changes: AtomicU32::new(0),
             zone: around.zone.clone(),
@@ -186,6 +215,22 @@ impl Upstream {
         upstream.versions.settle(name, policy.traffic.as_deref());
         upstream.refresh(around.now_ms);
         upstream
+    }
+
+    /// An app beside this proxy whose callers look for its shard by this rule.
+    pub(crate) fn owning(
+        self,
+        rule: &Arc<Sharding>,
+        shard: &Name,
+        before: Option<&Self>,
+        around: &Surroundings<'_>,
+    ) -> Self {
+        let map_header = map_header(rule);
+        if shard.is_empty() {
+            return Self { map_header, ..self };
+        }
+        let owned = Some(Owned { rule: Arc::clone(rule), shard: shard.clone() });
+        Self { map_header, owned, passages: Some(passages(rule, before, around)), ..self }
     }
 
     /// A host outside the mesh, for one request.
@@ -196,12 +241,15 @@ impl Upstream {
             name: OUTSIDE.clone(),
             policy: Arc::new(policy),
             eligible: ArcSwap::from_pointee(Candidates::only(&endpoints)),
+            seats: None,
             endpoints,
             unplaced: Arc::clone(&endpoint.series),
             targets: Vec::new(),
             versions: Versions::default(),
             timeout_header: HeaderValue::from(timeout_ms),
             map_header: None,
+            owned: None,
+            passages: None,
             shared: Arc::default(),
             breakers: None,
             limiter: None,
@@ -213,6 +261,11 @@ impl Upstream {
             seen_changes: AtomicU32::new(0),
             zone: Name::default(),
         }
+    }
+
+    /// By what rule it is divided into shards.
+    pub(crate) fn rule(&self) -> Option<&Arc<Sharding>> {
+        self.policy.sharding.as_ref().or_else(|| self.owned.as_ref().map(|owned| &owned.rule))
     }
 
     /// What counts against an endpoint and its breaker.
@@ -227,6 +280,12 @@ impl Upstream {
             self.refresh(now_ms);
         }
         self.eligible.load()
+    }
+
+    /// What choosing by the subject goes by, where that is what the balancer does and there is a subject.
+    pub(crate) fn by_subject(&self, aim: Aim) -> Option<BySubject> {
+        let (policy, hash) = self.policy.by_subject.as_ref().zip(aim.subject_hash)?;
+        Some(BySubject { hash, factor: policy.factor, tries: aim.tries })
     }
 
     /// Whether a version, by its place in the traffic's versions, has an endpoint that membership and health checks call
@@ -358,6 +417,10 @@ impl Upstream {
         self.seen_changes.store(self.shared.ejections.changes(), Relaxed);
         let fail_open = self.shared.fail_open.load(Relaxed);
         let candidates = Candidates::of(&self.endpoints, &self.policy, &self.zone, fail_open);
+        let candidates = match &self.seats {
+            Some(seats) => candidates.seated(seats, self.policy.sharding.as_deref()),
+            None => candidates,
+        };
         self.eligible.store(Arc::new(candidates));
     }
 }
@@ -400,6 +463,15 @@ impl EndpointState {
         }
         state
     }
+}
+
+fn map_header(rule: &Sharding) -> Option<HeaderValue> {
+    HeaderValue::from_str(&rule.map_tag().to_string()).ok()
+}
+
+fn passages(rule: &Arc<Sharding>, before: Option<&Upstream>, around: &Surroundings<'_>) -> Passages {
+    let before = before.and_then(|before| before.passages.as_ref());
+    Passages::following(before, rule, around.emptied)
 }
 
 /// A limit goes on as it is while what is said of it stays the same.

@@ -14,7 +14,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use crate::claims;
 
 /// Longer bodies are not kept to be sent once more.
-const KEPT_BYTES_MAX: usize = 64 << 10;
+pub(crate) const KEPT_BYTES_MAX: usize = 64 << 10;
 
 thread_local! {
     /// What this worker keeps now: bodies stay on the worker's thread.

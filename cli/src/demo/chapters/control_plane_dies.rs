@@ -34,7 +34,7 @@ pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
         tally.answered - without
     ));
 
-    stage.mesh.process(CONTROL_PLANE)?.start_again()?;
+    stage.mesh.process(CONTROL_PLANE)?.begin()?;
     let began = Instant::now();
     stage.mesh.control_plane_ready().await?;
     let after = stage.revision().await?;

@@ -45,7 +45,7 @@ pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
         in_words(forgotten)
     ));
 
-    stage.mesh.process(VICTIM)?.start_again()?;
+    stage.mesh.process(VICTIM)?.begin()?;
     let began = Instant::now();
     let pid = stage.mesh.pid_of(VICTIM).await?;
     traffic.answered_by(pid).await.with_context(|| Concerning(VICTIM.to_owned()))?;

@@ -15,3 +15,5 @@ pub(crate) mod canary;
 pub(crate) mod bad_version;
 
 pub(crate) mod switch;
+
+pub(crate) mod shards_grow;

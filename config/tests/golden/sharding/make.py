@@ -9,7 +9,10 @@ written here after the papers and docs/sharding.md. What is written is frozen: i
 
 import binascii
 import bisect
+import itertools
+import json
 import pathlib
+import struct
 import zlib
 
 import fnvhash
@@ -93,6 +96,46 @@ def rendezvous(hashed, shards):
     return place
 
 
+def part(text):
+    return struct.pack("<Q", len(text)) + text
+
+
+def meaning(table):
+    """Everything on which the shard of a key depends, in bytes."""
+    strategy, out = table["strategy"], part(table["strategy"].encode())
+    if strategy == "range":
+        bounds = sorted((bound, name) for name, bounds in table["map"].items()
+                        for bound in (bounds if isinstance(bounds, list) else [bounds]))
+        written = [struct.pack("<q", int(bound)) if table.get("numeric") else bound.encode() for bound, _ in bounds[1:]]
+        out += part(b"numeric") if table.get("numeric") else b""
+        return out + b"".join(map(part, written)) + b"".join(part(name.encode()) for _, name in bounds)
+    if strategy == "directory":
+        for key, name in sorted(table["map"].items()):
+            out += part(key.encode()) + part(name.encode())
+        return out + part(b"") + part(table.get("default", "").encode())
+    hashed = table.get("hash", "crc16" if strategy in ("slots", "modulo") else "xxh3_64")
+    out += part(hashed.encode()) + bytes([strategy == "slots" and hashed == "crc16"])
+    if strategy != "slots":
+        return out + b"".join(part(name.encode()) for name in table["shards"])
+    owners = {slot: name for name, text in table["map"].items() for run in text.split(",")
+              for slot in range(int(run.split("-")[0]), int(run.split("-")[-1]) + 1)}
+    runs = itertools.groupby(owners[slot] for slot in range(len(owners)))
+    return out + b"".join(struct.pack("<Q", len(list(run))) + part(name.encode()) for name, run in runs)
+
+
+MAPS = [
+    {"strategy": "slots", "map": {"0": "0-8191", "1": "8192-12287,12288-16383"}},
+    {"strategy": "slots", "slots": 8, "hash": "xxh3_64", "map": {"a": "0-1,6", "b": "2-5,7"}},
+    {"strategy": "modulo", "hash": "crc32", "shards": ["0", "1", "2", "3"]},
+    {"strategy": "range", "map": {"0": "", "1": "m", "2": "ma"}},
+    {"strategy": "range", "numeric": True, "map": {"1": "1000", "0": ""}},
+    {"strategy": "directory", "map": {"acme": "big", "b": "1"}, "default": "0"},
+    {"strategy": "directory", "map": {"acme": "big"}},
+    {"strategy": "ring", "shards": ["0", "1"]},
+    {"strategy": "jump", "hash": "crc32", "shards": ["b", "a"]},
+]
+
+
 def write(name, head, lines):
     (HERE / name).write_text("\n".join([f"# {head} Written by make.py.", *lines]) + "\n")
 
@@ -108,3 +151,5 @@ write("shards.txt", "strategy, hash, shards (named s0, s1 and so on), place of t
        for strategy in (ring, maglev, jump, rendezvous) for name in ("xxh3_64", "crc32", "fnv1a_64")
        for many in (1, 2, 5, 16, 1000)
        for place in [strategy(HASHES[name], [f"s{at}" for at in range(many)])] for key in KEYS[1:-1:9]))
+write("maps.txt", "hash of the map, the table as JSON.",
+      (f"{xxhash.xxh3_64_hexdigest(meaning(table), 0)} {json.dumps({'key': 'host', **table})}" for table in MAPS))

@@ -29,6 +29,7 @@ async fn only_the_token_opens_the_door_and_a_new_one_needs_no_restart() {
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
     let access = Access { token_file: Some(token_file.clone()) };
     let router = router(Arc::new(Admin {
+        mover: crate::conductor::Mover::new(Arc::clone(&state), None),
         conductor: crate::conductor::Conductor::new(Arc::clone(&state), None),
         state,
         access,

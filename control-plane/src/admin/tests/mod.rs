@@ -54,6 +54,7 @@ impl Served {
         let (stop, stopped) = watch::channel(false);
         let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
         let admin = Admin {
+            mover: crate::conductor::Mover::new(Arc::clone(&state), None),
             conductor: crate::conductor::Conductor::new(Arc::clone(&state), None),
             state,
             access: Access::default(),

@@ -1,14 +1,15 @@
 //! Commands as operators give them: what becomes of the document, and what is refused with which words.
 
+mod plane;
+
 mod moving;
+
+mod shards;
 
 use serde_json::json;
 
 use super::*;
-
-fn name(text: &str) -> ServiceName {
-    ServiceName::parse(text).unwrap()
-}
+use plane::name;
 
 fn applied(current: &Value, command: &Command) -> Result<Intent, Refusal> {
     let (records, alive) = (Records::new(), Membership::new());

@@ -1,128 +1,10 @@
 //! Moving users by command: shares, switches, rollbacks and rollouts, and what stands against them.
 
-use gilmok_config::endpoint::Endpoint;
 use serde_json::json;
 
 use super::super::*;
-use crate::rollout::record::ReleaseKind;
-use crate::rollout::state::Rollout;
-
-/// A control plane without disk and clock.
-struct Plane {
-    document: Value,
-    records: Records,
-    alive: Membership,
-    number: u64,
-    force: bool,
-}
-
-fn name(text: &str) -> ServiceName {
-    ServiceName::parse(text).unwrap()
-}
-
-fn version(text: &str) -> Name {
-    Name::parse(text).unwrap()
-}
-
-impl Plane {
-    /// A shop whose v1 has everybody, and an endpoint of each version, on a host of its own.
-    fn new(versions: &[&str]) -> Self {
-        let document =
-            json!({"services": {"shop": {"traffic": {"stable": "v1", "weights": {"v1": 100}}}, "ads": {}}});
-        let mut plane =
-            Self { document, records: Records::new(), alive: Membership::new(), number: 1, force: false };
-        plane.has("shop", versions);
-        plane
-    }
-
-    fn has(&mut self, service: &str, versions: &[&str]) {
-        let endpoints = versions.iter().enumerate().map(|(host, version)| Endpoint {
-            version: Name::parse(version).unwrap(),
-            ..Endpoint::at(format!("10.0.0.{host}:80").parse().unwrap())
-        });
-        self.alive.insert(name(service), endpoints.collect::<Vec<_>>().into());
-    }
-
-    fn decide(&self, command: &Command) -> Result<Outcome, Refusal> {
-        let context = Context {
-            number: self.number,
-            records: &self.records,
-            alive: &self.alive,
-            by: "ann",
-            why: "",
-            now_ms: 1_000 * self.number,
-            force: self.force,
-            dice: self.number,
-        };
-        apply(&self.document, command, &context)
-    }
-
-    fn write(&mut self, command: &Command) -> Result<(), Refusal> {
-        let outcome = self.decide(command)?;
-        self.document = outcome.intent.json;
-        self.number += 1;
-        for (service, record) in outcome.records {
-            match record {
-                Some(record) => drop(self.records.insert(service, Record { seq: record.seq + 1, ..record })),
-                None => drop(self.records.remove(&service)),
-            }
-        }
-        Ok(())
-    }
-
-    fn forced(&mut self, command: &Command) -> Result<(), Refusal> {
-        self.force = true;
-        let done = self.write(command);
-        self.force = false;
-        done
-    }
-
-    fn traffic(&self, service: &str) -> &Value {
-        &self.document["services"][service]["traffic"]
-    }
-
-    fn weights(&mut self, service: &str, stable: &str, weights: &Value) -> Result<(), Refusal> {
-        self.write(&Command::PutTraffic(name(service), json!({"stable": stable, "weights": weights})))
-    }
-
-    fn switch(&mut self, to: &str) -> Result<(), Refusal> {
-        self.write(&Command::Switch(name("shop"), version(to)))
-    }
-
-    fn begin(&mut self, plan: &Value) -> Result<(), Refusal> {
-        self.write(&Command::PutRollout(name("shop"), plan.clone()))
-    }
-
-    fn say(&mut self, deed: Deed) -> Result<(), Refusal> {
-        self.write(&Command::Rollout(name("shop"), deed))
-    }
-
-    fn rollout(&self) -> &Rollout {
-        self.records[&name("shop")].rollout.as_deref().unwrap()
-    }
-
-    /// What a rollout does at its next step, as its conductor writes it.
-    fn step_to(&mut self, parts: u32) -> Result<(), Refusal> {
-        let record = &self.records[&name("shop")];
-        let mut rollout = record.rollout.clone().unwrap();
-        let share = gilmok_config::unit::Ppm::new(parts).unwrap();
-        rollout.share = parts;
-        let (seq, shift) = (record.seq, Some(crate::rollout::state::Shift::To(share)));
-        self.write(&Command::Conduct(Conduct { service: name("shop"), seq, rollout, shift }))
-    }
-}
-
-#[track_caller]
-fn conflict(refused: &Result<(), Refusal>, words: &str) {
-    let Err(Refusal::Conflict(told)) = refused else { panic!("{refused:?}") };
-    assert!(told.contains(words), "{told}");
-}
-
-#[track_caller]
-fn fault(refused: &Result<(), Refusal>, words: &str) {
-    let Err(Refusal::Faulty(problems)) = refused else { panic!("{refused:?}") };
-    assert!(problems.to_string().contains(words), "{problems}");
-}
+use super::plane::{Plane, conflict, fault, name, version};
+use crate::record::ReleaseKind;
 
 #[test]
 fn three_versions_are_reweighed_with_the_fewest_moves_and_the_same_again_changes_nothing() {
@@ -288,41 +170,6 @@ fn a_restored_document_leaves_users_where_they_have_moved_since() {
     plane.write(&Command::Restore { number, document: old }).unwrap();
     assert_eq!(plane.document["services"]["ads"], json!({}));
     assert_eq!(*plane.traffic("shop"), now);
-}
-
-#[test]
-fn the_shards_of_a_live_service_stay_where_its_data_is() {
-    let mut plane = Plane::new(&["v1"]);
-    let rule = |slots: [&str; 2]| json!({"key": "host", "strategy": "slots", "slots": 4, "map": {"0": slots[0], "1": slots[1]}});
-    let patch = |sharding: &Value| Command::PatchService(name("shop"), json!({ "sharding": sharding }));
-    let first = rule(["0-1", "2-3"]);
-    plane.write(&patch(&first)).unwrap();
-    let (old, number) = (plane.document.clone(), plane.number);
-    let other = rule(["0-2", "3"]);
-    let mut by_path = first.clone();
-    by_path["key"] = json!("path_segment:1");
-    for (what, command) in [
-        ("another map", patch(&other)),
-        ("another key", patch(&by_path)),
-        ("no rule", patch(&Value::Null)),
-        ("no service", Command::DeleteService(name("shop"))),
-        ("another document", Command::PutMesh(json!({}))),
-    ] {
-        conflict(&plane.write(&command), "services.shop.sharding: keys would be looked for in other shards");
-        assert_eq!(plane.document["services"]["shop"]["sharding"], first, "{what}");
-    }
-    let mut same = rule(["1,0", "2-3"]);
-    same["reads"] = json!("any");
-    same["map"]["2"] = json!("");
-    plane.write(&patch(&same)).expect("no key is elsewhere");
-    plane.forced(&patch(&other)).unwrap();
-    plane.write(&Command::Restore { number, document: old.clone() }).unwrap();
-    let now = &plane.document["services"]["shop"]["sharding"];
-    assert_eq!(now["map"]["0"], other["map"]["0"], "data does not move back with a document");
-    plane.forced(&Command::Restore { number, document: old }).unwrap();
-    assert_eq!(plane.document["services"]["shop"]["sharding"], first);
-    plane.has("shop", &[]);
-    plane.write(&patch(&other)).expect("nobody holds anything");
 }
 
 #[test]

@@ -15,6 +15,7 @@ use gilmok_config::snapshot::{Membership, Snapshot};
 use gilmok_config::wire::{Applied, FeedLine, Refused, WIRE_LEVEL, WIRE_LEVEL_MIN};
 use thiserror::Error;
 
+use crate::source::fences::Closed;
 use crate::source::last_known_good::Remembered;
 
 /// Most services that membership may speak of; those that the document does not name cost memory only.
@@ -278,6 +279,12 @@ impl Joiner {
             last_known_good,
         };
         Some((Snapshot::join(&known.document, &self.membership), applied))
+    }
+
+    /// What is closed in what is followed.
+    pub(crate) fn closed(&self) -> Closed {
+        let known = self.store.as_deref().zip(self.known.as_ref());
+        known.map(|(store, known)| Closed::of(store, &known.document)).unwrap_or_default()
     }
 
     /// What the next process shall know.

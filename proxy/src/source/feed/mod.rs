@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use self::join::{Connection, Step};
 pub(crate) use self::join::{Joiner, STORE_BYTES_MAX, is_store};
+use super::fences::Closed;
 use super::http::{Client, Lines, TokenHeader, shown};
 use super::last_known_good::Remembered;
 use super::status::Status;
@@ -54,6 +55,16 @@ pub(crate) struct Feed {
     joiner: Mutex<Joiner>,
     /// An operator accepted a store: begin anew.
     accepted: Notify,
+}
+
+/// What is to be written down.
+#[derive(Debug)]
+pub(crate) struct ToRemember {
+    pub(crate) remembered: Remembered,
+    /// What is closed in it.
+    pub(crate) closed: Closed,
+    /// At which it was put in force.
+    pub(crate) generation: u64,
 }
 
 /// How a connection ended.
@@ -109,10 +120,16 @@ impl Feed {
         }
     }
 
-    /// What the next process shall know, and the generation at which it was put in force.
-    pub(crate) fn remember(&self) -> Option<(Remembered, u64)> {
+    /// What the next process shall know.
+    pub(crate) fn remember(&self) -> Option<ToRemember> {
         let joiner = self.joiner();
-        Some((joiner.remember()?, self.in_force.load().generation))
+        let (remembered, closed) = (joiner.remember()?, joiner.closed());
+        Some(ToRemember { remembered, closed, generation: self.in_force.load().generation })
+    }
+
+    /// What is closed in what is followed.
+    pub(crate) fn closed(&self) -> Closed {
+        self.joiner().closed()
     }
 
     /// Follows the control planes until the process ends.
@@ -274,6 +291,34 @@ impl Feed {
         tracing::error!(
             "control plane {server}: revision {revision} refused; what was in force stays in force"
         );
+    }
+}
+
+#[cfg(test)]
+impl Feed {
+    /// Puts a document in force as if a control plane had said it.
+    pub(crate) fn take_document(&self, revision: u64, text: &str) {
+        let document: serde_json::Value = serde_json::from_str(text).unwrap();
+        let hash = gilmok_config::hash::content_hash(document.to_string().as_bytes());
+        let (store, required) = ("s".to_owned(), Vec::new());
+        let mut joiner = self.joiner();
+        let mut connection = Connection::default();
+        for line in [
+            FeedLine::Hello {
+                store,
+                revision,
+                hash: hash.clone(),
+                wire: WIRE_LEVEL,
+                visitor_keys: String::new(),
+                required: required.clone(),
+            },
+            FeedLine::Document { revision, hash, document, required },
+            FeedLine::Synced { revision },
+        ] {
+            assert_eq!(joiner.line(&mut connection, line), Ok(Step::Taken));
+        }
+        let (snapshot, applied) = joiner.take(&mut connection).unwrap();
+        self.in_force.put(snapshot, Some(applied));
     }
 }
 

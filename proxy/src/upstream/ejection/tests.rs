@@ -27,8 +27,15 @@ fn upstream(endpoints: usize, table: &str, before: Option<&Upstream>, now_ms: u6
     }
     let snapshot = Snapshot::join(&Document::parse_toml(&text).unwrap(), &Membership::new());
     let (resolved, zone, next_id) = (HashMap::new(), Name::default(), AtomicU64::new(1));
-    let (resolved, zone, next_id) = (&resolved, &zone, &next_id);
-    let around = Surroundings { resolved, zone, identity: None, workers: 1, now_ms, next_id };
+    let around = Surroundings {
+        resolved: &resolved,
+        zone: &zone,
+        identity: None,
+        workers: 1,
+        now_ms,
+        next_id: &next_id,
+        emptied: &Arc::default(),
+    };
     let service = &snapshot.services()[0];
     Upstream::build(&service.name, &service.policy, &service.endpoints, before, &around)
 }
@@ -66,6 +73,7 @@ fn pick(upstream: &Upstream, now_ms: u64) -> Option<String> {
         slow_start: Duration::ZERO,
         turn: &upstream.shared.turn,
         except: None,
+        subject: None,
         now_ms,
     };
     upstream.eligible(now_ms).all.pick(&choice).map(|state| state.peer.to_string())
@@ -204,8 +212,15 @@ fn a_new_snapshot_goes_on_where_the_old_one_was_and_hears_of_its_last_calls() {
     let off = Document::parse_toml(&text).unwrap();
     let snapshot = Snapshot::join(&off, &Membership::new());
     let (resolved, zone, next_id) = (HashMap::new(), Name::default(), AtomicU64::new(1));
-    let (resolved, zone, next_id) = (&resolved, &zone, &next_id);
-    let around = Surroundings { resolved, zone, identity: None, workers: 1, now_ms: 50, next_id };
+    let around = Surroundings {
+        resolved: &resolved,
+        zone: &zone,
+        identity: None,
+        workers: 1,
+        now_ms: 50,
+        next_id: &next_id,
+        emptied: &Arc::default(),
+    };
     let service = &snapshot.services()[0];
     let off = Upstream::build(&service.name, &service.policy, &service.endpoints, Some(&fewer), &around);
     assert_eq!(eligible(&off, 51), [0, 1], "without the table nobody is left out");

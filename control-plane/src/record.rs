@@ -1,15 +1,16 @@
-//! What is kept of a service beside its table: its rollout, and what moved its users last.
+//! What is kept of a service beside its table: its rollout, what moved its users last, and moves of its shards.
 
 use std::collections::BTreeMap;
 
 use gilmok_config::name::{Name, ServiceName};
 use serde::{Deserialize, Serialize};
-use serde_json::Value as Json;
 
-use super::state::Rollout;
+use crate::resharding::state::ShardMove;
+use crate::rollout::state::{Rollout, Tables};
 
-/// The traffic tables of the services that move together, as they are in the document.
-pub type Tables = BTreeMap<ServiceName, Json>;
+/// Moves of shards that are remembered, beside the last one.
+const MOVED_MAX: usize = 5;
+
 /// What is kept, by service.
 pub type Records = BTreeMap<ServiceName, Record>;
 
@@ -22,6 +23,12 @@ pub struct Record {
     pub release: Option<Release>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<Box<Rollout>>,
+    /// The move of shards that runs, or ran last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Box<ShardMove>>,
+    /// Those before it without their maps, newest first; at most [`MOVED_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moved: Vec<ShardMove>,
 }
 
 /// A deed that moved everybody from one version to another.
@@ -55,5 +62,19 @@ impl Record {
     #[must_use]
     pub fn running(&self) -> Option<&Rollout> {
         self.rollout.as_deref().filter(|rollout| rollout.is_running())
+    }
+
+    /// The move of shards that goes on, if there is one.
+    #[must_use]
+    pub fn running_move(&self) -> Option<&ShardMove> {
+        self.moving.as_deref().filter(|moving| moving.is_running())
+    }
+
+    /// Begins another move of shards.
+    pub fn begin_move(&mut self, moving: ShardMove) {
+        if let Some(before) = self.moving.replace(Box::new(moving)) {
+            self.moved.insert(0, before.without_maps());
+            self.moved.truncate(MOVED_MAX);
+        }
     }
 }

@@ -1,0 +1,311 @@
+//! The service `profile` in shards of real processes, each with a sidecar, behind a real control plane: for tests that move its
+//! data. What copies it does so when a test lets it.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value as Json, json};
+use tokio::sync::watch;
+
+use crate::caller::ask;
+use crate::control_plane::ControlPlane;
+use crate::demo_app::DemoApp;
+use crate::eventually::{eventually, eventually_within};
+use crate::message::Message;
+use crate::proxy::{Proxy, ProxySettings};
+use crate::scratch::Scratch;
+use crate::upstream::Upstream;
+
+/// Longest that a move is waited for.
+const MOVE_MAX: Duration = Duration::from_secs(60);
+const SHARDING: &str = "/v1/services/profile/sharding";
+
+/// The mesh of one sharded service.
+#[derive(Debug)]
+pub struct Profile {
+    pub plane: ControlPlane,
+    /// By the shard's number.
+    pub shards: Vec<Shard>,
+    pub copier: Copier,
+}
+
+/// One shard: an app, and the proxy through which callers reach it.
+#[derive(Debug)]
+pub struct Shard {
+    pub app: DemoApp,
+    pub sidecar: Proxy,
+}
+
+/// Hears of what is to be copied, and lets one of the apps do it when it may.
+#[derive(Debug)]
+pub struct Copier {
+    upstream: Upstream,
+    /// What was copied so far: events.
+    copied: Arc<Mutex<Vec<String>>>,
+    /// The event that is held back for now, if there is one, and whether only its answer is.
+    held: watch::Sender<Option<(&'static str, Part)>>,
+}
+
+/// What of an event is held back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// It is copied, and that is not said.
+    Answer,
+    /// Nothing is copied.
+    Whole,
+}
+
+impl Copier {
+    /// Has the copying done by this app.
+    async fn start(app: SocketAddr) -> Self {
+        let held = watch::Sender::new(None::<(&'static str, Part)>);
+        let gate = Arc::new(held.subscribe());
+        let copied = Arc::<Mutex<Vec<String>>>::default();
+        let done = Arc::clone(&copied);
+        let upstream = Upstream::start(move |mut conversation| {
+            let (mut gate, done) = (watch::Receiver::clone(&gate), Arc::clone(&done));
+            async move {
+                while let Some(message) = conversation.request().await {
+                    let event =
+                        serde_json::from_slice::<Json>(&message.body).unwrap_or_default()["event"].clone();
+                    let mut passes = async |part: Part| {
+                        let may_go = |held: &Option<(&'static str, Part)>| {
+                            held.is_none_or(|(held, what)| event != held || part != what)
+                        };
+                        gate.wait_for(may_go).await.is_ok()
+                    };
+                    if !passes(Part::Whole).await {
+                        return;
+                    }
+                    let body = String::from_utf8_lossy(&message.body).into_owned();
+                    let request = format!(
+                        "POST /moves HTTP/1.1\r\nHost: app\r\nContent-Length: {}\r\n\r\n{body}",
+                        body.len()
+                    );
+                    let answer = ask(app, request).await;
+                    if answer.status() == 200 {
+                        let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                        done.push(event.as_str().unwrap_or_default().to_owned());
+                    }
+                    if !passes(Part::Answer).await {
+                        return;
+                    }
+                    conversation.send(&answer.raw).await;
+                }
+            }
+        })
+        .await;
+        Self { upstream, copied, held }
+    }
+
+    /// Does nothing about this event from now on.
+    pub fn hold(&self, event: &'static str) {
+        self.held.send_replace(Some((event, Part::Whole)));
+    }
+
+    /// Copies when it hears of this event, and does not say so.
+    pub fn hold_answer(&self, event: &'static str) {
+        self.held.send_replace(Some((event, Part::Answer)));
+    }
+
+    /// Holds nothing back any more.
+    pub fn release(&self) {
+        self.held.send_replace(None);
+    }
+
+    /// The webhooks of a move that uses it.
+    #[must_use]
+    pub fn webhooks(&self) -> Json {
+        json!([{ "url": format!("http://{}/moves", self.upstream.address), "on": ["copy", "fenced"], "timeout": "20s" }])
+    }
+
+    /// Waits until it has copied on this event so often.
+    ///
+    /// # Panics
+    /// When it has not.
+    pub async fn copied(&self, event: &str, times: usize) {
+        eventually(&format!("{event} to be done"), async || {
+            let copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
+            if copied.iter().filter(|done| *done == event).count() >= times {
+                Ok(())
+            } else {
+                Err(copied.join(" "))
+            }
+        })
+        .await;
+    }
+
+    /// Waits until it was told of this event so often.
+    ///
+    /// # Panics
+    /// When it was not.
+    pub async fn heard(&self, event: &str, times: usize) {
+        eventually(&format!("{event} to be told"), async || {
+            let told = self.has_heard(event);
+            if told >= times { Ok(()) } else { Err(format!("{told} times")) }
+        })
+        .await;
+    }
+
+    /// How often it was told of this event.
+    #[must_use]
+    pub fn has_heard(&self, event: &str) -> usize {
+        let told = self.upstream.requests();
+        let events = told.iter().filter_map(|message| serde_json::from_slice::<Json>(&message.body).ok());
+        events.filter(|message| message["event"] == event).count()
+    }
+}
+
+impl Profile {
+    /// So many shards of which the first `owning` hold everything.
+    ///
+    /// # Panics
+    /// When they do not come up.
+    pub async fn start(shards: usize, owning: usize) -> Self {
+        let scratch = Scratch::new();
+        scratch.write("webhook.secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
+        let plane = ControlPlane::start_with(TABLES, scratch).await;
+        let table = json!({ "sharding": sharding(owning), "request_timeout": "10s" });
+        plane.put("/v1/services/profile", &table).await;
+        let mut up = Vec::new();
+        for shard in 0..shards {
+            up.push(Shard::start(&plane, shard).await);
+        }
+        let copier = Copier::start(up[0].app.address).await;
+        Self { plane, shards: up, copier }
+    }
+
+    /// A proxy of a caller, which knows every shard.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn caller(&self, node: &str) -> Proxy {
+        self.caller_of(node, self.plane.address).await
+    }
+
+    /// The same, fed at another address.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn caller_of(&self, node: &str, plane: SocketAddr) -> Proxy {
+        let proxy = Proxy::start_with(caller_settings(node, plane)).await;
+        self.knows_all(&proxy).await;
+        proxy
+    }
+
+    /// Waits until a caller's proxy knows every shard.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn knows_all(&self, proxy: &Proxy) {
+        eventually("every shard to be known", async || {
+            let told = proxy.admin_json("/endpoints").await;
+            let services = told["services"].as_array().cloned().unwrap_or_default();
+            let known = services.iter().find(|service| service["service"] == "profile");
+            let known = known.and_then(|service| service["endpoints"].as_array()).map_or(0, Vec::len);
+            if known >= self.shards.len() { Ok(()) } else { Err(told) }
+        })
+        .await;
+    }
+
+    /// Waits until the control plane hears of so many proxies, as it may not right after its start.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn hears_of(&self, proxies: usize) {
+        eventually("every proxy to be heard of", async || {
+            let told = self.plane.json("/v1/status").await["proxies"].clone();
+            if told["live"] == proxies && told["lagging"] == json!([]) { Ok(()) } else { Err(told) }
+        })
+        .await;
+    }
+
+    /// Begins a move to so many shards that must be taken; its id.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub async fn begin(&self, shards: usize) -> String {
+        let body = json!({ "shards": names(shards), "webhooks": self.copier.webhooks() });
+        let answer = self.plane.call("POST", &format!("{SHARDING}/moves"), Some(&body)).await;
+        assert_eq!(answer.status(), 201, "{answer:?}");
+        let told: Json = serde_json::from_slice(&answer.body).expect("an answer in JSON");
+        told["revision"].as_u64().expect("a move's id").to_string()
+    }
+
+    /// A word about a move: `pause`, `resume`, `reverse`.
+    pub async fn say(&self, id: &str, word: &str) -> Message {
+        self.plane.call("POST", &format!("{SHARDING}/moves/{id}/{word}"), None).await
+    }
+
+    /// Where a move stands.
+    pub async fn told(&self, id: &str) -> Json {
+        self.plane.json(&format!("{SHARDING}/moves/{id}")).await
+    }
+
+    /// The rule as it stands in the document.
+    pub async fn rule(&self) -> Json {
+        self.plane.json("/v1/services/profile").await["sharding"].clone()
+    }
+
+    /// Waits until a move is in this state.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub async fn is(&self, id: &str, state: &str) -> Json {
+        eventually_within(MOVE_MAX, &format!("the move to be {state}"), async || {
+            let told = self.told(id).await;
+            if told["state"] == state { Ok(told) } else { Err(told) }
+        })
+        .await
+    }
+}
+
+/// What a control plane needs to sign what it tells.
+pub const TABLES: &str = "webhook_secret_file = \"webhook.secret\"";
+
+/// The settings of a caller's proxy.
+#[must_use]
+pub fn caller_settings(node: &str, plane: SocketAddr) -> ProxySettings {
+    let settings = ProxySettings::of_control_planes(&[plane]).top(&format!("node = \"{node}\""));
+    settings.table("[workers]\ncount = 2")
+}
+
+impl Shard {
+    /// Starts it, and waits until the control plane knows it.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn start(plane: &ControlPlane, shard: usize) -> Self {
+        let app = DemoApp::start_shard("profile", &shard.to_string()).await;
+        let sidecar = Proxy::start_with(Self::settings(plane, &app, shard)).await;
+        let address = sidecar.inbound(0).to_string();
+        eventually("the shard to be alive", async || {
+            let told = plane.get("/v1/membership/profile").await.text();
+            if told.contains(&address) { Ok(()) } else { Err(told) }
+        })
+        .await;
+        Self { app, sidecar }
+    }
+
+    /// The settings of its sidecar.
+    #[must_use]
+    pub fn settings(plane: &ControlPlane, app: &DemoApp, shard: usize) -> ProxySettings {
+        ProxySettings::of_control_planes(&[plane.address])
+            .top(&format!("node = \"shard-{shard}\""))
+            .app("profile", app.address, &format!("shard = \"{shard}\""))
+            .table("[workers]\ncount = 2")
+    }
+}
+
+fn names(shards: usize) -> Vec<String> {
+    (0..shards).map(|shard| shard.to_string()).collect()
+}
+
+/// A rule of slots, in equal parts.
+fn sharding(shards: usize) -> Json {
+    let each = 16_384 / shards;
+    let map = (0..shards)
+        .map(|shard| (shard.to_string(), Json::from(format!("{}-{}", shard * each, (shard + 1) * each - 1))));
+    json!({ "key": "path_segment:2", "strategy": "slots", "map": map.collect::<serde_json::Map<_, _>>() })
+}
