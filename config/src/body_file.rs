@@ -1,4 +1,4 @@
-//! What stands in files of its own, bodies of prepared answers and the flags: put into the document's tree before it is read.
+//! What stands in files of its own, bodies of prepared answers, authorities and the flags: put into the document's tree before it is read.
 
 use std::collections::BTreeMap;
 
@@ -10,9 +10,10 @@ use crate::fallback::BODY_BYTES_MAX;
 use crate::flag::SET_BYTES_MAX;
 use crate::node::{Kind, Node};
 use crate::problem::{PROBLEMS_MAX, Problem, Problems};
+use crate::tls::CA_BYTES_MAX;
 
 /// Reads a document that came from a file and may name others: each `body_file` becomes the `body_base64` of its content,
-/// and `flags.file` the `flags.set` that stands in it.
+/// each `ca_file` the `ca`, and `flags.file` the `flags.set` that stands in it.
 /// `read` gives the content of what a document names, or says why there is none; it is told how many bytes may be there.
 ///
 /// # Errors
@@ -23,6 +24,11 @@ pub fn read_document(mut node: Node, read: Read<'_>) -> Result<(Document, Node),
     for (service, chain) in services(&mut node) {
         for (at, respond) in responds(chain) {
             inline(respond, &format!("services.{service}.fallback[{at}].respond"), read, &mut faults);
+        }
+    }
+    for (service, tls) in entries_of(&mut node, "tls") {
+        if let Kind::Table(tls) = &mut tls.kind {
+            inline_ca(tls, &format!("services.{service}.tls"), read, &mut faults);
         }
     }
     let document = Document::read(&node).map_err(|problems| match &file {
@@ -48,14 +54,20 @@ fn table(node: &mut Node) -> Option<&mut Entries> {
     if let Kind::Table(entries) = &mut node.kind { Some(entries) } else { None }
 }
 
-/// The chains of fallbacks, by the service's name. What is no table is a fault that the grammar tells.
-fn services(root: &mut Node) -> impl Iterator<Item = (&str, &mut Vec<Node>)> {
+/// What services have under this key, by the service's name. What is no table is a fault that the grammar tells.
+fn entries_of<'n>(root: &'n mut Node, key: &str) -> impl Iterator<Item = (&'n str, &'n mut Node)> {
     let services = table(root).and_then(|root| root.get_mut("services")).and_then(table);
-    services.into_iter().flatten().filter_map(|(name, service)| {
-        match &mut table(service)?.get_mut("fallback")?.kind {
-            Kind::List(chain) => Some((name.as_str(), chain)),
-            _ => None,
-        }
+    let entry = move |(name, service): (&'n String, &'n mut Node)| {
+        Some((name.as_str(), table(service)?.get_mut(key)?))
+    };
+    services.into_iter().flatten().filter_map(entry)
+}
+
+/// The chains of fallbacks.
+fn services(root: &mut Node) -> impl Iterator<Item = (&str, &mut Vec<Node>)> {
+    entries_of(root, "fallback").filter_map(|(name, chain)| match &mut chain.kind {
+        Kind::List(chain) => Some((name, chain)),
+        _ => None,
     })
 }
 
@@ -113,6 +125,20 @@ fn inline(respond: &mut Entries, path: &str, read: Read<'_>, faults: &mut Vec<Pr
     respond.remove("body_file");
 }
 
+fn inline_ca(tls: &mut Entries, path: &str, read: Read<'_>, faults: &mut Vec<Problem>) {
+    let Some(Node { kind: Kind::Text(file), line }) = tls.get("ca_file") else { return };
+    let line = *line;
+    let fault = |what| Problem { path: format!("{path}.ca_file"), line, what, hint: None };
+    let text =
+        read(file, CA_BYTES_MAX).and_then(|bytes| String::from_utf8(bytes).map_err(|_| "not PEM".to_owned()));
+    match text {
+        _ if tls.contains_key("ca") => faults.push(fault("only one of `ca` and `ca_file`".to_owned())),
+        Ok(text) => drop(tls.insert("ca".to_owned(), Node { kind: Kind::Text(text), line })),
+        Err(what) => faults.push(fault(what)),
+    }
+    tls.remove("ca_file");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,6 +165,25 @@ mod tests {
         assert_eq!(&prepared.body[..], b"<svg/>");
         let respond = &node.to_json()["services"]["ads"]["fallback"][0]["respond"];
         assert_eq!(*respond, serde_json::json!({ "body_base64": "PHN2Zy8+" }));
+    }
+
+    #[test]
+    fn authorities_stand_where_their_file_stood() {
+        const PEM: &str = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+        let read = |text: &str| {
+            let mut read = |name: &str, _: usize| match name {
+                "ca.pem" => Ok(PEM.as_bytes().to_vec()),
+                other => Err(format!("{other}: not there")),
+            };
+            read_document(Node::parse_toml(text).unwrap(), &mut read)
+        };
+        let (document, node) = read("[services.ads.tls]\nca_file = \"ca.pem\"\n").unwrap();
+        assert_eq!(document.services["ads"].tls.as_ref().unwrap().ca.as_deref(), Some(PEM));
+        assert_eq!(node.to_json()["services"]["ads"]["tls"], serde_json::json!({ "ca": PEM }));
+        let told = read("[services.ads.tls]\n\nca_file = \"x\"\n").unwrap_err().to_string();
+        assert_eq!(told, "line 3: services.ads.tls.ca_file: x: not there");
+        let told = read("[services.ads.tls]\nca = \"x\"\nca_file = \"ca.pem\"\n").unwrap_err().to_string();
+        assert!(told.contains("only one of `ca` and `ca_file`"), "{told}");
     }
 
     #[test]

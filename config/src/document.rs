@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use crate::access::{self, AccessMode, Callers, DefaultAccess};
 use crate::fallback::Action;
 use crate::flag::{Emission, Emit, FlagSet, Variant};
 use crate::grammar::{Faults, Value};
@@ -30,6 +31,9 @@ const NAMED_MAX: usize = 10;
 pub struct Document {
     pub services: BTreeMap<ServiceName, ServicePolicy>,
     pub routes: Vec<Route>,
+    /// Who may call services that say nothing of it, and what becomes of denials where they say nothing of that.
+    pub default_access: DefaultAccess,
+    pub access_mode: AccessMode,
     /// The feature flags of the mesh, if there are any.
     pub flags: Option<Arc<FlagSet>>,
     /// What each service is told of them, made once: membership changes more often than documents.
@@ -67,11 +71,15 @@ impl Document {
         let Some(mut table) = root.table() else { return Self::default() };
         let services = table.optional("services");
         let routes = table.optional("routes");
+        let default_access = table.optional("default_access");
+        let access_mode = table.optional("access_mode");
         let flags = table.optional("flags");
         table.finish();
         let mut document = Self {
             services: services.as_ref().map(read_services).unwrap_or_default(),
             routes: routes.as_ref().map(route::read_all).unwrap_or_default(),
+            default_access: default_access.and_then(|v| access::read_default(&v)).unwrap_or_default(),
+            access_mode: access_mode.and_then(|v| access::read_mode(&v)).unwrap_or_default(),
             flags: flags.as_ref().and_then(read_flags).map(Arc::new),
             emissions: BTreeMap::new(),
         };
@@ -97,7 +105,21 @@ impl Document {
         });
         let flags = self.flags.iter().flat_map(|set| set.warnings());
         let misplaced = self.services.iter().flat_map(|(name, policy)| misplaced(name, policy));
-        many.chain(misplaced).chain(flags.map(ToString::to_string)).collect()
+        let told = many.chain(misplaced).chain(self.unknown_callers());
+        told.chain(flags.map(ToString::to_string)).collect()
+    }
+
+    /// Callers that rules name and the document does not: membership may know them, or they are misspelt.
+    fn unknown_callers(&self) -> impl Iterator<Item = String> {
+        self.services.iter().flat_map(move |(name, policy)| {
+            let rules = policy.allow.iter().flatten();
+            let unknown = rules.filter_map(move |rule| match &rule.callers {
+                Callers::Service(caller) if !self.services.contains_key(caller) => Some(caller),
+                Callers::Service(_) | Callers::Identified | Callers::Unidentified => None,
+            });
+            unknown
+                .map(move |caller| format!("services.{name}.allow: the document names no service `{caller}`"))
+        })
     }
 
     /// What each service is told of the flags.

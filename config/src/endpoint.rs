@@ -34,6 +34,9 @@ pub struct Endpoint {
     /// `Proxy-Status: gilmok; error=…` is the sidecar, not the application.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub inbound: bool,
+    /// True where that sidecar speaks mutual TLS, and so where callers with an identity do.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mtls: bool,
 }
 
 /// Who may be written to.
@@ -74,6 +77,7 @@ impl Endpoint {
             weight: 1,
             priority: 0,
             inbound: false,
+            mtls: false,
         }
     }
 
@@ -88,9 +92,14 @@ impl Endpoint {
         let weight = table.optional("weight").and_then(|v| v.integer(0, WEIGHT_MAX)).unwrap_or(1);
         let priority = table.optional("priority").and_then(|v| v.integer(0, PRIORITY_MAX)).unwrap_or(0);
         let inbound = table.optional("inbound").and_then(|v| v.boolean()).unwrap_or(false);
+        let mtls = table.optional("mtls");
+        if let (Some(value), false) = (&mtls, inbound) {
+            value.fault("only a sidecar speaks mutual TLS", "inbound = true beside it");
+        }
+        let mtls = mtls.and_then(|v| v.boolean()).unwrap_or(false);
         table.finish();
         let role = role.unwrap_or_default();
-        Some(Self { address: address?, version, shard, role, zone, weight, priority, inbound })
+        Some(Self { address: address?, version, shard, role, zone, weight, priority, inbound, mtls })
     }
 }
 

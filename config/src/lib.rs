@@ -2,8 +2,8 @@
 //!
 //! Pure by rule: no IO, no clock, no task, no dice. Time, liveness and randomness are arguments.
 //! In reading order: what is wrong with a document ([`problem`]), how text becomes a tree ([`json`], [`node`]) and
-//! the tree is read ([`grammar`]), the words ([`name`], [`address`], [`mod@unit`]), the policies of a service
-//! ([`service`], [`health`]; who is asking and how often: [`subject`], [`baggage`], [`rate_limit`]; when calls fail: [`failure`],
+//! the tree is read ([`grammar`]), the words ([`name`], [`address`], [`mod@unit`], [`identity`]), the policies of a service
+//! ([`service`], [`health`], [`tls`]; who may call it: [`access`], by [`path`]; who is asking and how often: [`subject`], [`baggage`], [`rate_limit`]; when calls fail: [`failure`],
 //! [`retry`], [`outlier`], [`breaker`], [`fallback`]; who gets which version: [`assignment`], [`traffic`]; which shard: [`sharding`]; which endpoint: [`balancing`]; and which features: [`flag`]), the [`route`]s, the whole [`document`], what it
 //! with who is alive ([`snapshot`]), the brain ([`decide`]) and what it would do ([`explain`]), and what the two planes tell each
 //! other ([`wire`]).
@@ -24,6 +24,8 @@ pub mod name;
 
 pub mod address;
 
+pub mod identity;
+
 pub mod endpoint;
 
 pub mod hash;
@@ -31,6 +33,8 @@ pub mod hash;
 mod cbor;
 
 pub mod health;
+
+pub mod tls;
 
 pub mod failure;
 
@@ -55,6 +59,10 @@ pub mod assignment;
 pub mod traffic;
 
 pub mod sharding;
+
+pub mod path;
+
+pub mod access;
 
 pub mod balancing;
 

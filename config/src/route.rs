@@ -7,6 +7,7 @@ use regex::Regex;
 
 use crate::grammar::{Table, Value};
 use crate::name::ServiceName;
+use crate::path::{has_prefix, read_absolute, read_method, read_prefix};
 use crate::service::read_hosts;
 
 /// Most routes of a mesh.
@@ -153,12 +154,6 @@ impl PathMatch {
     }
 }
 
-/// Whether `path` begins with the whole segments of `prefix` (which has no trailing `/`).
-#[must_use]
-pub fn has_prefix(path: &str, prefix: &str) -> bool {
-    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
 /// Reads the routes and refuses those that no request can reach.
 pub(crate) fn read_all(value: &Value<'_>) -> Vec<Route> {
     let Some(items) = value.items() else { return Vec::new() };
@@ -227,38 +222,12 @@ fn read_path(table: &mut Table<'_>) -> Option<PathMatch> {
     }
 }
 
-fn read_absolute<'d>(value: &Value<'d>) -> Option<&'d str> {
-    let text = value.text()?;
-    if text.starts_with('/')
-        && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'?' && byte != b'#')
-    {
-        return Some(text);
-    }
-    value.fault("not a path", "a path begins with `/` and has no spaces, `?` or `#`");
-    None
-}
-
-fn read_prefix(value: &Value<'_>) -> Option<String> {
-    Some(read_absolute(value)?.trim_end_matches('/').to_owned())
-}
-
 fn read_when_flag(value: &Value<'_>) -> Option<WhenFlag> {
     let when = WhenFlag::parse(value.text()?);
     if when.is_none() {
         value.fault("not a flag and a variant", "\"new-checkout:on\"");
     }
     when
-}
-
-fn read_method(value: &Value<'_>) -> Option<Method> {
-    let text = value.text()?;
-    match Method::from_bytes(text.as_bytes()) {
-        Ok(method) if text.bytes().all(|byte| !byte.is_ascii_lowercase()) => Some(method),
-        _ => {
-            value.fault("not a method", "in capitals: \"GET\", \"POST\"");
-            None
-        }
-    }
 }
 
 fn read_headers(value: &Value<'_>) -> Option<Vec<(HeaderName, HeaderValue)>> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::access::{self, AccessMode, Rule};
 use crate::balancing::{BySubject, FACTOR_MAX, FACTOR_MIN, Kind};
 use crate::breaker::BreakerPolicy;
 use crate::endpoint::Endpoint;
@@ -18,6 +19,7 @@ use crate::rate_limit::RateLimit;
 use crate::retry::RetryPolicy;
 use crate::sharding::Sharding;
 use crate::subject::Inputs;
+use crate::tls::UpstreamTls;
 use crate::traffic::Traffic;
 
 /// Most endpoints of one service.
@@ -45,6 +47,8 @@ pub struct ServicePolicy {
     pub max_concurrent: u32,
     pub rate_limit: Option<RateLimit>,
     pub health_check: Option<HealthCheckPolicy>,
+    /// How endpoints are called that speak TLS themselves; without it in the clear.
+    pub tls: Option<UpstreamTls>,
     pub retry: RetryPolicy,
     pub outlier_detection: Option<OutlierDetection>,
     pub circuit_breaker: Option<BreakerPolicy>,
@@ -56,6 +60,9 @@ pub struct ServicePolicy {
     pub traffic: Option<Arc<Traffic>>,
     /// Which of its shards a request goes to; without it they are one pool.
     pub sharding: Option<Arc<Sharding>>,
+    /// Who may call it, as far as it says so itself; see [`crate::snapshot::Snapshot::access_of`].
+    pub allow: Option<Vec<Rule>>,
+    pub access_mode: Option<AccessMode>,
     /// Which feature flags it is told, and for whom they are evaluated; without it none and for the default subject.
     pub flags: Option<Arc<ServiceFlags>>,
     /// Used while membership knows no endpoint of this service.
@@ -147,6 +154,7 @@ impl Default for ServicePolicy {
             max_concurrent: 1024,
             rate_limit: None,
             health_check: None,
+            tls: None,
             retry: RetryPolicy::default(),
             outlier_detection: None,
             circuit_breaker: None,
@@ -154,6 +162,8 @@ impl Default for ServicePolicy {
             fallback: Vec::new(),
             traffic: None,
             sharding: None,
+            allow: None,
+            access_mode: None,
             flags: None,
             endpoints: Vec::new(),
         }
@@ -192,6 +202,7 @@ impl ServicePolicy {
                 .unwrap_or(default.max_concurrent),
             rate_limit: table.optional("rate_limit").and_then(|v| RateLimit::read(&v)),
             health_check: table.optional("health_check").and_then(|v| HealthCheckPolicy::read(&v)),
+            tls: table.optional("tls").and_then(|v| UpstreamTls::read(&v)),
             retry: table.optional("retry").and_then(|v| RetryPolicy::read(&v)).unwrap_or_default(),
             outlier_detection: table.optional("outlier_detection").and_then(|v| OutlierDetection::read(&v)),
             circuit_breaker,
@@ -199,10 +210,14 @@ impl ServicePolicy {
             fallback: table.optional("fallback").and_then(|v| read_chain(&v)).unwrap_or_default(),
             traffic: None,
             sharding: None,
+            allow: None,
+            access_mode: table.optional("access_mode").and_then(|v| access::read_mode(&v)),
             flags: table.optional("flags").and_then(|v| ServiceFlags::read(&v)).map(Arc::new),
             endpoints: table.optional("endpoints").and_then(|v| read_endpoints(&v)).unwrap_or_default(),
         };
         let (spread, rule) = (table.optional("traffic"), table.optional("sharding"));
+        // What is no list allows nobody: silence would allow everybody.
+        let allow = table.optional("allow").map(|v| access::read_rules(&v).unwrap_or_default());
         table.finish();
         let traffic = spread.as_ref().and_then(|v| Traffic::read(v, name));
         if let (Some(value), Some(traffic)) = (&spread, &traffic) {
@@ -214,7 +229,13 @@ impl ServicePolicy {
             let inputs = subject.cloned().unwrap_or_default();
             BySubject { kind, inputs, factor }
         });
-        Some(Self { by_subject, traffic: traffic.map(Arc::new), sharding: sharding.map(Arc::new), ..policy })
+        Some(Self {
+            by_subject,
+            traffic: traffic.map(Arc::new),
+            sharding: sharding.map(Arc::new),
+            allow,
+            ..policy
+        })
     }
 
     /// Where a request says who is asking, where that counts for its version or its endpoint.

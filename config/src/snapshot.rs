@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use crate::access::{Access, AccessMode, DefaultAccess};
 use crate::document::{Document, own_hosts};
 use crate::endpoint::Endpoint;
 use crate::flag::{Emission, FlagSet, ServiceFlags};
@@ -24,6 +25,8 @@ pub struct Snapshot {
     /// The routes that match every host. Kept once and merged while deciding: in the list of each host
     /// they would take hosts × routes.
     anywhere: Vec<usize>,
+    default_access: DefaultAccess,
+    access_mode: AccessMode,
     flags: Option<Arc<FlagSet>>,
     /// Of services that say nothing of flags.
     usual_flags: ServiceFlags,
@@ -97,9 +100,11 @@ impl Snapshot {
         });
         let mut services: Vec<Service> = told.chain(implied).collect();
         services.sort_by(|a, b| a.name.cmp(&b.name));
+        let (default_access, access_mode) = (document.default_access, document.access_mode);
         let (routes, flags) = (document.routes.clone(), document.flags.clone());
         let wants_now = flags.as_ref().is_some_and(|set| set.reads_time());
-        let mut snapshot = Self { services, routes, flags, wants_now, ..Self::default() };
+        let mut snapshot =
+            Self { services, routes, flags, wants_now, default_access, access_mode, ..Self::default() };
         snapshot.index_hosts();
         let wants = |wanted: fn(&Inputs) -> bool| {
             snapshot.services.iter().any(|service| {
@@ -154,6 +159,17 @@ impl Snapshot {
     #[must_use]
     pub fn service_index(&self, name: &str) -> Option<usize> {
         self.services.binary_search_by(|service| service.name.as_str().cmp(name)).ok()
+    }
+
+    /// Who may call a service, whether anybody knows it or not.
+    #[must_use]
+    pub fn access_of(&self, service: &str) -> Access {
+        let policy = self.service_index(service).map(|at| &self.services[at].policy);
+        Access {
+            allow: policy.and_then(|policy| policy.allow.clone()),
+            default: self.default_access,
+            mode: policy.and_then(|policy| policy.access_mode).unwrap_or(self.access_mode),
+        }
     }
 
     /// The feature flags, if the document has any.

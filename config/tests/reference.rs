@@ -7,7 +7,7 @@ use gilmok_config::document::Document;
 /// Every key of every table, as the grammar itself tells them to someone who wrote one that it does not know.
 fn known_keys() -> BTreeSet<String> {
     let text = "unheard_of_root = 1\n[services.a]\nunheard_of_service = 1\nendpoints = [{ address = \"a:1\", version = \"v\", \
-                unheard_of_endpoint = 1 }]\nhealth_check = { path = \"/\", unheard_of_check = 1 }\nretry = { unheard_of = 1 }\n\
+                unheard_of_endpoint = 1 }]\nhealth_check = { path = \"/\", unheard_of_check = 1 }\ntls = { unheard_of = 1 }\nallow = [{ service = \"a\", unheard_of = 1 }]\nretry = { unheard_of = 1 }\n\
                 outlier_detection = { unheard_of = 1 }\ncircuit_breaker = { unheard_of = 1 }\n\
                 forced_breakers = [{ state = \"open\", unheard_of = 1 }]\n\
                 rate_limit = { requests = 1, unheard_of = 1 }\n\
@@ -16,8 +16,8 @@ fn known_keys() -> BTreeSet<String> {
                 pins = [{ subject = \"u\", version = \"v\", unheard_of = 1 }] }\n\
                 sharding = { key = \"host\", strategy = \"modulo\", shards = [\"0\"], unheard_of = 1, next = { shards = [\"0\"], unheard_of = 1 } }\nflags = { unheard_of = 1 }\n[flags]\nset = { flags = {} }\nunheard_of = 1\n[[routes]]\n\
                 service = \"a\"\nunheard_of_route = 1\n";
-    let problems = Document::parse_toml(text).expect_err("eighteen keys are not known");
-    assert_eq!(problems.0.len(), 18, "{problems}");
+    let problems = Document::parse_toml(text).expect_err("twenty keys are not known");
+    assert_eq!(problems.0.len(), 20, "{problems}");
     let lists = problems.0.iter().filter_map(|problem| problem.hint.as_deref()?.strip_prefix("known here: "));
     lists.flat_map(|list| list.split(", ")).map(str::to_owned).collect()
 }

@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::clock;
+use crate::tls::CallerIdentity;
 use crate::worker::{Shared, Worker};
 
 /// How long a connection may be idle between requests. Longer than upstream pools of common callers keep theirs.
@@ -28,6 +29,12 @@ pub(crate) struct Caller {
     pub(crate) peer: SocketAddr,
     /// Whether it may set the mesh's own headers.
     pub(crate) trusted: bool,
+    /// Whether the connection is encrypted.
+    pub(crate) secure: bool,
+    /// Who it has shown that it is.
+    pub(crate) identity: Option<CallerIdentity>,
+    /// When the certificate ends by which it has, in milliseconds of [`clock`]; `u64::MAX` is never.
+    until_ms: u64,
     /// Its address as `X-Forwarded-For` tells it, made once per connection.
     pub(crate) forwarded_for: HeaderValue,
     pub(crate) activity: Arc<Activity>,
@@ -41,6 +48,9 @@ pub(crate) struct Caller {
 pub(crate) struct Downstream<'c> {
     pub(crate) listener: Listener,
     pub(crate) trusted: bool,
+    pub(crate) secure: bool,
+    /// Who it has shown that it is, as the app is told.
+    pub(crate) client_cert: Option<&'c HeaderValue>,
     pub(crate) forwarded_for: &'c HeaderValue,
 }
 
@@ -61,6 +71,8 @@ pub(crate) struct Activity {
 /// Why a connection is ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expired {
+    /// The caller's certificate has ended, and with it what it had shown.
+    Certificate,
     /// A head did not become complete in time.
     Head,
     /// No request for a long time.
@@ -72,8 +84,9 @@ pub(crate) enum Expired {
 impl Caller {
     /// What headers depend on.
     pub(crate) fn downstream(&self) -> Downstream<'_> {
-        let Self { listener, trusted, forwarded_for, .. } = self;
-        Downstream { listener: *listener, trusted: *trusted, forwarded_for }
+        let Self { listener, trusted, secure, forwarded_for, .. } = self;
+        let client_cert = self.identity.as_ref().map(|identity| &identity.forwarded);
+        Downstream { listener: *listener, trusted: *trusted, secure: *secure, client_cert, forwarded_for }
     }
 
     /// Admits a connection; `None` when its address has too many already.
@@ -101,12 +114,36 @@ impl Caller {
             app,
             peer,
             trusted,
+            secure: false,
+            identity: None,
+            until_ms: u64::MAX,
             forwarded_for,
             activity,
             _permit: permit,
             _counted: counted,
             _open: Open::new(&worker.shared, listener),
         })
+    }
+
+    /// It speaks TLS, and may have shown who it is: whoever belongs to the mesh may speak for it.
+    pub(crate) fn showed(&mut self, identity: Option<CallerIdentity>) {
+        self.secure = true;
+        self.trusted |= identity.is_some();
+        if let Some(identity) = &identity {
+            let lasts_ms = u64::try_from(identity.lasts.as_millis()).unwrap_or(u64::MAX);
+            self.until_ms = clock::now_ms().saturating_add(lasts_ms);
+        }
+        self.identity = identity;
+    }
+
+    /// What is overdue now, or how long nothing can be.
+    pub(crate) fn check(&self, now_ms: u64, head_timeout: Duration) -> Result<Duration, Expired> {
+        let left_ms = self.until_ms.saturating_sub(now_ms);
+        if left_ms == 0 {
+            return Err(Expired::Certificate);
+        }
+        let next = self.activity.check(now_ms, head_timeout)?;
+        Ok(next.min(Duration::from_millis(left_ms)))
     }
 }
 
@@ -149,7 +186,7 @@ impl Activity {
     }
 
     /// What is overdue now, or how long nothing can be.
-    pub(crate) fn check(&self, now_ms: u64, head_timeout: Duration) -> Result<Duration, Expired> {
+    fn check(&self, now_ms: u64, head_timeout: Duration) -> Result<Duration, Expired> {
         let head_ms = u64::try_from(head_timeout.as_millis()).unwrap_or(u64::MAX);
         let left = |since: u64, most: u64| (since + most).saturating_sub(now_ms);
         let blocked = self.blocked_since_ms.load(Relaxed);

@@ -16,7 +16,9 @@ use gilmok_config::snapshot::Snapshot;
 use gilmok_config::wire::Applied;
 use tokio::sync::{Notify, watch};
 
+use crate::access::Admission;
 use crate::clock;
+use crate::tls::Mesh;
 use crate::upstream::endpoint::EndpointState;
 use crate::upstream::service::{Surroundings, Upstream};
 use crate::visitor::VisitorKeys;
@@ -29,6 +31,8 @@ pub(crate) struct Current {
     pub(crate) upstreams: Vec<Arc<Upstream>>,
     /// The apps beside this proxy, by place in the settings.
     pub(crate) apps: Vec<Arc<Upstream>>,
+    /// Who may call them, in the same order.
+    pub(crate) access: Vec<Arc<Admission>>,
     /// By which visitors are known, where there are any.
     pub(crate) keys: Option<Arc<VisitorKeys>>,
     /// Which revision it is; absent in file mode.
@@ -59,6 +63,7 @@ pub(crate) type Resolved = HashMap<(Arc<str>, u16), Arc<[SocketAddr]>>;
 struct Around {
     resolved: Resolved,
     keys: Option<Arc<VisitorKeys>>,
+    identity: Option<Arc<Mesh>>,
 }
 
 /// Holds what is in force and replaces it.
@@ -142,6 +147,14 @@ impl InForce {
         }
     }
 
+    /// Notes who this proxy is from now on; rebuilds what is in force, so that no new request goes over a connection that
+    /// was made before.
+    pub(crate) fn put_identity(&self, news: Arc<Mesh>) {
+        let mut around = self.lock();
+        around.identity = Some(news);
+        self.rebuild(&around);
+    }
+
     fn rebuild(&self, around: &Around) {
         let before = self.load();
         if before.generation > 0 {
@@ -192,6 +205,7 @@ impl InForce {
         let around = Surroundings {
             resolved: &with.resolved,
             zone: &self.zone,
+            identity: with.identity.as_ref(),
             workers: self.workers(),
             now_ms: clock::now_ms(),
             next_id: &self.next_endpoint_id,
@@ -202,6 +216,8 @@ impl InForce {
             Arc::new(Upstream::build(&service.name, &service.policy, &service.endpoints, kept, &around))
         });
         let upstreams: Vec<_> = upstreams.collect();
+        // The apps beside this proxy are called in the clear.
+        let around = Surroundings { identity: None, ..around };
         let apps = self.apps.iter().enumerate().map(|(place, app)| {
             let told = snapshot.service_index(app.service.as_str()).map(|at| &snapshot.services()[at].policy);
             // The app is checked by the proxy's settings and stands alone: its service's balancing, its division into
@@ -209,12 +225,14 @@ impl InForce {
             let policy = Arc::new(ServicePolicy {
                 by_subject: None,
                 health_check: None,
+                tls: None,
                 retry: RetryPolicy::default(),
                 outlier_detection: None,
                 circuit_breaker: None,
                 forced_breakers: Vec::new(),
                 fallback: Vec::new(),
                 traffic: None,
+                allow: None,
                 sharding: None,
                 endpoints: Vec::new(),
                 ..told.map_or_else(ServicePolicy::default, |policy| ServicePolicy::clone(policy))
@@ -228,9 +246,14 @@ impl InForce {
             })
         });
         let apps: Vec<_> = apps.collect();
+        let access = self.apps.iter().enumerate().map(|(place, app)| {
+            let (kept, access) = (before.access.get(place), snapshot.access_of(app.service.as_str()));
+            Admission::following(kept, &app.service, access, with.identity.is_some())
+        });
+        let access = access.collect();
         let generation = before.generation + 1;
         let keys = with.keys.clone();
-        let current = Current { snapshot, upstreams, apps, keys, applied, generation };
+        let current = Current { snapshot, upstreams, apps, access, keys, applied, generation };
         self.current.store(Arc::new(current));
         self.generation.send_replace(generation);
         generation
@@ -245,6 +268,9 @@ mod tests {
     use gilmok_config::snapshot::Membership;
 
     use super::*;
+    use crate::testing::Folder;
+    use crate::testing::certificates::{Authority, write};
+    use crate::tls::{IdentityFiles, Mode};
 
     fn snapshot(text: &str) -> Snapshot {
         Snapshot::join(&Document::parse_toml(text).unwrap(), &Membership::new())
@@ -291,6 +317,37 @@ mod tests {
         let addresses: Arc<[SocketAddr]> = [([10, 0, 0, 1], 1).into(), ([10, 0, 0, 2], 1).into()].into();
         in_force.put_resolved(Resolved::from([(name, addresses)]));
         assert_eq!(in_force.load().upstreams[0].endpoints.len(), 2);
+    }
+
+    #[test]
+    fn another_identity_makes_other_connections_and_forgets_nothing_else() {
+        let (dir, authority) = (Folder::new("renewed"), Authority::new("mesh"));
+        let ca_file = dir.join("ca.pem");
+        std::fs::write(&ca_file, authority.pem()).unwrap();
+        let identity = |name: &str| {
+            let pair = write(&dir, name, &authority.leaf("spiffe://mesh/service/shop"));
+            let files = IdentityFiles { pair, ca_file: ca_file.clone() };
+            Arc::new(Mesh::read(&files, Mode::Permissive).unwrap())
+        };
+        let in_force = in_force();
+        let text = format!(
+            "{ONE}[[services.a.endpoints]]\naddress = \"127.0.0.1:2\"\ninbound = true\nmtls = true\n"
+        );
+        in_force.put(snapshot(&text), None);
+        let states = || in_force.load().upstreams[0].endpoints.clone();
+        let ids = || states().iter().map(|state| state.id).collect::<Vec<_>>();
+        let (plain, before) = (ids(), states());
+        assert!(before.iter().all(|state| state.dial.is_none()));
+        before[1].ewma_ns.store(7, Relaxed);
+        in_force.put_identity(identity("one"));
+        let encrypted = ids();
+        assert_eq!(encrypted[0], plain[0], "who is called in the clear is called on");
+        assert_ne!(encrypted[1], plain[1]);
+        assert!(states()[1].dial.is_some() && states()[1].ewma_ns.load(Relaxed) == 7);
+        in_force.put(snapshot(&format!("{text}weight = 5\n")), None);
+        assert_eq!(ids(), encrypted, "another weight is no other connection");
+        in_force.put_identity(identity("two"));
+        assert_ne!(ids()[1], encrypted[1]);
     }
 
     #[tokio::test]

@@ -3,9 +3,9 @@
 //! In reading order: what a process is told ([`settings`]), how it lives (`process`), where it listens
 //! (`sockets`) and how it leaves (`drain`), where snapshots come from (`source`) and what is in force
 //! (`current`, with names kept by `resolve`), the threads (`thread`) that take connections (`listen`, `caller`,
-//! for whom: `client`, `visitor`, and what they may not say: `claims`)
+//! for whom: `client`, `visitor`, and what they may not say: `claims`; encrypted and known by what they show: `tls`)
 //! and act on requests (`request`) with what each `worker` owns, as far as callers take it (`untaken`),
-//! the called side (`upstream`) with its `breaker`s and limits (`rate_limit`), and its `health`, what is given again when it brings nothing (`last_good`),
+//! the called side (`upstream`) with its `breaker`s and limits (`rate_limit`, `access`), and its `health`, what is given again when it brings nothing (`last_good`),
 //! and what is told of it all (`admin`, `metrics`, `telemetry`, `access_log`).
 
 pub mod settings;
@@ -27,6 +27,8 @@ mod resolve;
 mod thread;
 
 mod listen;
+
+mod tls;
 
 mod caller;
 
@@ -51,6 +53,8 @@ mod last_good;
 mod breaker;
 
 mod rate_limit;
+
+mod access;
 
 mod upstream;
 

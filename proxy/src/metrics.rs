@@ -36,9 +36,11 @@ pub(crate) enum Outcome {
     StaleConnection,
     /// No head in time.
     Timeout,
+    /// No TLS with the endpoint, or it is not who it should be.
+    Tls,
 }
 
-const OUTCOMES: [(Outcome, &str); 7] = [
+const OUTCOMES: [(Outcome, &str); 8] = [
     (Outcome::Answered, "answered"),
     (Outcome::Cancelled, "cancelled"),
     (Outcome::Connect, "connect"),
@@ -46,6 +48,7 @@ const OUTCOMES: [(Outcome, &str); 7] = [
     (Outcome::Reset, "reset"),
     (Outcome::StaleConnection, "stale_connection"),
     (Outcome::Timeout, "timeout"),
+    (Outcome::Tls, "tls"),
 ];
 const CODES: [&str; 7] = ["1xx", "2xx", "3xx", "4xx", "5xx", "fallback", "refused"];
 /// What a fallback is.
@@ -166,7 +169,7 @@ impl TargetSeries {
             for ((outcome, _), count) in OUTCOMES.iter().zip(&block.outcomes) {
                 let count = count.load(Relaxed);
                 match outcome {
-                    Outcome::Connect | Outcome::Refused => sums.unreachable += count,
+                    Outcome::Connect | Outcome::Refused | Outcome::Tls => sums.unreachable += count,
                     Outcome::StaleConnection => continue,
                     _ => {}
                 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use gilmok_config::address::Address;
 use gilmok_config::endpoint::Endpoint;
+use gilmok_config::identity;
 use gilmok_config::name::Name;
 use gilmok_config::wire::InboundApp;
 use rustix::process::{Resource, Rlimit, Signal};
@@ -34,6 +35,7 @@ use crate::source::registration::{Announced, Registrar, Wanted};
 use crate::source::{Here, Identity, Sources};
 use crate::telemetry::{Logs, Metrics};
 use crate::thread;
+use crate::tls::Tls;
 use crate::worker::Shared;
 use crate::{EXIT_CONFIGURATION, EXIT_INTERNAL};
 
@@ -102,6 +104,14 @@ async fn serve(
     logs: Logs,
     metrics: Metrics,
 ) -> anyhow::Result<ExitCode> {
+    let (follower, mesh) = match Tls::open(&settings.tls) {
+        Ok(opened) => opened,
+        Err(why) => {
+            tracing::error!("{why}");
+            return Ok(ExitCode::from(EXIT_CONFIGURATION));
+        }
+    };
+    let tls = Arc::clone(follower.tls());
     let drain = Drain::new();
     let apps = settings.apps.iter().map(local_app).collect();
     let in_force = Arc::new(InForce::new(settings.workers, settings.zone.clone(), apps));
@@ -110,6 +120,12 @@ async fn serve(
     }
     // Ends with this function.
     let mut tasks = JoinSet::new();
+    let own = mesh.as_ref().map(|mesh| mesh.identity.clone());
+    if let Some(mesh) = mesh {
+        in_force.put_identity(mesh);
+    }
+    let renewing = Arc::clone(&in_force);
+    tasks.spawn(follower.follow(move |mesh| renewing.put_identity(mesh)));
     let identity = Identity { node: settings.node.clone(), instance: format!("{:016x}", fastrand::u64(..)) };
     let here = Here { identity: identity.clone(), apps: inbound_apps(settings, &sockets) };
     let started = Sources::start(settings, &here, &in_force, drain.phases(), &mut tasks);
@@ -127,12 +143,13 @@ async fn serve(
         Some((log, writer)) => (Some(log), Some(writer)),
         None => (None, None),
     };
-    let shared = Arc::new(share(settings, &sockets, &in_force, &drain, access_log.clone()));
+    let shared = Arc::new(share(settings, &sockets, &in_force, &drain, tls, access_log.clone()));
     let (workers, mut deaths) = start_workers(settings.workers, &shared, &sockets)?;
     let health = health::start(&settings.apps, &in_force, &mut tasks);
     tasks.spawn(resolve::run(Arc::clone(&in_force)));
     tasks.spawn(metrics.clone().keep_up());
-    let mut registrars = start_registrars(settings, &sockets, &in_force, &drain, &health, &mut tasks);
+    let mut registrars =
+        start_registrars(settings, own.as_ref(), &sockets, &in_force, &drain, &health, &mut tasks);
     let addresses = sockets.addresses();
     if let Some(file) = &settings.port_file {
         sockets.write_addresses(file).with_context(|| format!("cannot write {}", file.display()))?;
@@ -345,6 +362,7 @@ fn share(
     sockets: &Sockets,
     in_force: &Arc<InForce>,
     drain: &Drain,
+    tls: Arc<Tls>,
     access_log: Option<AccessLog>,
 ) -> Shared {
     let nowhere = TargetSeries::new(Name::default(), Name::default(), settings.workers);
@@ -360,6 +378,7 @@ fn share(
         per_ip: Default::default(),
         open: Default::default(),
         malformed: Default::default(),
+        tls,
         last_good: Arc::new(LastGoodStore::new(settings.limits.last_good_bytes)),
         nowhere: Arc::new(nowhere),
         held: Default::default(),
@@ -405,6 +424,7 @@ fn start_workers(
 
 fn start_registrars(
     settings: &Settings,
+    own: Option<&identity::Identity>,
     sockets: &Sockets,
     in_force: &Arc<InForce>,
     drain: &Drain,
@@ -422,6 +442,11 @@ fn start_registrars(
         endpoint.address = advertised(app, bound);
         endpoint.zone = settings.zone.clone();
         endpoint.inbound = true;
+        // Callers check that the service they mean is the one that answers.
+        endpoint.mtls = own.is_some_and(|own| own.service == app.service);
+        if let (Some(own), false) = (own, endpoint.mtls) {
+            tracing::warn!("{} is called in the clear: this proxy's identity is {own}", app.service);
+        }
         let announced = Announced {
             service: app.service.clone(),
             id: format!("{}-{}", settings.node, bound.port()),

@@ -120,7 +120,7 @@ impl NewVisitor {
     ///
     /// An answer that says nothing about caches is made one that only the browser keeps: a cache may guess otherwise
     /// (RFC 9111, 4.2.2).
-    pub(crate) fn tell_caller(&self, headers: &mut HeaderMap) {
+    pub(crate) fn tell_caller(&self, headers: &mut HeaderMap, secure: bool) {
         let told = headers.get_all(CACHE_CONTROL);
         let mut directives =
             told.iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(','));
@@ -136,8 +136,10 @@ impl NewVisitor {
             headers.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
         }
         let Self { id, signature } = self;
+        // What came encrypted is not sent in the clear later on.
+        let secure = if secure { "; Secure" } else { "" };
         let line = format!(
-            "{UID_COOKIE}={id}.{signature}; Path=/; Max-Age={MAX_AGE_SECONDS}; HttpOnly; SameSite=Lax"
+            "{UID_COOKIE}={id}.{signature}; Path=/; Max-Age={MAX_AGE_SECONDS}; HttpOnly; SameSite=Lax{secure}"
         );
         if let Ok(line) = HeaderValue::try_from(line) {
             headers.append(SET_COOKIE, line);
@@ -199,14 +201,19 @@ mod tests {
             if let Some(text) = cache_control {
                 headers.insert(CACHE_CONTROL, HeaderValue::from_static(text));
             }
-            new.tell_caller(&mut headers);
+            new.tell_caller(&mut headers, false);
             assert_eq!(headers.contains_key(SET_COOKIE), gets_cookie, "{cache_control:?}");
             assert_eq!(headers.get(CACHE_CONTROL).and_then(|value| value.to_str().ok()), after);
         }
         let mut expires: HeaderMap =
             [(EXPIRES, HeaderValue::from_static("Thu, 01 Dec 2033 16:00:00 GMT"))].into_iter().collect();
-        new.tell_caller(&mut expires);
+        new.tell_caller(&mut expires, true);
         assert!(!expires.contains_key(SET_COOKIE));
+        for secure in [true, false] {
+            let mut headers = HeaderMap::new();
+            new.tell_caller(&mut headers, secure);
+            assert_eq!(headers[SET_COOKIE].to_str().unwrap().ends_with("; Secure"), secure);
+        }
     }
 
     #[test]

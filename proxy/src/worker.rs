@@ -18,6 +18,7 @@ use crate::drain::Phase;
 use crate::last_good::LastGoodStore;
 use crate::metrics::TargetSeries;
 use crate::settings::{Limits, Network, UnknownHosts};
+use crate::tls::{Handshakes, Tls};
 use crate::upstream::pool::Pools;
 
 /// What all workers of a proxy share.
@@ -40,6 +41,8 @@ pub(crate) struct Shared {
     pub(crate) open: [AtomicU32; 3],
     /// Heads that hyper refused, by listener in the same order. Atomics: counted rarely, read by the admin thread.
     pub(crate) malformed: [AtomicU64; 3],
+    /// How listeners speak TLS, where they do.
+    pub(crate) tls: Arc<Tls>,
     /// What may be given again when a service brings nothing.
     pub(crate) last_good: Arc<LastGoodStore>,
     /// Counts requests that no service answers to.
@@ -54,6 +57,8 @@ pub(crate) struct Worker {
     pub(crate) index: usize,
     pub(crate) shared: Arc<Shared>,
     pub(crate) pools: Pools,
+    /// Handshakes with callers that are under way: its share of `limits.handshakes`.
+    pub(crate) handshakes: Handshakes,
     /// Connections of their own for copies of requests, and how many of those are in flight.
     pub(crate) copy_pools: Pools,
     pub(crate) copies: Cell<u32>,
@@ -92,6 +97,7 @@ impl Worker {
         Self {
             index,
             pools: Pools::new(&shared.limits),
+            handshakes: Handshakes::new(shared.limits.handshakes.div_ceil(workers) as usize),
             copy_pools: Pools::new(&shared.limits),
             copies: Cell::new(0),
             phase,

@@ -19,6 +19,9 @@ struct Line<'e> {
     listener: &'e str,
     #[serde(skip_serializing_if = "Option::is_none")]
     peer: Option<std::net::IpAddr>,
+    /// The service that the caller has shown to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    caller: Option<&'e str>,
     protocol: &'e str,
     method: &'e str,
     host: &'e str,
@@ -55,6 +58,7 @@ pub(super) fn write(lines: &mut Vec<u8>, entry: &Entry, query: bool) {
         time: rfc3339(began),
         listener: entry.listener,
         peer: entry.peer,
+        caller: entry.caller.as_ref().map(|caller| caller.as_str()),
         protocol: protocol(entry.protocol),
         method: bounded(entry.method.as_str(), TEXT_BYTES_MAX),
         host: bounded(&entry.host, TEXT_BYTES_MAX),

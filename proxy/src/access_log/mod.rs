@@ -23,6 +23,8 @@ pub(crate) struct Entry {
     ended: Option<SystemTime>,
     pub(crate) listener: &'static str,
     pub(crate) peer: Option<std::net::IpAddr>,
+    /// The service that the caller has shown to be.
+    pub(crate) caller: Option<ServiceName>,
     pub(crate) protocol: Version,
     pub(crate) method: Method,
     /// Bounded when written; the query is left out unless the settings ask for it.

@@ -10,10 +10,11 @@ use gilmok_config::unit::format_duration;
 use serde_json::{Value, json};
 use tracing::level_filters::LevelFilter;
 
-use super::{Admin, shards};
+use super::{Admin, shards, tls};
 use crate::clock;
 use crate::drain::Phase;
 use crate::settings::{App, LEVELS, LogTarget, Registration, Settings, Source, UnknownHosts};
+use crate::tls::Mode;
 use crate::upstream::endpoint::{EndpointState, Health};
 use crate::upstream::service::Upstream;
 
@@ -41,6 +42,7 @@ pub(super) fn config(admin: &Admin) -> Value {
         "rejected_total": status.rejected_total(),
         "foreign_store": status.foreign_store(),
         "listeners": admin.listeners,
+        "certificates": tls::standings(admin),
         "settings": settings(&admin.settings, admin),
     })
 }
@@ -61,8 +63,10 @@ pub(super) fn word_of(level: LevelFilter) -> &'static str {
 /// The settings without what is secret: of tokens only the file's name.
 fn settings(settings: &Settings, admin: &Admin) -> Value {
     let limits = &settings.limits;
-    let apps = settings.apps.iter().zip(&admin.apps_healthy).map(|(app, healthy)| {
+    let current = admin.in_force.load();
+    let apps = settings.apps.iter().zip(&admin.apps_healthy).enumerate().map(|(at, (app, healthy))| {
         let mut told = self::app(app);
+        told["access"] = json!(current.access.get(at).map(|admission| tls::access(admission)));
         told["healthy"] = json!(*healthy.borrow());
         told
     });
@@ -72,6 +76,16 @@ fn settings(settings: &Settings, admin: &Admin) -> Value {
         "log": word_of(admin.logs.level()),
         "apps": apps.collect::<Vec<_>>(),
         "trusted": settings.listen.trusted.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "tls": {
+            "outbound": settings.tls.identity.is_some().then(|| mode(settings.tls.outbound_mode)),
+            "inbound": settings.tls.identity.is_some().then(|| mode(settings.tls.inbound_mode)),
+            "edge": (!settings.tls.edge.is_empty()).then(|| mode(settings.tls.edge_mode)),
+        },
+        "identity": settings.tls.identity.as_ref().map(|files| json!({
+            "cert_file": files.pair.cert_file,
+            "key_file": files.pair.key_file,
+            "ca_file": files.ca_file,
+        })),
         "outbound": { "unknown_hosts": match settings.outbound.unknown_hosts {
             UnknownHosts::Pass => "pass",
             UnknownHosts::Reject => "reject",
@@ -93,6 +107,8 @@ fn settings(settings: &Settings, admin: &Admin) -> Value {
             "requests_in_flight": limits.requests_in_flight,
             "buffered_bytes": limits.buffered_bytes,
             "h2_streams": limits.h2_streams,
+            "handshakes": limits.handshakes,
+            "handshake_timeout": format_duration(limits.handshake_timeout),
             "header_timeout": format_duration(limits.header_timeout),
             "upstream_idle_timeout": format_duration(limits.upstream_idle_timeout),
             "upstream_idle_connections": limits.upstream_idle_connections,
@@ -109,6 +125,13 @@ fn settings(settings: &Settings, admin: &Admin) -> Value {
             "query": log.query,
         })),
     })
+}
+
+fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Permissive => "permissive",
+        Mode::Strict => "strict",
+    }
 }
 
 fn app(app: &App) -> Value {

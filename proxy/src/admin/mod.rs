@@ -12,6 +12,8 @@ mod scrape;
 
 mod shards;
 
+mod tls;
+
 mod versions;
 
 use std::convert::Infallible;

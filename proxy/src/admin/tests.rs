@@ -49,6 +49,7 @@ async fn listening(scope: Scope) -> Listening {
         per_ip: Default::default(),
         open: Default::default(),
         malformed: Default::default(),
+        tls: Default::default(),
         last_good: Arc::new(LastGoodStore::new(settings.limits.last_good_bytes)),
         nowhere: Arc::new(TargetSeries::new(Name::default(), Name::default(), 1)),
         held: Default::default(),

@@ -21,6 +21,7 @@ use self::probe::Probed;
 use crate::clock;
 use crate::current::{Current, InForce};
 use crate::settings::App;
+use crate::tls::Dial;
 use crate::upstream::endpoint::{EndpointState, Health, Peer};
 use crate::upstream::service::Upstream;
 
@@ -83,6 +84,7 @@ async fn follow(in_force: Arc<InForce>, in_flight: Arc<Semaphore>) {
                 let health = Thresholds::after(state.health());
                 tasks.spawn(check_endpoint(
                     check.clone(),
+                    state.dial.clone(),
                     health,
                     Arc::clone(&in_force),
                     Arc::clone(&in_flight),
@@ -196,13 +198,16 @@ impl Thresholds {
 /// Checks one endpoint until it is aborted: at once, then spread, then at its interval.
 async fn check_endpoint(
     check: Check,
+    dial: Option<Arc<Dial>>,
     mut thresholds: Thresholds,
     in_force: Arc<InForce>,
     in_flight: Arc<Semaphore>,
 ) {
     let mut first = true;
     loop {
-        let answer = ask(&check.peer, &check.service, check.protocol, &check.policy, &in_flight).await;
+        let answer =
+            ask((&check.peer, dial.as_deref()), &check.service, check.protocol, &check.policy, &in_flight)
+                .await;
         let changed = thresholds.take(answer.is_ok(), &check.policy);
         note(&check, thresholds.health, changed, answer, &in_force);
         sleep(pause(check.policy.interval, first)).await;
@@ -221,7 +226,7 @@ fn pause(interval: Duration, first: bool) -> Duration {
 }
 
 async fn ask(
-    peer: &Peer,
+    (peer, dial): (&Peer, Option<&Dial>),
     service: &ServiceName,
     protocol: Protocol,
     policy: &HealthCheckPolicy,
@@ -229,7 +234,7 @@ async fn ask(
 ) -> Probed {
     // The semaphore is never closed.
     let _permit = in_flight.acquire().await;
-    probe::ask(peer, service, protocol, policy).await
+    probe::ask((peer, dial), service, protocol, policy).await
 }
 
 fn note(check: &Check, health: Health, changed: bool, answer: Probed, in_force: &InForce) {
@@ -302,7 +307,9 @@ async fn check_app(
         let current = in_force.load();
         let app = current.apps.get(place).and_then(|app| Some((app.policy.protocol, app.endpoints.first()?)));
         let answer = match app {
-            Some((protocol, state)) => ask(&state.peer, &service, protocol, &policy, &in_flight).await,
+            Some((protocol, state)) => {
+                ask((&state.peer, None), &service, protocol, &policy, &in_flight).await
+            }
             None => Err("its address has not been resolved".to_owned()),
         };
         thresholds.take(answer.is_ok(), &policy);

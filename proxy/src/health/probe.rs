@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::tls::Dial;
 use crate::upstream::connect::{ConnectError, Socket, connect};
 use crate::upstream::endpoint::Peer;
 
@@ -27,16 +28,18 @@ const AGENT: &str = concat!("gilmok-health/", env!("CARGO_PKG_VERSION"));
 
 /// Asks once. Dropped half-way, the connection closes.
 pub(super) async fn ask(
-    peer: &Peer,
+    (peer, dial): (&Peer, Option<&Dial>),
     service: &ServiceName,
     protocol: Protocol,
     policy: &HealthCheckPolicy,
 ) -> Probed {
     let asking = async {
-        let socket = connect(peer, policy.timeout).await.map_err(|error| match error {
+        let socket = connect(peer, dial, policy.timeout).await.map_err(|error| match error {
             ConnectError::Refused => "it refuses connections".to_owned(),
             ConnectError::Timeout => late(policy.timeout),
+            ConnectError::Tls => "it does not agree upon TLS".to_owned(),
             ConnectError::Unreachable => "it cannot be reached".to_owned(),
+            ConnectError::Untrusted => "its certificate is not believed".to_owned(),
         })?;
         match &policy.probe {
             Probe::Tcp => Ok(()),

@@ -146,7 +146,8 @@ async fn every_kind_of_question_is_asked() {
         healthy_threshold: 1,
         unhealthy_threshold: 1,
     };
-    let ask = async |peer: &Peer, probe| probe::ask(peer, &service, Protocol::Http1, &policy(probe)).await;
+    let ask =
+        async |peer: &Peer, probe| probe::ask((peer, None), &service, Protocol::Http1, &policy(probe)).await;
     use gilmok_config::health::Probe;
     assert_eq!(ask(&peer, Probe::Tcp).await, Ok(()));
     assert_eq!(ask(&peer, Probe::Http("/".to_owned())).await, Ok(()));
@@ -199,9 +200,12 @@ async fn grpc_servers_are_asked_by_their_own_protocol() {
         unhealthy_threshold: 1,
     };
     let service = ServiceName::parse("ads").unwrap();
-    assert_eq!(probe::ask(&peer, &service, Protocol::H2, &policy).await, Ok(()));
+    assert_eq!(probe::ask((&peer, None), &service, Protocol::H2, &policy).await, Ok(()));
     serving.store(false, Relaxed);
-    assert_eq!(probe::ask(&peer, &service, Protocol::H2, &policy).await.unwrap_err(), "it says NOT_SERVING");
+    assert_eq!(
+        probe::ask((&peer, None), &service, Protocol::H2, &policy).await.unwrap_err(),
+        "it says NOT_SERVING"
+    );
 }
 
 #[test]

@@ -6,6 +6,8 @@ mod calm;
 
 mod serve;
 
+mod receive;
+
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::caller::Caller;
 use crate::drain::Phase;
+use crate::tls::Stream;
 use crate::worker::Worker;
 
 /// How long accepting pauses when the process has no descriptor or memory left for a connection.
@@ -57,7 +60,7 @@ async fn accept(worker: Rc<Worker>, listener: Listener, app: Option<usize>, sock
                 let Ok(permit) = permit else { return };
                 let Some(caller) = Caller::admit(&worker, listener, app, peer, permit) else { continue };
                 // Ends with its connection.
-                tokio::task::spawn_local(connection(Rc::clone(&worker), Rc::new(caller), stream));
+                tokio::task::spawn_local(connection(Rc::clone(&worker), caller, stream));
             }
             // The caller was gone before we took it.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -69,8 +72,14 @@ async fn accept(worker: Rc<Worker>, listener: Listener, app: Option<usize>, sock
     }
 }
 
-async fn connection(worker: Rc<Worker>, caller: Rc<Caller>, stream: TcpStream) {
+async fn connection(worker: Rc<Worker>, mut caller: Caller, stream: TcpStream) {
     // Without it streamed frames wait up to 40 ms for an acknowledgement.
     drop(stream.set_nodelay(true));
-    serve::serve(&worker, &caller, stream).await;
+    let received = match worker.shared.tls.door(caller.listener) {
+        None => Some((Stream::Plain(stream), None)),
+        // Boxed: a handshake takes some kilobytes for a moment, a connection stays.
+        Some(door) => Box::pin(receive::receive(&worker, &mut caller, door, stream)).await,
+    };
+    let Some((stream, is_h2)) = received else { return };
+    serve::serve(&worker, &Rc::new(caller), stream, is_h2).await;
 }

@@ -1,4 +1,4 @@
-//! Serving one connection: HTTP/1.1 or HTTP/2 by what its first bytes are, under timers, until it or the drain ends.
+//! Serving one connection: HTTP/1.1 or HTTP/2 by what was agreed upon or what its first bytes are, under timers, until it or the drain ends.
 
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -13,12 +13,14 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
 use super::calm::Calm;
+use super::receive::IsH2;
 use super::socket::{PREFACE, Socket};
 use crate::caller::{Caller, Expired};
 use crate::clock;
 use crate::drain::Phase;
 use crate::executor::StreamExecutor;
 use crate::request;
+use crate::tls::Stream;
 use crate::worker::Worker;
 
 /// Buffer of an HTTP/1 connection from a caller; it grows to this only while bodies flow.
@@ -35,11 +37,22 @@ const H2_KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const H2_RESETS_MAX: usize = 20;
 
 /// Serves a connection to its end.
-pub(super) async fn serve(worker: &Rc<Worker>, caller: &Rc<Caller>, mut stream: TcpStream) {
+pub(super) async fn serve(
+    worker: &Rc<Worker>,
+    caller: &Rc<Caller>,
+    mut stream: Stream<TcpStream>,
+    agreed: IsH2,
+) {
     let mut head = [0; PREFACE.len()];
-    let sniffed = within(caller, worker, pin!(sniff(&mut stream, &mut head, caller))).await;
-    let Ok(Some(length)) = sniffed else { return };
-    let is_h2 = length == PREFACE.len() && head == *PREFACE;
+    let (is_h2, length) = match agreed {
+        // Whoever agreed upon one and speaks the other is answered in the one.
+        Some(is_h2) => (is_h2, 0),
+        None => {
+            let sniffed = within(caller, worker, pin!(sniff(&mut stream, &mut head, caller))).await;
+            let Ok(Some(length)) = sniffed else { return };
+            (length == PREFACE.len() && head == *PREFACE, length)
+        }
+    };
     let socket = Socket::new(stream, &head[..length], caller.activity.clone(), !is_h2);
     // Boxed, so that a connection costs what its protocol needs and not the larger of the two.
     if is_h2 {
@@ -52,7 +65,11 @@ pub(super) async fn serve(worker: &Rc<Worker>, caller: &Rc<Caller>, mut stream: 
 }
 
 /// Reads until it is clear whether this is HTTP/2; `None` when the caller left.
-async fn sniff(stream: &mut TcpStream, head: &mut [u8; PREFACE.len()], caller: &Caller) -> Option<usize> {
+async fn sniff(
+    stream: &mut Stream<TcpStream>,
+    head: &mut [u8; PREFACE.len()],
+    caller: &Caller,
+) -> Option<usize> {
     let mut length = 0;
     loop {
         match stream.read(&mut head[length..]).await {
@@ -132,7 +149,7 @@ async fn serve_h2(worker: &Rc<Worker>, caller: &Rc<Caller>, socket: Socket) {
 }
 
 /// Runs a connection under its timer.
-async fn within<F: Future>(
+pub(super) async fn within<F: Future>(
     caller: &Caller,
     worker: &Worker,
     mut work: Pin<&mut F>,
@@ -144,7 +161,7 @@ async fn within<F: Future>(
             return std::task::Poll::Ready(Ok(output));
         }
         while timer.as_mut().poll(cx).is_ready() {
-            match caller.activity.check(clock::now_ms(), head_timeout) {
+            match caller.check(clock::now_ms(), head_timeout) {
                 Ok(next) => timer.as_mut().reset(Instant::now() + next),
                 Err(expired) => return std::task::Poll::Ready(Err(expired)),
             }

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use crate::caller::Activity;
-use crate::gather;
+use crate::tls::Stream;
 
 /// The preface that begins HTTP/2 with prior knowledge (RFC 9113, 3.4).
 pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -24,7 +24,7 @@ const LINGER_BYTES_MAX: usize = 1 << 20;
 /// A downstream socket.
 #[derive(Debug)]
 pub(super) struct Socket {
-    stream: TcpStream,
+    stream: Stream<TcpStream>,
     /// What was read already and not played back yet.
     head: [u8; PREFACE.len()],
     head_length: usize,
@@ -42,7 +42,12 @@ struct Lingering {
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream, head: &[u8], activity: Arc<Activity>, times_heads: bool) -> Self {
+    pub(super) fn new(
+        stream: Stream<TcpStream>,
+        head: &[u8],
+        activity: Arc<Activity>,
+        times_heads: bool,
+    ) -> Self {
         let mut played = [0; PREFACE.len()];
         played[..head.len()].copy_from_slice(head);
         let head_length = head.len();
@@ -95,7 +100,7 @@ impl AsyncWrite for Socket {
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = gather::poll_write(Pin::new(&mut this.stream), cx, data);
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, data);
         this.activity.writing(written.is_pending());
         written
     }

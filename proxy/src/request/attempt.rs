@@ -125,7 +125,7 @@ async fn try_endpoint(
             if failed.answered.is_none() {
                 trying.failed(failed.outcome, failed.fault.failure());
             }
-            if matches!(failed.outcome, Outcome::Connect | Outcome::Refused) {
+            if matches!(failed.outcome, Outcome::Connect | Outcome::Refused | Outcome::Tls) {
                 endpoint.shunned_until_ms.store(clock::now_ms() + SHUN_MS, Relaxed);
             }
             let may_go_on = keeps != Keep::Owner || failed.fault == Fault::Misdirected;

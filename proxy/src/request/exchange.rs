@@ -13,6 +13,7 @@ use super::reply::owner_told;
 use super::tried::{Answered, Failed};
 use super::trying::{Trying, has_answer};
 use crate::metrics::Outcome;
+use crate::tls::is_refusal;
 use crate::upstream::connect::ConnectError;
 use crate::upstream::pool::{Lease, Pool};
 use crate::upstream::service::Upstream;
@@ -73,7 +74,11 @@ pub(super) async fn exchange(
         if let Some(request) = error.take_message() {
             *unsent = Some(request);
             if !lease.reused() {
-                return Err(Failed::unsent(Fault::Reset, Outcome::Reset));
+                return Err(if was_refused(error.error()) {
+                    Failed::unsent(Fault::Tls, Outcome::Tls)
+                } else {
+                    Failed::unsent(Fault::Reset, Outcome::Reset)
+                });
             }
         } else if lease.reused()
             && let Some(request) = lease.unanswered()
@@ -94,7 +99,9 @@ fn not_connected(error: ConnectError) -> Failed {
     match error {
         ConnectError::Refused => Failed::unsent(Fault::Refused, Outcome::Refused),
         ConnectError::Timeout => Failed::unsent(Fault::ConnectTimeout, Outcome::Connect),
+        ConnectError::Tls => Failed::unsent(Fault::Tls, Outcome::Tls),
         ConnectError::Unreachable => Failed::unsent(Fault::Unreachable, Outcome::Connect),
+        ConnectError::Untrusted => Failed::unsent(Fault::Untrusted, Outcome::Tls),
     }
 }
 
@@ -109,6 +116,7 @@ fn broken(error: &hyper::Error, reused: bool, deadline: &Deadline) -> Failed {
         Some(UploadFault::TooLarge) => failed(Fault::BodyTooLarge, Outcome::Cancelled),
         // HTTP/2 says that the stream was not taken up; the caller's spare copy goes elsewhere.
         None if let Some(outcome) = not_taken_up(error) => Failed::unsent(Fault::Refused, outcome),
+        None if !reused && was_refused(error) => Failed::unsent(Fault::Tls, Outcome::Tls),
         // Between two requests the endpoint may close at any time: counted apart.
         None if reused && was_cut(error) => failed(Fault::Reset, Outcome::StaleConnection),
         None => failed(Fault::Reset, Outcome::Reset),
@@ -120,8 +128,23 @@ fn was_cut(error: &hyper::Error) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     error.is_incomplete_message()
         || source.is_some_and(|error| {
-            matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+            // Over TLS an end without a word is one that was not expected.
+            use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+            matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
         })
+}
+
+/// Whether the endpoint did not like our certificate, and told so behind its handshake.
+fn was_refused(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        let of_h2 = error.downcast_ref::<h2::Error>().and_then(h2::Error::get_io);
+        if is_refusal(error) || of_h2.is_some_and(|error| is_refusal(error)) {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 /// Whether an HTTP/2 peer has said that it did nothing with a stream, and what that says about the endpoint.

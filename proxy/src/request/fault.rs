@@ -46,8 +46,12 @@ pub(crate) enum Fault {
     Reset,
     /// No answer in time.
     Timeout,
+    /// The endpoint does not agree upon TLS.
+    Tls,
     /// No way to the endpoint.
     Unreachable,
+    /// The endpoint is not who it should be, or cannot prove it.
+    Untrusted,
     /// The caller stopped sending.
     UploadStalled,
     /// The endpoint stopped taking what the caller sends.
@@ -78,6 +82,7 @@ impl Fault {
         let later = |told: Told| Told { retry_after: Some(1), ..told };
         let unavailable =
             |details| told(StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", 14, details);
+        let bad_gateway = |error, details| told(StatusCode::BAD_GATEWAY, error, 14, details);
         match self {
             Self::BadRequest(what) | Self::BadKey(what) => {
                 told(StatusCode::BAD_REQUEST, "http_request_error", 3, what)
@@ -129,19 +134,20 @@ impl Fault {
                     "the rate limit of the service is reached",
                 )
             },
-            Self::Refused => {
-                told(StatusCode::BAD_GATEWAY, "connection_refused", 14, "the endpoint refused the connection")
-            }
-            Self::Reset => told(
-                StatusCode::BAD_GATEWAY,
-                "connection_terminated",
-                14,
-                "the connection ended before an answer came",
-            ),
+            Self::Refused => bad_gateway("connection_refused", "the endpoint refused the connection"),
+            Self::Reset => bad_gateway("connection_terminated", "the connection ended before an answer came"),
             Self::Timeout => late("no answer within request_timeout"),
-            Self::Unreachable => {
-                told(StatusCode::BAD_GATEWAY, "destination_ip_unroutable", 14, "no way to the endpoint")
-            }
+            Self::Tls => told(
+                StatusCode::BAD_GATEWAY,
+                "tls_protocol_error",
+                14,
+                "the endpoint does not agree upon TLS",
+            ),
+            Self::Untrusted => bad_gateway(
+                "tls_certificate_error",
+                "the endpoint's certificate is not the service's, or is not believed",
+            ),
+            Self::Unreachable => bad_gateway("destination_ip_unroutable", "no way to the endpoint"),
             Self::UploadStalled => told(
                 StatusCode::REQUEST_TIMEOUT,
                 "http_request_error",
@@ -193,7 +199,7 @@ impl Fault {
         Some(match self {
             Self::BreakerOpen(_) => Failure::Open,
             Self::CallerTimeout => Failure::Cancelled,
-            Self::ConnectTimeout | Self::Unreachable => Failure::Connect,
+            Self::ConnectTimeout | Self::Tls | Self::Unreachable | Self::Untrusted => Failure::Connect,
             Self::NoEndpoint | Self::NoPrimary(_) => Failure::NoEndpoint,
             Self::Overflow(_) => Failure::Overflow,
             Self::Refused => Failure::Refused,
@@ -224,7 +230,9 @@ impl Fault {
             | Self::NoPrimary(_)
             | Self::Overflow(_)
             | Self::Refused
-            | Self::Unreachable => true,
+            | Self::Tls
+            | Self::Unreachable
+            | Self::Untrusted => true,
             Self::BadRequest(_)
             | Self::BadKey(_)
             | Self::BodyTooLarge

@@ -109,12 +109,14 @@ pub fn request(bytes: &[u8]) {
         Err(_) => return,
     };
     let forwarded_for = HeaderValue::from_static("10.1.2.3");
+    let (secure, shown) = (kind & 128 != 0, HeaderValue::from_static("URI=spiffe://mesh/service/a"));
+    let client_cert = (secure && trusted).then_some(&shown);
     let before = request.headers().clone();
     let mut headers = before.clone();
     prepare_request(
         &mut headers,
         &seen,
-        Downstream { listener, trusted, forwarded_for: &forwarded_for },
+        Downstream { listener, trusted, secure, client_cert, forwarded_for: &forwarded_for },
         host,
     );
     let keeps_mesh_fields = listener == Listener::Inbound && trusted;
@@ -134,6 +136,9 @@ pub fn request(bytes: &[u8]) {
                 assert!(keeps_mesh_fields, "{text} was believed: {before:?}");
             }
             "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" => {}
+            "x-forwarded-client-cert" if let Some(shown) = client_cert => {
+                assert_eq!(value, shown, "{before:?}")
+            }
             _ if claims::is_forwarding(text) => assert!(trusted, "{text} was believed: {before:?}"),
             _ if claims::is_look_alike(text) => panic!("{text} went on: {before:?}"),
             _ => {}
@@ -149,7 +154,8 @@ pub fn request(bytes: &[u8]) {
     }
     if !trusted {
         assert_eq!(headers["x-forwarded-for"], "10.1.2.3", "{before:?}");
-        assert_eq!(headers["x-forwarded-proto"], "http", "{before:?}");
+        let scheme = if secure { "https" } else { "http" };
+        assert_eq!(headers["x-forwarded-proto"], scheme, "{before:?}");
     }
     assert!(headers.get_all(header::COOKIE).iter().count() <= 1, "{before:?}");
     // What `Connection` names away is gone, unless routing needs it or we set it.

@@ -25,6 +25,7 @@ pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent"
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
 /// Fields that concern one hop only, beside those that `Connection` names (RFC 9110, 7.6.1).
 const HOP_FIELDS: [HeaderName; 6] = [
@@ -37,7 +38,7 @@ const HOP_FIELDS: [HeaderName; 6] = [
 ];
 
 /// Most fields that are put on: forwarding, identity, what the mesh tells.
-const ADDED_MAX: usize = 10;
+const ADDED_MAX: usize = 11;
 
 /// Makes a caller's headers those of the next hop. `host` is what the caller named.
 pub(crate) fn prepare_request(
@@ -201,13 +202,18 @@ fn forwarded(headers: &mut HeaderMap, seen: &Seen, from: Downstream<'_>, host: O
         headers.insert(X_FORWARDED_FOR, from.forwarded_for.clone());
     }
     if !(seen.forwarded_proto && believed) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        let scheme = if from.secure { "https" } else { "http" };
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
     if !(seen.forwarded_host && believed) {
         match host {
             Some(host) => headers.insert(X_FORWARDED_HOST, host),
             None => headers.remove(X_FORWARDED_HOST),
         };
+    }
+    // Whoever has shown who it is says nothing else of it.
+    if let Some(shown) = from.client_cert {
+        headers.insert(X_FORWARDED_CLIENT_CERT, shown.clone());
     }
 }
 

@@ -55,9 +55,10 @@ use std::future::ready;
 use std::pin::Pin;
 use std::rc::Rc;
 
+use gilmok_config::access;
 use gilmok_config::baggage;
 use gilmok_config::decide::{Decision, Listener, Refusal, Split, Target, decide};
-use gilmok_config::route::has_prefix;
+use gilmok_config::path::has_prefix;
 use gilmok_config::sharding::Sharded;
 use gilmok_config::sharding::moving::{AtOwner, HOLD_MAX};
 use http::header::{HOST, HeaderValue};
@@ -283,13 +284,16 @@ fn destination(
     let app = caller.app.filter(|_| caller.listener == Listener::Inbound);
     // Before there is anything in force nobody knows what may be asked of it.
     let app = app.map(|at| view.apps.get(at).map(|app| (at, app)).ok_or(Fault::NoEndpoint)).transpose()?;
+    if let Some((at, _)) = app {
+        record.placed(Place::App(at));
+        allowed(caller, view, record, request, at)?;
+    }
     if let Some((at, app)) = app.filter(|(_, app)| app.owned.is_none()) {
         return Ok(Some(Destination::app(at, app, Key::ANYBODYS)));
     }
     let host = host.unwrap_or(Cow::Borrowed(""));
     let facts = split::facts(worker, caller, view, request, visitor, &host);
     if let Some((at, app)) = app {
-        record.placed(Place::App(at));
         return Ok(Some(Destination::app(at, app, owner::decide(caller, record, app, &facts)?)));
     }
     let now_ms = clock::ms_of(record.decided());
@@ -314,6 +318,24 @@ fn destination(
             Err(Fault::BadKey(fault.as_str()))
         }
     }
+}
+
+/// Whether a caller may ask this of the app at this place beside the proxy.
+fn allowed(
+    caller: &Caller,
+    view: &View,
+    record: &Record,
+    request: &Request<Incoming>,
+    at: usize,
+) -> Result<(), Fault> {
+    let asking = access::Asking {
+        caller: caller.identity.as_ref().map(|identity| &identity.service),
+        method: request.method(),
+        // The same that is sent on.
+        path: request.uri().path_and_query().map_or("/", PathAndQuery::path),
+    };
+    let allowed = view.access[at].ask(&asking, clock::ms_of(record.decided()));
+    allowed.map_err(|denial| Fault::Denied(denial.told()))
 }
 
 /// What a caller knows of a key.
@@ -362,7 +384,8 @@ fn next_target(
         }
         gilmok_config::service::Protocol::H2 => {
             headers.remove(HOST);
-            parts.scheme = Some(http::uri::Scheme::HTTP);
+            let is_tls = upstream.policy.tls.is_some();
+            parts.scheme = Some(if is_tls { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP });
             let authority = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
             parts.authority = Some(authority.parse().map_err(|_| Fault::BadRequest("Host is no host"))?);
         }

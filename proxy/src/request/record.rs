@@ -509,6 +509,7 @@ fn first_words(request: &Request<Incoming>, caller: &Caller) -> Entry {
     let mut entry = Entry::default();
     entry.listener = caller.listener.as_str();
     entry.peer = Some(caller.peer.ip());
+    entry.caller = caller.identity.as_ref().map(|identity| identity.service.clone());
     entry.protocol = request.version();
     entry.method = request.method().clone();
     entry.uri = request.uri().clone();

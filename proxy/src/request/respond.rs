@@ -138,7 +138,7 @@ fn relay(
     record.answered(head.status);
     tell_fallback(&mut head.headers, head.status, &mut record);
     if let Some(visitor) = record.new_visitor() {
-        visitor.tell_caller(&mut head.headers);
+        visitor.tell_caller(&mut head.headers, record.caller().secure);
     }
     explain(&mut head.headers, &record);
     Response::from_parts(head, Answer::relay(body, answered.lease, record, idle, recorder))

@@ -30,6 +30,12 @@ pub struct Limits {
     pub buffered_bytes: usize,
     /// Streams that one HTTP/2 connection may have open.
     pub h2_streams: u32,
+    /// TLS handshakes with callers that are under way at once, over all workers; each takes its share. Where there are
+    /// more, the one that has lasted longest is ended for the new one: it is the one that does not go on. An unfinished
+    /// one costs about 20 KiB, so that the default of 1024 takes 20 MiB.
+    pub handshakes: u32,
+    /// How long a TLS handshake may take. Five seconds are enough for slow links with a lost packet or two.
+    pub handshake_timeout: Duration,
     /// From the first byte of a connection, or the end of the request before, to the end of a
     /// request's head. Ten seconds serve slow links and end those who drip bytes.
     pub header_timeout: Duration,
@@ -57,6 +63,8 @@ impl Default for Limits {
             requests_in_flight: 16_384,
             buffered_bytes: 32 << 20,
             h2_streams: 200,
+            handshakes: 1_024,
+            handshake_timeout: Duration::from_secs(5),
             header_timeout: Duration::from_secs(10),
             upstream_idle_timeout: Duration::from_secs(4),
             upstream_idle_connections: 128,
@@ -78,6 +86,7 @@ impl Limits {
         let body_bytes =
             table.optional("body_bytes").filter(|v| !is_none(v)).and_then(|v| v.size(1, u64::MAX));
         let requests_in_flight = count(&mut table, "requests_in_flight", default.requests_in_flight);
+        let handshakes = count(&mut table, "handshakes", default.handshakes);
         let h2_streams =
             table.optional("h2_streams").and_then(|v| v.integer(1, 10_000)).unwrap_or(default.h2_streams);
         let mut size = |key, default, least, most| {
@@ -106,6 +115,8 @@ impl Limits {
             requests_in_flight,
             buffered_bytes,
             h2_streams,
+            handshakes,
+            handshake_timeout: duration("handshake_timeout", default.handshake_timeout),
             header_timeout: duration("header_timeout", default.header_timeout),
             upstream_idle_timeout: duration("upstream_idle_timeout", default.upstream_idle_timeout),
             upstream_idle_connections,

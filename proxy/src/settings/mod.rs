@@ -10,6 +10,7 @@ mod limits;
 mod network;
 mod overlay;
 mod server;
+mod tls;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -32,6 +33,7 @@ pub use limits::Limits;
 pub use network::Network;
 pub use server::Server;
 
+use crate::tls::{IdentityFiles, Mode, PairFiles, TlsSettings};
 use crate::visitor::VisitorKeys;
 
 const OUTBOUND_DEFAULT: &str = "127.0.0.1:15001";
@@ -56,6 +58,8 @@ pub struct Settings {
     pub(crate) mesh_warnings: Vec<String>,
     /// What signs the cookies of an edge listener's visitors; from `[edge] uid_key_file`.
     pub(crate) visitor_keys: Option<VisitorKeys>,
+    /// How listeners speak TLS, and who this process is; from `[identity]`, `[[edge.certificates]]` and `[listen]`.
+    pub(crate) tls: TlsSettings,
     pub source: Source,
     pub registration: Registration,
     /// Where it is written, as JSON, at what addresses this process listens: for those who asked for port 0.
@@ -209,7 +213,7 @@ impl Settings {
         let (node, zone, log) = (take("node"), take("zone"), take("log"));
         let port_file = take("port_file");
         let (apps, listen, outbound) = (take("apps"), take("listen"), take("outbound"));
-        let edge = take("edge");
+        let (edge, identity) = (take("edge"), take("identity"));
         let (source, registration, state) = (take("source"), take("registration"), take("state"));
         let (workers, drain) = (take("workers"), take("drain"));
         let (limits, access_log) = (take("limits"), take("access_log"));
@@ -221,15 +225,22 @@ impl Settings {
         let has_control_planes = matches!(source, Some(Source::ControlPlanes { .. }));
         let registration = Registration::read(registration.as_ref(), has_control_planes, base);
         check_ports(root, registration != Registration::Nowhere);
+        let (visitor_keys, certificates) = edge.map(|v| read_edge(&v, base)).unwrap_or_default();
+        let identity = identity.and_then(|v| tls::read_identity(&v, base));
+        let (outbound, outbound_mode) =
+            outbound.map(|v| Outbound::read(&v, identity.as_ref())).unwrap_or_default();
+        let (listen, tls) = Listen::read(listen.as_ref(), certificates, identity);
+        let tls = TlsSettings { outbound_mode, ..tls };
         let settings = Self {
             node: node.and_then(|v| read_node(&v)).unwrap_or_else(|| default_node(&apps, environment)),
             zone: zone.and_then(|v| v.named(Name::parse)).unwrap_or_default(),
             log: log.and_then(|v| v.choice(&LEVELS)).unwrap_or(LevelFilter::INFO),
             apps,
-            listen: Listen::read(listen.as_ref()),
-            outbound: outbound.map(|v| Outbound::read(&v)).unwrap_or_default(),
+            listen,
+            outbound,
             mesh_warnings: Vec::new(),
-            visitor_keys: edge.and_then(|v| read_visitor_keys(&v, base)),
+            visitor_keys,
+            tls,
             source: source.clone().unwrap_or_else(|| Source::MeshFile(PathBuf::new())),
             registration,
             port_file: port_file.and_then(|v| read_path(&v, base)),
@@ -254,7 +265,11 @@ pub const LEVELS: [(&str, LevelFilter); 6] = [
 ];
 
 impl Listen {
-    fn read(value: Option<&Value<'_>>) -> Self {
+    fn read(
+        value: Option<&Value<'_>>,
+        edge: Vec<PairFiles>,
+        identity: Option<IdentityFiles>,
+    ) -> (Self, TlsSettings) {
         let mut listen = Self {
             outbound: OUTBOUND_DEFAULT.parse().ok(),
             admin: ADMIN_DEFAULT.parse().ok(),
@@ -262,7 +277,8 @@ impl Listen {
             metrics: None,
             trusted: Network::loopback(),
         };
-        let Some(mut table) = value.and_then(Value::table) else { return listen };
+        let mut tls = TlsSettings { edge, identity, edge_mode: Mode::Strict, ..TlsSettings::default() };
+        let Some(mut table) = value.and_then(Value::table) else { return (listen, tls) };
         let mut socket = |key| table.optional(key).and_then(|v| read_socket(&v));
         listen.outbound = socket("outbound");
         listen.admin = socket("admin");
@@ -275,29 +291,36 @@ impl Listen {
         if let Some(trusted) = table.optional("trusted").and_then(|v| v.list(Value::parsed::<Network>)) {
             listen.trusted = trusted;
         }
+        tls::read_modes(&mut table, &mut tls);
         table.finish();
-        listen
+        (listen, tls)
     }
 }
 
 impl Outbound {
-    fn read(value: &Value<'_>) -> Self {
-        let Some(mut table) = value.table() else { return Self::default() };
+    fn read(value: &Value<'_>, identity: Option<&IdentityFiles>) -> (Self, Mode) {
+        let Some(mut table) = value.table() else { return Default::default() };
         let words = [("reject", UnknownHosts::Reject), ("pass", UnknownHosts::Pass)];
         let unknown_hosts =
             table.optional("unknown_hosts").and_then(|v| v.choice(&words)).unwrap_or_default();
+        let mode = table.optional("tls").map(|v| tls::read_outbound_mode(&v, identity)).unwrap_or_default();
         table.finish();
-        Self { unknown_hosts }
+        (Self { unknown_hosts }, mode)
     }
 }
 
-/// The keys in the file that `[edge]` names, whose contents are never told.
-fn read_visitor_keys(value: &Value<'_>, base: &Path) -> Option<VisitorKeys> {
-    let mut table = value.table()?;
-    let file = table.optional("uid_key_file");
+/// What `[edge]` says: by which keys visitors are known, and the certificates.
+fn read_edge(value: &Value<'_>, base: &Path) -> (Option<VisitorKeys>, Vec<PairFiles>) {
+    let Some(mut table) = value.table() else { return Default::default() };
+    let (keys, certificates) = (table.optional("uid_key_file"), table.optional("certificates"));
     table.finish();
-    let file = file?;
-    let path = read_path(&file, base)?;
+    let certificates = certificates.map(|v| tls::read_certificates(&v, base)).unwrap_or_default();
+    (keys.and_then(|v| read_visitor_keys(&v, base)), certificates)
+}
+
+/// The keys in a file, whose contents are never told.
+fn read_visitor_keys(file: &Value<'_>, base: &Path) -> Option<VisitorKeys> {
+    let path = read_path(file, base)?;
     let read = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()));
     match read.and_then(|text| VisitorKeys::parse(&text).map_err(str::to_owned)) {
         Ok(keys) => Some(keys),

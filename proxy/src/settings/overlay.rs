@@ -34,7 +34,7 @@ const fn row(path: &'static str, flag: &'static str, form: Form, help: &'static 
     Overridable { path, flag, form, help }
 }
 
-pub(super) const OVERRIDABLE: [Overridable; 38] = [
+pub(super) const OVERRIDABLE: [Overridable; 46] = [
     row("node", "node", Form::Text, "Name of this proxy, stable over restarts"),
     row("zone", "zone", Form::Text, "Zone of this proxy, for zone preference"),
     row("log", "log", Form::Text, "error, warn, info, debug or trace"),
@@ -44,7 +44,18 @@ pub(super) const OVERRIDABLE: [Overridable; 38] = [
     row("listen.edge", "listen-edge", Form::Text, "Address for clients outside the mesh"),
     row("listen.metrics", "listen-metrics", Form::Text, "Address for /metrics, /livez and /readyz only"),
     row("listen.trusted", "listen-trusted", Form::List, "Address ranges whose headers are believed"),
+    row("listen.inbound_tls", "listen-inbound-tls", Form::Text, "permissive or strict; needs an identity"),
+    row("listen.edge_tls", "listen-edge-tls", Form::Text, "strict or permissive; needs certificates"),
+    row("identity.cert_file", "identity-cert-file", Form::Path, "Certificate of this proxy's identity"),
+    row("identity.key_file", "identity-key-file", Form::Path, "Its private key"),
+    row(
+        "identity.ca_file",
+        "identity-ca-file",
+        Form::Path,
+        "Roots that other identities are checked against",
+    ),
     row("outbound.unknown_hosts", "outbound-unknown-hosts", Form::Text, "reject or pass"),
+    row("outbound.tls", "outbound-tls", Form::Text, "permissive or strict; needs an identity"),
     row(
         "edge.uid_key_file",
         "edge-uid-key-file",
@@ -100,6 +111,8 @@ pub(super) const OVERRIDABLE: [Overridable; 38] = [
         "Memory for bodies that may have to be sent once more",
     ),
     row("limits.h2_streams", "limits-h2-streams", Form::Number, "Streams of one HTTP/2 connection"),
+    row("limits.handshakes", "limits-handshakes", Form::Number, "TLS handshakes under way at once"),
+    row("limits.handshake_timeout", "limits-handshake-timeout", Form::Text, "Until a TLS handshake is over"),
     row("limits.header_timeout", "limits-header-timeout", Form::Text, "Until a request's head is complete"),
     row(
         "limits.upstream_idle_timeout",

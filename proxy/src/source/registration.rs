@@ -223,6 +223,9 @@ impl Registrar {
         if endpoint.inbound {
             meta.insert("gilmok-inbound".to_owned(), json!("true"));
         }
+        if endpoint.mtls {
+            meta.insert("gilmok-mtls".to_owned(), json!("true"));
+        }
         json!({
             "ID": self.app.id,
             "Name": self.app.service,
@@ -248,7 +251,7 @@ mod tests {
     fn app() -> Announced {
         let mut endpoint = Endpoint::at("10.0.0.5:15006".parse().unwrap());
         endpoint.version = gilmok_config::name::Name::parse("v1").unwrap();
-        endpoint.inbound = true;
+        (endpoint.inbound, endpoint.mtls) = (true, true);
         Announced { service: ServiceName::parse("shop").unwrap(), id: "web-1-15006".to_owned(), endpoint }
     }
 
@@ -272,7 +275,7 @@ mod tests {
         assert_eq!(calls[0].0, "PUT /v1/membership/shop/web-1-15006");
         assert_eq!(
             calls[0].1,
-            json!({"address": "10.0.0.5:15006", "version": "v1", "inbound": true, "ttl": "1s"})
+            json!({"address": "10.0.0.5:15006", "version": "v1", "inbound": true, "mtls": true, "ttl": "1s"})
         );
         assert_eq!(calls.last().unwrap().0, "DELETE /v1/membership/shop/web-1-15006");
     }
@@ -289,7 +292,10 @@ mod tests {
         wanted.send_replace(Wanted::Leave);
         task.await.unwrap();
         let calls = calls.lock().unwrap();
-        assert_eq!(calls[0].1["Meta"], json!({"version": "v1", "gilmok-inbound": "true"}));
+        assert_eq!(
+            calls[0].1["Meta"],
+            json!({"version": "v1", "gilmok-inbound": "true", "gilmok-mtls": "true"})
+        );
         assert_eq!(calls[0].1["Check"]["TTL"], "1s");
         assert_eq!(
             calls[0].1["Check"]["DeregisterCriticalServiceAfter"],

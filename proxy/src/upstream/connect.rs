@@ -1,4 +1,4 @@
-//! Opening connections to endpoints: TCP or unix socket, within the connect timeout.
+//! Opening connections to endpoints: TCP or unix socket, encrypted where that is so, within the connect timeout.
 
 use std::io;
 use std::pin::Pin;
@@ -13,12 +13,12 @@ use tokio::time::timeout;
 
 use super::endpoint::Peer;
 use super::unanswered::Unanswered;
-use crate::gather;
+use crate::tls::{Dial, DialError, Stream};
 
 /// An open connection to an endpoint.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    stream: Stream,
+    stream: Stream<Raw>,
     /// Whether everything that the endpoint sent was read.
     is_read: bool,
     /// What is to be kept of requests; only on connections that serve one after the other.
@@ -28,7 +28,7 @@ pub(crate) struct Socket {
 }
 
 #[derive(Debug)]
-enum Stream {
+enum Raw {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -40,36 +40,51 @@ pub(crate) enum ConnectError {
     Refused,
     /// Nobody answered in time.
     Timeout,
+    /// Somebody is there and does not agree upon TLS.
+    Tls,
     /// No way there.
     Unreachable,
+    /// Somebody is there who is not who it should be, or cannot prove it.
+    Untrusted,
 }
 
 /// Opens a connection.
 ///
 /// # Errors
 /// Why there is none. Safe to drop at any time: the socket closes with the future.
-pub(crate) async fn connect(peer: &Peer, within: Duration) -> Result<Socket, ConnectError> {
-    match timeout(within, open(peer)).await {
-        Err(_elapsed) => Err(ConnectError::Timeout),
-        Ok(Ok(stream)) => Ok(Socket { stream, is_read: false, unanswered: None, heard: None }),
-        Ok(Err(error)) => Err(match error.kind() {
-            // A unix socket that is not there is refused like a port that nobody listens on.
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => ConnectError::Refused,
-            io::ErrorKind::TimedOut => ConnectError::Timeout,
-            _ => ConnectError::Unreachable,
-        }),
-    }
+pub(crate) async fn connect(
+    peer: &Peer,
+    dial: Option<&Dial>,
+    within: Duration,
+) -> Result<Socket, ConnectError> {
+    let stream = timeout(within, open(peer, dial)).await.map_err(|_elapsed| ConnectError::Timeout)??;
+    Ok(Socket { stream, is_read: false, unanswered: None, heard: None })
 }
 
-async fn open(peer: &Peer) -> io::Result<Stream> {
+async fn open(peer: &Peer, dial: Option<&Dial>) -> Result<Stream<Raw>, ConnectError> {
+    let raw = open_raw(peer).await.map_err(|error| match error.kind() {
+        // A unix socket that is not there is refused like a port that nobody listens on.
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => ConnectError::Refused,
+        io::ErrorKind::TimedOut => ConnectError::Timeout,
+        _ => ConnectError::Unreachable,
+    })?;
+    let Some(dial) = dial else { return Ok(Stream::Plain(raw)) };
+    let encrypted = dial.connect(peer, raw).await.map_err(|error| match error {
+        DialError::Certificate => ConnectError::Untrusted,
+        DialError::Closed | DialError::Protocol => ConnectError::Tls,
+    })?;
+    Ok(Stream::Tls(encrypted))
+}
+
+async fn open_raw(peer: &Peer) -> io::Result<Raw> {
     match peer {
         Peer::Tcp(address) => {
             let socket = TcpStream::connect(address).await?;
             // Without it streamed frames wait up to 40 ms for an acknowledgement.
             socket.set_nodelay(true)?;
-            Ok(Stream::Tcp(socket))
+            Ok(Raw::Tcp(socket))
         }
-        Peer::Unix(path) => Ok(Stream::Unix(UnixStream::connect(path).await?)),
+        Peer::Unix(path) => Ok(Raw::Unix(UnixStream::connect(path).await?)),
     }
 }
 
@@ -109,10 +124,7 @@ impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        let polled = match &mut this.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        };
+        let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
         if polled.is_ready() {
             this.is_read |= buf.filled().len() == before;
             if let Some(heard) = this.heard.take() {
@@ -129,10 +141,7 @@ impl AsyncRead for Socket {
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = match &mut this.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, data),
-            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, data),
-        };
+        let written = Pin::new(&mut this.stream).poll_write(cx, data);
         let written = written.map(|written| this.read_on(written, || data.len()));
         this.wrote(&[io::IoSlice::new(data)], &written);
         written
@@ -144,10 +153,7 @@ impl AsyncWrite for Socket {
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = match &mut this.stream {
-            Stream::Tcp(stream) => gather::poll_write(Pin::new(stream), cx, data),
-            Stream::Unix(stream) => gather::poll_write(Pin::new(stream), cx, data),
-        };
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, data);
         let length = || data.iter().map(|part| part.len()).sum();
         let written = written.map(|written| this.read_on(written, length));
         this.wrote(data, &written);
@@ -159,16 +165,57 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Raw {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Raw {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, data),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, data),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, data),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, data),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

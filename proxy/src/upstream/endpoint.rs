@@ -12,6 +12,7 @@ use http::HeaderValue;
 use super::ejection::Ejection;
 use super::version::VersionState;
 use crate::metrics::TargetSeries;
+use crate::tls::Dial;
 
 /// Where a connection goes, names resolved.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +42,8 @@ pub(crate) struct EndpointState {
     pub(crate) id: u64,
     pub(crate) endpoint: Endpoint,
     pub(crate) peer: Peer,
+    /// How it is called over TLS; `None` is in the clear.
+    pub(crate) dial: Option<Arc<Dial>>,
     /// Its version and shard as they are told to the application, made once; absent where it has none.
     pub(crate) version_header: Option<HeaderValue>,
     pub(crate) shard_header: Option<HeaderValue>,
@@ -79,6 +82,7 @@ impl EndpointState {
             shard_header: told(&endpoint.shard),
             endpoint,
             peer,
+            dial: None,
             version,
             series,
             in_flight: AtomicU32::new(0),
@@ -102,6 +106,15 @@ impl EndpointState {
     /// Notes what active checks say. The owner calls [`super::service::Upstream::refresh`] when it changed.
     pub(crate) fn note_health(&self, health: Health) {
         self.health.store(health as u8, Relaxed);
+    }
+}
+
+impl Peer {
+    pub(crate) fn ip(&self) -> Option<std::net::IpAddr> {
+        match self {
+            Self::Tcp(address) => Some(address.ip()),
+            Self::Unix(_) => None,
+        }
     }
 }
 

@@ -234,7 +234,7 @@ impl Pool {
     }
 
     async fn open_http1(self: &Rc<Self>, within: Duration) -> Result<H1Lease, ConnectError> {
-        let mut socket = connect(&self.state.peer, within).await?;
+        let mut socket = connect(&self.state.peer, self.state.dial.as_deref(), within).await?;
         let unanswered = socket.keep_unanswered();
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(H1_BUFFER_BYTES_MAX)
@@ -293,7 +293,7 @@ impl Pool {
     }
 
     async fn open_h2(&self, within: Duration) -> Result<Rc<H2Connection>, ConnectError> {
-        let mut socket: Socket = connect(&self.state.peer, within).await?;
+        let mut socket: Socket = connect(&self.state.peer, self.state.dial.as_deref(), within).await?;
         let heard = socket.tell_when_heard();
         let (sender, connection) = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())

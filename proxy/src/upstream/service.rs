@@ -32,6 +32,7 @@ use crate::breaker::{Breaker, Verdict};
 use crate::clock;
 use crate::metrics::TargetSeries;
 use crate::rate_limit::Limiter;
+use crate::tls::{Dial, Dialing, Mesh};
 
 /// The live state of one service in one snapshot. What is unchanged is taken over from the one before.
 #[derive(Debug)]
@@ -55,6 +56,8 @@ pub(crate) struct Upstream {
     pub(crate) shared: Arc<Shared>,
     pub(crate) breakers: Option<Breakers>,
     pub(crate) limiter: Option<Arc<Limiter>>,
+    /// How its endpoints are called over TLS, where they are.
+    dialing: Dialing,
     /// What its versions come to while they share.
     pub(crate) trials: Trials,
     /// What may make a request be sent once more, here or to another service.
@@ -114,6 +117,8 @@ pub(crate) struct Surroundings<'a> {
     /// The addresses that a name stood for when it was last resolved.
     pub(crate) resolved: &'a HashMap<(Arc<str>, u16), Arc<[std::net::SocketAddr]>>,
     pub(crate) zone: &'a Name,
+    /// Who this proxy is in the mesh.
+    pub(crate) identity: Option<&'a Arc<Mesh>>,
     pub(crate) workers: usize,
     pub(crate) now_ms: u64,
     pub(crate) next_id: &'a AtomicU64,
@@ -137,6 +142,8 @@ impl Upstream {
             .flat_map(|before| &before.endpoints)
             .map(|state| ((&state.peer, &state.endpoint.version, &state.endpoint.shard), state))
             .collect();
+        let dialing = before.map(|before| &before.dialing);
+        let dialing = Dialing::build(name, policy, endpoints, around.identity, dialing);
         let mut versions = Versions::following(before.map(|before| &before.versions));
         for version in policy.traffic.iter().flat_map(|traffic| traffic.versions()) {
             versions.take_up(version);
@@ -150,11 +157,16 @@ impl Upstream {
                 targets.push(Arc::clone(&series));
             }
             for peer in peers_of(endpoint, around) {
-                let state = match kept.get(&(&peer, &endpoint.version, &endpoint.shard)) {
-                    Some(state) if state.endpoint == *endpoint => Arc::clone(state),
+                let kept = kept.get(&(&peer, &endpoint.version, &endpoint.shard)).copied();
+                let dial = kept.and_then(|kept| kept.dial.as_ref());
+                let dial = dialing.of(name, endpoint, peer.ip(), dial);
+                let state = match kept {
+                    Some(state) if state.endpoint == *endpoint && state.is_called_by(dial.as_ref()) => {
+                        Arc::clone(state)
+                    }
                     kept => {
                         let of = (&version, &series);
-                        Arc::new(EndpointState::following(kept.copied(), endpoint, peer, of, around))
+                        Arc::new(EndpointState::following(kept, endpoint, (peer, dial), of, around))
                     }
                 };
                 states.push(state);
@@ -187,6 +199,7 @@ impl Upstream {
             shared,
             breakers,
             limiter: limiter(policy, before),
+            dialing,
             trials: Trials::of(
                 policy.traffic.as_deref(),
                 before.map(|before| (&before.trials, before.policy.traffic.as_deref())),
@@ -240,6 +253,7 @@ impl Upstream {
             shared: Arc::default(),
             breakers: None,
             limiter: None,
+            dialing: Dialing::default(),
             trials: Trials::default(),
             repeats: FailureSet::default(),
             failures: FailureSet::default(),
@@ -412,18 +426,30 @@ impl Upstream {
 }
 
 impl EndpointState {
+    /// Whether this is how it is called.
+    fn is_called_by(&self, dial: Option<&Arc<Dial>>) -> bool {
+        match (&self.dial, dial) {
+            (None, None) => true,
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (None, Some(_)) | (Some(_), None) => false,
+        }
+    }
+
     /// A new state for an endpoint that was there with another weight, zone, role or priority (or was not there).
     fn following(
         before: Option<&Arc<Self>>,
         endpoint: &Endpoint,
-        peer: Peer,
+        (peer, dial): (Peer, Option<Arc<Dial>>),
         (version, series): (&Arc<VersionState>, &Arc<TargetSeries>),
         around: &Surroundings<'_>,
     ) -> Self {
         // The same id keeps the workers' pools; in flight begins at 0 and what is under way ends on the old state.
-        let id = before.map_or_else(|| around.next_id.fetch_add(1, Relaxed), |before| before.id);
+        // Connections that were made with another certificate, or were checked by other roots, serve no new request.
+        let kept = before.filter(|before| before.is_called_by(dial.as_ref()));
+        let id = kept.map_or_else(|| around.next_id.fetch_add(1, Relaxed), |kept| kept.id);
         let (version, series) = (Arc::clone(version), Arc::clone(series));
-        let state = Self::new(id, endpoint.clone(), peer, version, series, around.now_ms);
+        let mut state = Self::new(id, endpoint.clone(), peer, version, series, around.now_ms);
+        state.dial = dial;
         if let Some(before) = before {
             state.note_health(before.health());
             state.ejection.follow(&before.ejection);

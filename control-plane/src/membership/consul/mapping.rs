@@ -60,7 +60,8 @@ fn instance(entry: &ServiceEntry) -> Result<Instance, String> {
     (endpoint.version, endpoint.shard, endpoint.zone) = (name("version"), name("shard"), name("zone"));
     endpoint.role = said.read("role", role, &mut notes).unwrap_or_default();
     endpoint.priority = said.read("priority", priority, &mut notes).unwrap_or_default();
-    endpoint.inbound = entry.service.meta.get("gilmok-inbound").is_some_and(|value| value == "true");
+    let is_true = |key| entry.service.meta.get(key).is_some_and(|value| value == "true");
+    (endpoint.inbound, endpoint.mtls) = (is_true("gilmok-inbound"), is_true("gilmok-mtls"));
     endpoint.weight = weight(entry.service.weights.unwrap_or_default(), status);
     Ok(Instance { endpoint, status, note: notes.join("; ") })
 }
@@ -185,7 +186,7 @@ mod tests {
         let instance = one(
             r#"{"Node":{"Node":"n1","Address":"10.0.0.9"},"Service":{"ID":"ads-1","Address":"10.0.0.1",
             "Port":80,"Weights":{"Passing":7,"Warning":2},"Meta":{"version":"v2","shard":"3","role":"replica",
-            "zone":"eu-1a","priority":"1","gilmok-inbound":"true"}},"Checks":[{"CheckID":"c","Status":"passing"}]}"#,
+            "zone":"eu-1a","priority":"1","gilmok-inbound":"true","gilmok-mtls":"true"}},"Checks":[{"CheckID":"c","Status":"passing"}]}"#,
         );
         let expected = Endpoint {
             version: Name::parse("v2").unwrap(),
@@ -195,6 +196,7 @@ mod tests {
             weight: 7,
             priority: 1,
             inbound: true,
+            mtls: true,
             ..Endpoint::at("10.0.0.1:80".parse().unwrap())
         };
         let expected = Instance { endpoint: expected, status: Status::Passing, note: String::new() };

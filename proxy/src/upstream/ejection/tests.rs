@@ -30,6 +30,7 @@ fn upstream(endpoints: usize, table: &str, before: Option<&Upstream>, now_ms: u6
     let around = Surroundings {
         resolved: &resolved,
         zone: &zone,
+        identity: None,
         workers: 1,
         now_ms,
         next_id: &next_id,
@@ -214,6 +215,7 @@ fn a_new_snapshot_goes_on_where_the_old_one_was_and_hears_of_its_last_calls() {
     let around = Surroundings {
         resolved: &resolved,
         zone: &zone,
+        identity: None,
         workers: 1,
         now_ms: 50,
         next_id: &next_id,

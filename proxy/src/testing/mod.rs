@@ -1,5 +1,7 @@
 //! What tests of this crate share: folders that go away with their test, a server that notes calls, waiting.
 
+pub(crate) mod certificates;
+
 use std::convert::Infallible;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
