@@ -10,7 +10,7 @@ use http::{HeaderMap, Method};
 use crate::assignment::place_of;
 use crate::baggage::{KeyedSubject, SubjectKey};
 use crate::balancing::{self, BySubject};
-use crate::flag::{Asked, Context, Evaluation, FlagSet, Told};
+use crate::flag::{Asked, Context, Finding, FlagSet, Told};
 use crate::name::Name;
 use crate::path::has_prefix;
 use crate::route::{Route, WhenFlag};
@@ -227,13 +227,13 @@ fn is_when(snapshot: &Snapshot, facts: &Facts<'_>, service: usize, when: &WhenFl
     with_flags(snapshot, facts, service, is_it).unwrap_or_default()
 }
 
-/// Puts the headers there that tell a service its flags. Every evaluation that was made for it is `seen`.
-pub fn tell_flags<'s>(
-    snapshot: &'s Snapshot,
+/// Puts the headers there that tell a service its flags. What each flag came to is `seen`.
+pub fn tell_flags(
+    snapshot: &Snapshot,
     facts: &Facts<'_>,
     service: usize,
     headers: &mut HeaderMap,
-    seen: &mut dyn FnMut(&Evaluation<'s>),
+    seen: &mut dyn FnMut(Finding),
 ) -> Told {
     let Some((emission, set)) = snapshot.services()[service].emission.as_ref().zip(snapshot.flags()) else {
         return Told::default();

@@ -247,8 +247,10 @@ fn a_service_is_told_what_it_asks_for_with_its_own_subject_and_context() {
         let (request, mut told) = (headers(all), HeaderMap::new());
         let facts = Facts::of(Listener::Outbound, "shop", "/", &Method::GET, &request);
         let mut seen = Vec::new();
-        tell_flags(&snapshot, &facts, shop, &mut told, &mut |found| seen.push(found.flag().key()));
-        assert_eq!(seen, ["new-ui", "like-checkout"]);
+        tell_flags(&snapshot, &facts, shop, &mut told, &mut |found| {
+            seen.push(snapshot.flags().unwrap().flags()[found.flag].key());
+        });
+        assert_eq!(seen, ["page-size", "new-ui", "like-checkout"]);
         told["feature-flags"].to_str().unwrap().to_owned()
     };
     // The place of ["checkout", "user-4"] is on the candidate or not as traffic has it.

@@ -81,6 +81,13 @@ pub(crate) enum Expired {
     Stalled,
 }
 
+impl Downstream<'_> {
+    /// Whether the mesh's own fields that it sends are kept.
+    pub(crate) fn speaks_for_mesh(&self) -> bool {
+        self.listener == Listener::Inbound && self.trusted
+    }
+}
+
 impl Caller {
     /// What headers depend on.
     pub(crate) fn downstream(&self) -> Downstream<'_> {

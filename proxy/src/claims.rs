@@ -1,5 +1,6 @@
 //! Fields by which a caller would speak for the mesh: the mesh's own, and those that say for whom a request is made.
 
+use gilmok_config::flag::FlagSet;
 use http::HeaderMap;
 
 /// Whether a field is the mesh's.
@@ -25,6 +26,13 @@ pub(crate) fn is_look_alike(name: &str) -> bool {
 /// Takes them out of a request's trailers, which some applications join with its headers. The mesh sends none there.
 pub(crate) fn strip_trailers(trailers: &mut HeaderMap) {
     strip(trailers, |name| is_mesh(name) || is_forwarding(name) || is_look_alike(name));
+}
+
+/// Takes out the headers that flags have for themselves, and what looks like them; of who is believed only the latter.
+pub(crate) fn strip_flags(headers: &mut HeaderMap, set: &FlagSet, believed: bool) {
+    if !set.single_headers().is_empty() {
+        strip(headers, |name| set.is_like_single_header(name) && !(believed && set.is_single_header(name)));
+    }
 }
 
 /// Takes out every field of these names.

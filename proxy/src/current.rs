@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use gilmok_config::address::Address;
 use gilmok_config::endpoint::Endpoint;
+use gilmok_config::flag::FlagSet;
 use gilmok_config::name::{Name, ServiceName};
 use gilmok_config::retry::RetryPolicy;
 use gilmok_config::service::ServicePolicy;
@@ -18,6 +19,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::access::Admission;
 use crate::clock;
+use crate::flag_counts::FlagCounts;
 use crate::tls::Mesh;
 use crate::upstream::endpoint::EndpointState;
 use crate::upstream::service::{Surroundings, Upstream};
@@ -33,6 +35,8 @@ pub(crate) struct Current {
     pub(crate) apps: Vec<Arc<Upstream>>,
     /// Who may call them, in the same order.
     pub(crate) access: Vec<Arc<Admission>>,
+    /// How often flags were evaluated, and to what they came.
+    pub(crate) flag_counts: Arc<FlagCounts>,
     /// By which visitors are known, where there are any.
     pub(crate) keys: Option<Arc<VisitorKeys>>,
     /// Which revision it is; absent in file mode.
@@ -252,11 +256,22 @@ impl InForce {
         });
         let access = access.collect();
         let generation = before.generation + 1;
+        let flag_counts = self.flag_counts(&before, &snapshot);
         let keys = with.keys.clone();
-        let current = Current { snapshot, upstreams, apps, access, keys, applied, generation };
+        let current = Current { snapshot, upstreams, apps, access, flag_counts, keys, applied, generation };
         self.current.store(Arc::new(current));
         self.generation.send_replace(generation);
         generation
+    }
+
+    fn flag_counts(&self, before: &Current, snapshot: &Snapshot) -> Arc<FlagCounts> {
+        let (then, now) = (before.snapshot.flags(), snapshot.flags().map(|set| &**set));
+        if then.map(|set| set.fingerprint()) == now.map(FlagSet::fingerprint) && before.generation > 0 {
+            return Arc::clone(&before.flag_counts);
+        }
+        let before = then.map(|set| (&**set, &*before.flag_counts));
+        // The thread of the OFREP listener comes after the workers.
+        Arc::new(FlagCounts::new(now, self.workers() + 1, before))
     }
 }
 

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::context::{Context, FLAGD, TARGETING_KEY};
-use super::evaluate::{Asked, Evaluation};
+use super::evaluate::{Asked, Evaluation, Finding};
 use super::header::FEATURE_FLAGS;
 use super::{Flag, FlagSet};
 use crate::grammar::Value;
@@ -52,6 +52,8 @@ pub struct Emission {
     dynamic: Vec<usize>,
     /// Those that are the same for everybody.
     fixed_flags: Vec<usize>,
+    /// What the first of them came to that are told.
+    fixed_findings: Vec<Finding>,
     dropped: usize,
 }
 
@@ -80,7 +82,7 @@ impl ServiceFlags {
     }
 
     /// Everything that it looks at.
-    pub(crate) fn inputs(&self) -> impl Iterator<Item = &Inputs> {
+    pub fn inputs(&self) -> impl Iterator<Item = &Inputs> {
         std::iter::once(&self.subject).chain(self.context.iter().map(|(_, inputs)| inputs))
     }
 
@@ -216,8 +218,11 @@ impl Emission {
         let mut fixed = String::new();
         let mut headers = HeaderMap::new();
         for at in &flags {
-            if let Ok(evaluation) = set.evaluate_flag(&set.flags[*at], &asked) {
-                self.dropped += usize::from(!evaluation.tell(&mut fixed, &mut headers));
+            let evaluation = set.evaluate_flag(&set.flags[*at], &asked).ok();
+            let is_told = evaluation.as_ref().is_some_and(|found| found.tell(&mut fixed, &mut headers));
+            self.dropped += usize::from(evaluation.is_some() && !is_told);
+            if is_told && self.fixed_findings.len() < EMIT_MAX {
+                self.fixed_findings.push(Finding::of(*at, evaluation.as_ref()));
             }
         }
         if self.dynamic.is_empty() && !fixed.is_empty() {
@@ -226,12 +231,6 @@ impl Emission {
         self.fixed_singles = headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         self.fixed = fixed.into();
         self.fixed_flags = flags;
-    }
-
-    /// The places of flags that are the same for everybody.
-    #[must_use]
-    pub fn fixed(&self) -> &[usize] {
-        &self.fixed_flags
     }
 
     /// The places of all of its flags.
@@ -251,15 +250,18 @@ impl Emission {
         self.dynamic.is_empty() && self.fixed_flags.is_empty()
     }
 
-    /// Puts the headers there. `set` is the one that it was made of. Every evaluation that was made for this request is
-    /// `seen`, in the order of the set.
-    pub fn tell<'s>(
+    /// Puts the headers there. `set` is the one that it was made of. What each flag came to is `seen`, also of those that
+    /// are the same for everybody.
+    pub fn tell(
         &self,
-        set: &'s FlagSet,
+        set: &FlagSet,
         asked: &Asked<'_>,
         headers: &mut HeaderMap,
-        seen: &mut dyn FnMut(&Evaluation<'s>),
+        seen: &mut dyn FnMut(Finding),
     ) -> Told {
+        for finding in &self.fixed_findings {
+            seen(*finding);
+        }
         for (name, value) in &self.fixed_singles {
             headers.insert(name, value.clone());
         }
@@ -276,10 +278,9 @@ impl Emission {
         for at in &self.dynamic {
             let Some(flag) = set.flags.get(*at) else { continue };
             // A flag that fails is not told: the application has a default for it.
-            if let Ok(evaluation) = set.evaluate_flag(flag, asked) {
-                dropped += usize::from(!evaluation.tell(&mut text, headers));
-                seen(&evaluation);
-            }
+            let evaluation = set.evaluate_flag(flag, asked).ok();
+            seen(Finding::of(*at, evaluation.as_ref()));
+            dropped += usize::from(evaluation.is_some_and(|found| !found.tell(&mut text, headers)));
         }
         if !text.is_empty()
             && let Ok(value) = HeaderValue::try_from(text)
@@ -329,6 +330,7 @@ mod tests {
     use sfv::{Dictionary, FieldType as _, Parser};
 
     use super::*;
+    use crate::flag::Reason;
 
     const NOW: u64 = 1_700_000_000;
 
@@ -405,10 +407,24 @@ mod tests {
         let emission = Emission::new(&Emit::All, &set, None);
         let context = Context::default();
         emission.tell(&set, &Asked::of(&context, NOW), &mut HeaderMap::new(), &mut |found| {
-            evaluated.push(found.flag().key())
+            evaluated.push((set.flags[found.flag].key(), found.variant, found.reason.map(Reason::as_str)));
         });
-        assert_eq!(evaluated, ["a"]);
-        assert_eq!(emission.fixed().len(), 1);
+        // Variants are in the order of their names: `off` is the first.
+        let expected =
+            [("b", Some(0), Some("STATIC")), ("a", Some(0), Some("DEFAULT")), ("broken", None, None)];
+        assert_eq!(evaluated, expected);
+        for (name, is_one, is_like) in [
+            ("feature-a", true, true),
+            ("feature_a", false, true),
+            ("feature-c", false, false),
+            ("feature", false, false),
+        ] {
+            assert_eq!(
+                (set.is_single_header(name), set.is_like_single_header(name)),
+                (is_one, is_like),
+                "{name}"
+            );
+        }
     }
 
     #[test]

@@ -31,6 +31,17 @@ pub struct Evaluation<'s> {
     pub detail: Option<Detail<'s>>,
 }
 
+/// What an evaluation came to, by places: what is counted of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Place in [`FlagSet::flags`].
+    pub flag: usize,
+    /// Place in [`Flag::variants`].
+    pub variant: Option<usize>,
+    /// `None`: it failed.
+    pub reason: Option<Reason>,
+}
+
 /// Why, in OpenFeature's words. An evaluation that failed is a [`Failure`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
@@ -254,6 +265,15 @@ impl<'s> Evaluation<'s> {
             metadata.insert("gilmok.reason".to_owned(), Json::from(detail.to_string()));
         }
         metadata
+    }
+}
+
+impl Finding {
+    /// Of the flag at this place.
+    #[must_use]
+    pub fn of(flag: usize, evaluation: Option<&Evaluation<'_>>) -> Self {
+        let variant = evaluation.and_then(Evaluation::place);
+        Self { flag, variant, reason: evaluation.map(|evaluation| evaluation.reason) }
     }
 }
 

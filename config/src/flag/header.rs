@@ -1,5 +1,7 @@
 //! How a flag stands in a header: a member of one RFC 9651 dictionary for all, or a plain value of its own.
 
+use std::cmp::Ordering;
+
 use http::{HeaderName, HeaderValue};
 use serde_json::{Number, Value as Json};
 use sfv::{Decimal, DictSerializer, Integer, KeyRef, RefBareItem, StringRef, TokenRef};
@@ -55,6 +57,12 @@ const OTHERS_BEGIN: [&str; 6] = ["access-control-", "gilmok-", "if-", "proxy-", 
 /// Whether a header is somebody else's.
 pub(super) fn is_others(name: &HeaderName) -> bool {
     OTHERS.contains(&name.as_str()) || OTHERS_BEGIN.iter().any(|begin| name.as_str().starts_with(begin))
+}
+
+/// The order of names in which `_` is `-`.
+pub(super) fn likeness(one: &str, other: &str) -> Ordering {
+    let plain = |byte: u8| if byte == b'_' { b'-' } else { byte };
+    one.bytes().map(plain).cmp(other.bytes().map(plain))
 }
 
 /// Whether a flag's key can stand in the header as it is.

@@ -17,7 +17,7 @@ mod tests;
 
 pub use context::{Context, TARGETING_KEY};
 pub use emit::{Emission, Emit, HEADER_BYTES_MAX, ServiceFlags, Told};
-pub use evaluate::{Asked, Detail, ErrorCode, Evaluation, Expected, Failure, Reason};
+pub use evaluate::{Asked, Detail, ErrorCode, Evaluation, Expected, Failure, Finding, Reason};
 pub use extension::{Guard, Metric, Purpose};
 pub use header::FEATURE_FLAGS;
 pub use rule::Hashing;
@@ -39,6 +39,8 @@ pub const FLAGS_MAX: usize = 20_000;
 pub const VARIANTS_MAX: usize = 1_000;
 /// Longest key of a flag and longest name of a variant, in bytes.
 pub const KEY_BYTES_MAX: usize = 256;
+/// The metadata that says to which set a flag belongs.
+const FLAG_SET_ID: &str = "flagSetId";
 
 /// A set of flags, checked and compiled.
 #[derive(Debug, Default)]
@@ -48,7 +50,9 @@ pub struct FlagSet {
     by_key: HashMap<Box<str>, usize>,
     metadata: Map<String, Json>,
     hashing: Hashing,
+    /// In the order of `header::likeness`.
     single_headers: Vec<HeaderName>,
+    fingerprint: Box<str>,
     warnings: Vec<Problem>,
 }
 
@@ -136,6 +140,42 @@ impl FlagSet {
     #[must_use]
     pub fn single_headers(&self) -> &[HeaderName] {
         &self.single_headers
+    }
+
+    /// Whether a field is one of [`FlagSet::single_headers`].
+    #[must_use]
+    pub fn is_single_header(&self, name: &str) -> bool {
+        self.like(name).is_some_and(|header| header.as_str() == name)
+    }
+
+    /// Whether applications that do not tell `_` from `-` would take a field for one of [`FlagSet::single_headers`].
+    #[must_use]
+    pub fn is_like_single_header(&self, name: &str) -> bool {
+        self.like(name).is_some()
+    }
+
+    fn like(&self, name: &str) -> Option<&HeaderName> {
+        let headers = &self.single_headers;
+        let at = headers.binary_search_by(|header| header::likeness(header.as_str(), name)).ok()?;
+        Some(&headers[at])
+    }
+
+    /// A hash of everything that the set says: the same text, the same answers.
+    #[must_use]
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// The services that any flag follows.
+    pub fn followed(&self) -> impl Iterator<Item = &str> {
+        self.flags.iter().filter_map(Flag::follows)
+    }
+
+    /// To which set a flag belongs, by its own metadata or the set's `flagSetId`.
+    #[must_use]
+    pub fn id_of<'f>(&'f self, flag: &'f Flag) -> &'f str {
+        let own = flag.metadata.as_ref().and_then(|metadata| metadata.get(FLAG_SET_ID));
+        own.or_else(|| self.metadata.get(FLAG_SET_ID)).and_then(Json::as_str).unwrap_or_default()
     }
 
     /// What flagd would only warn of, with its place.

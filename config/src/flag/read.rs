@@ -8,6 +8,7 @@ use super::extension::{Extension, Prerequisite, Requirement};
 use super::rule::{Compiler, Evaluators, Hashing};
 use super::{FLAGS_MAX, Flag, FlagSet, FlagType, KEY_BYTES_MAX, Targeting, VARIANTS_MAX, Variant, header};
 use crate::grammar::{Faults, Value};
+use crate::hash::content_hash;
 use crate::node::{Kind, Node};
 use crate::problem::{PROBLEMS_MAX, Problem, Problems, shown};
 
@@ -48,7 +49,9 @@ impl FlagSet {
             requirements.extend(required.into_iter().map(|required| (read.len(), required)));
             read.push(flag);
         }
-        reader.into_set(read, &requirements, &flags)
+        let fingerprint = content_hash(value.node().to_json().to_string().as_bytes()).into();
+        let set = reader.into_set(read, &requirements, &flags)?;
+        Some(Self { fingerprint, ..set })
     }
 }
 
@@ -326,6 +329,7 @@ impl Reader {
             metadata: self.metadata,
             hashing: self.hashing,
             single_headers,
+            fingerprint: Box::default(),
             warnings: self.warnings,
         })
     }
@@ -414,7 +418,8 @@ fn cost(of: usize, flags: &[Flag], costs: &mut [Option<Cost>]) -> Cost {
 /// Two flags with one name would overwrite each other. The headers that single flags have.
 fn check_headers(flags: &[Flag], value: &Value<'_>) -> Option<Vec<http::HeaderName>> {
     let mut names: HashMap<&str, &str> = HashMap::new();
-    let mut singles: HashMap<&http::HeaderName, &str> = HashMap::new();
+    // Applications that do not tell `_` from `-` could not tell these apart.
+    let mut singles: BTreeMap<String, (&http::HeaderName, &str)> = BTreeMap::new();
     let mut is_sound = true;
     for flag in flags {
         let extension = flag.extension.as_deref();
@@ -428,7 +433,8 @@ fn check_headers(flags: &[Flag], value: &Value<'_>) -> Option<Vec<http::HeaderNa
             is_sound = false;
         }
         let Some(single) = extension.and_then(|extension| extension.single.as_ref()) else { continue };
-        if let Some(other) = singles.insert(&single.name, &flag.key) {
+        let likeness = single.name.as_str().replace('_', "-");
+        if let Some((_, other)) = singles.insert(likeness, (&single.name, &flag.key)) {
             let (a, b) = (shown(other), shown(&flag.key));
             value.fault(
                 format!("`{a}` and `{b}` both have the header `{}`", single.name),
@@ -437,7 +443,5 @@ fn check_headers(flags: &[Flag], value: &Value<'_>) -> Option<Vec<http::HeaderNa
             is_sound = false;
         }
     }
-    let mut names: Vec<http::HeaderName> = singles.into_keys().cloned().collect();
-    names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
-    is_sound.then_some(names)
+    is_sound.then(|| singles.into_values().map(|(name, _)| name.clone()).collect())
 }

@@ -8,6 +8,8 @@ mod config;
 
 mod explain;
 
+mod flags;
+
 mod scrape;
 
 mod shards;

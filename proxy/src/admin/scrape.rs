@@ -11,7 +11,7 @@ use http_body_util::Full;
 
 use super::Admin;
 use super::answer::respond;
-use super::{shards, tls, versions};
+use super::{flags, shards, tls, versions};
 use crate::breaker::State;
 use crate::clock;
 use crate::current::Current;
@@ -46,6 +46,7 @@ pub(super) fn metrics(admin: &Admin) -> Response<Full<Bytes>> {
     shards::add(&mut out, &current);
     versions::add(&mut out, &current);
     tls::add(&mut out, admin, &current);
+    flags::add(&mut out, &current);
     respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", out)
 }
 

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use bytes::{BufMut, Bytes, BytesMut};
 use gilmok_config::failure::{Failure, FailureSet};
 use gilmok_config::fallback::{Action, Fallback, Prepared};
+use gilmok_config::flag::ServiceFlags;
 use gilmok_config::name::ServiceName;
 use gilmok_config::rate_limit::By;
 use gilmok_config::subject::{Asker, Baggage, Inputs, Uid};
@@ -16,6 +17,7 @@ use hyper::body::Body;
 use super::Call;
 use super::attempt::attempt;
 use super::fault::Fault;
+use super::flags;
 use super::record::Record;
 use super::respond::Outcome;
 use super::split;
@@ -194,9 +196,10 @@ fn other<'c>(
 ) -> Pin<Box<dyn Future<Output = Option<Outcome>> + 'c>> {
     Box::pin(async move {
         let at = view.snapshot.service_index(name.as_str()).filter(|_| asked < SERVICES_MAX)?;
-        let request = call.unsent.take()?;
+        let mut request = call.unsent.take()?;
         let upstream = &view.upstreams[at];
         let aim = split::again(record, upstream, &request)?;
+        flags::tell_again(record, at, &mut request);
         let mut call = Call {
             aim,
             place: super::record::Place::Service(at),
@@ -256,7 +259,13 @@ fn who_asks<'r>(record: &Record, upstream: &Upstream, request: &'r Request<Uploa
         By::Subject(inputs) => Some(inputs),
         By::Caller | By::Service => None,
     });
-    let inputs = || traffic.into_iter().chain(limited);
+    // Users who are told other flags may get other answers.
+    let place = record.view().snapshot.service_index(upstream.name.as_str());
+    let service = place.map(|at| &record.view().snapshot.services()[at]);
+    let is_told = service.and_then(|service| service.emission.as_ref()).is_some_and(|e| e.is_dynamic());
+    let flags = upstream.policy.flags.as_deref().filter(|_| is_told);
+    let told = || flags.into_iter().flat_map(ServiceFlags::inputs);
+    let inputs = || traffic.into_iter().chain(limited).chain(told());
     let wants_client = inputs().any(Inputs::want_client);
     let asker = Asker {
         headers: request.headers(),

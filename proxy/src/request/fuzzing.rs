@@ -118,6 +118,7 @@ pub fn request(bytes: &[u8]) {
         &seen,
         Downstream { listener, trusted, secure, client_cert, forwarded_for: &forwarded_for },
         host,
+        None,
     );
     let keeps_mesh_fields = listener == Listener::Inbound && trusted;
     for (name, value) in &headers {

@@ -7,7 +7,7 @@ use super::head::{Seen, tokens};
 use crate::caller::Downstream;
 use crate::claims;
 use gilmok_config::baggage;
-use gilmok_config::decide::Listener;
+use gilmok_config::flag::FlagSet;
 use gilmok_config::sharding::tag::MapTag;
 
 pub(crate) const GILMOK_TIMEOUT: HeaderName = HeaderName::from_static("gilmok-timeout");
@@ -40,12 +40,13 @@ const HOP_FIELDS: [HeaderName; 6] = [
 /// Most fields that are put on: forwarding, identity, what the mesh tells.
 const ADDED_MAX: usize = 11;
 
-/// Makes a caller's headers those of the next hop. `host` is what the caller named.
+/// Makes a caller's headers those of the next hop. `host` is what the caller named, `flags` have headers too.
 pub(crate) fn prepare_request(
     headers: &mut HeaderMap,
     seen: &Seen,
     from: Downstream<'_>,
     host: Option<HeaderValue>,
+    flags: Option<&FlagSet>,
 ) {
     let upgrade = if seen.upgrade { headers.get(header::UPGRADE).cloned() } else { None };
     if seen.connection {
@@ -66,8 +67,11 @@ pub(crate) fn prepare_request(
     if seen.expect {
         headers.remove(header::EXPECT);
     }
-    if seen.mesh_fields && !(from.listener == Listener::Inbound && from.trusted) {
+    if seen.mesh_fields && !from.speaks_for_mesh() {
         claims::strip(headers, claims::is_mesh);
+    }
+    if let Some(set) = flags {
+        claims::strip_flags(headers, set, from.speaks_for_mesh());
     }
     if seen.claims {
         let believed = from.trusted;

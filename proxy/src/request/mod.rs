@@ -16,6 +16,8 @@ mod split;
 
 mod owner;
 
+mod flags;
+
 mod hold;
 
 mod trying;
@@ -63,7 +65,7 @@ use gilmok_config::sharding::Sharded;
 use gilmok_config::sharding::moving::{AtOwner, HOLD_MAX};
 use http::header::{HOST, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response, Uri};
+use http::{HeaderMap, Method, Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
@@ -179,7 +181,7 @@ fn route(
         // Whoever may call what the mesh does not know is passed on as it is.
         return Ok(Way::Outside(request, seen));
     };
-    let Destination { place, split, shard, subject_hash, key, strip_prefix, timeout } = destination;
+    let Destination { place, split, shard, subject_hash, key, flags, strip_prefix, timeout } = destination;
     record.placed(place);
     let patience = if caller.trusted { seen.patience } else { seen.patience.of_untrusted() };
     // What it has waited for so far is off the time that it has.
@@ -208,7 +210,17 @@ fn route(
     }
     let host = named_host(&request);
     let (mut head, body) = request.into_parts();
-    headers::prepare_request(&mut head.headers, &seen, caller.downstream(), host.clone());
+    let set = view.snapshot.flags();
+    headers::prepare_request(
+        &mut head.headers,
+        &seen,
+        caller.downstream(),
+        host.clone(),
+        set.map(AsRef::as_ref),
+    );
+    if let Some(told) = flags {
+        flags::put(&mut head.headers, *told);
+    }
     if let Some(visitor) = record.new_visitor() {
         visitor.tell_endpoint(&mut head.headers);
     }
@@ -228,6 +240,7 @@ fn route(
     }
     head.uri = next_target(&head.uri, strip_prefix.as_deref(), host, &mut head.headers, upstream)?;
     let (upload, progress) = Upload::new(body, upstream.policy.idle_timeout, worker.shared.limits.body_bytes);
+    let upload = upload.claims_no_flags(set.cloned());
     record.uploads(progress.as_ref());
     let deadline = Deadline::new(record.decided(), timeout, patience, progress);
     let method = head.method.clone();
@@ -246,6 +259,8 @@ struct Destination {
     shard: Option<Sharded>,
     subject_hash: Option<u64>,
     key: Key,
+    /// What it is told of its flags.
+    flags: Option<Box<HeaderMap>>,
     strip_prefix: Option<String>,
     timeout: std::time::Duration,
 }
@@ -265,9 +280,9 @@ impl Key {
 
 impl Destination {
     /// The app at this place beside this proxy.
-    fn app(at: usize, app: &Upstream, key: Key) -> Self {
+    fn app(at: usize, app: &Upstream, key: Key, flags: Option<Box<HeaderMap>>) -> Self {
         let (place, timeout) = (Place::App(at), app.policy.request_timeout);
-        Self { place, split: None, shard: None, subject_hash: None, key, strip_prefix: None, timeout }
+        Self { place, split: None, shard: None, subject_hash: None, key, flags, strip_prefix: None, timeout }
     }
 }
 
@@ -289,12 +304,16 @@ fn destination(
         allowed(caller, view, record, request, at)?;
     }
     if let Some((at, app)) = app.filter(|(_, app)| app.owned.is_none()) {
-        return Ok(Some(Destination::app(at, app, Key::ANYBODYS)));
+        let flags = flags::told_to_app(worker, caller, view, app, request);
+        return Ok(Some(Destination::app(at, app, Key::ANYBODYS, flags)));
     }
     let host = host.unwrap_or(Cow::Borrowed(""));
     let facts = split::facts(worker, caller, view, request, visitor, &host);
     if let Some((at, app)) = app {
-        return Ok(Some(Destination::app(at, app, owner::decide(caller, record, app, &facts)?)));
+        let key = owner::decide(caller, record, app, &facts)?;
+        let goes = matches!(key.at_owner, AtOwner::Serve);
+        let flags = goes.then(|| flags::told_to_app(worker, caller, view, app, request)).flatten();
+        return Ok(Some(Destination::app(at, app, key, flags)));
     }
     let now_ms = clock::ms_of(record.decided());
     let is_healthy =
@@ -308,7 +327,11 @@ fn destination(
                 .unwrap_or_else(|| place.of(view).policy.request_timeout);
             let strip_prefix = route.and_then(|route| route.strip_prefix.clone());
             let key = key_of(place.of(view), shard, request.method());
-            Ok(Some(Destination { place, split, shard, subject_hash, key, strip_prefix, timeout }))
+            // What waits is told when it goes.
+            let goes = matches!(key.at_owner, AtOwner::Serve);
+            let flags =
+                goes.then(|| flags::told(worker, view, service, &facts, split, place.of(view))).flatten();
+            Ok(Some(Destination { place, split, shard, subject_hash, key, flags, strip_prefix, timeout }))
         }
         Err(Refusal::NoDestination) => Ok(None),
         Err(Refusal::NoShard { service, fault }) => {
@@ -359,7 +382,7 @@ fn next_target(
     uri: &Uri,
     strip_prefix: Option<&str>,
     host: Option<HeaderValue>,
-    headers: &mut http::HeaderMap,
+    headers: &mut HeaderMap,
     upstream: &Upstream,
 ) -> Result<Uri, Fault> {
     const NO_PATH: Fault = Fault::BadRequest("the request's target is no path");

@@ -50,10 +50,18 @@ pub(super) async fn pass(
     let state = EndpointState::new(id, endpoint, peer, Arc::default(), nowhere, 0);
     let upstream = Arc::new(Upstream::outside(ServicePolicy::default(), &Arc::new(state)));
     let (mut head, body) = request.into_parts();
-    headers::prepare_request(&mut head.headers, seen, caller.downstream(), Some(host.clone()));
+    let set = record.view().snapshot.flags().cloned();
+    headers::prepare_request(
+        &mut head.headers,
+        seen,
+        caller.downstream(),
+        Some(host.clone()),
+        set.as_deref(),
+    );
     head.uri = super::next_target(&head.uri, None, Some(host), &mut head.headers, &upstream)?;
     let policy = &upstream.policy;
     let (upload, progress) = Upload::new(body, policy.idle_timeout, worker.shared.limits.body_bytes);
+    let upload = upload.claims_no_flags(set);
     let deadline =
         Deadline::new(record.decided(), policy.request_timeout, seen.patience.of_untrusted(), progress);
     let mut unsent = Some(Request::from_parts(head, upload));

@@ -77,7 +77,7 @@ pub(super) fn facts<'r>(
         uid: visitor.uid(),
         new_uid: visitor.new_uid(),
         baggage: baggage(caller, view),
-        now: if view.snapshot.wants_now() { clock::unix_seconds() } else { 0 },
+        now: now(view),
         dice: fastrand::u32(..PLACES),
         mirror_dice: fastrand::u32(..PLACES),
         ..Facts::of(caller.listener, host, uri.path(), request.method(), headers)
@@ -92,19 +92,10 @@ pub(super) fn again(record: &mut Record, upstream: &Upstream, request: &Request<
     if traffic.is_none() && sharding.is_none() && by_subject.is_none() {
         return Some(Aim::default());
     }
-    let caller = record.caller();
     let (uri, headers) = (request.uri(), request.headers());
     let named = uri.authority().map(Authority::as_str).or_else(|| headers.get(HOST)?.to_str().ok());
     let host = named.and_then(canonical).unwrap_or_default();
-    // The visitor's cookie is on its way with the request by now.
-    let facts = Facts {
-        query: uri.query(),
-        client: client(record, headers),
-        // What an earlier hop said and may not be believed was taken off.
-        baggage: Baggage { trusted: true, ..baggage(caller, record.view()) },
-        dice: fastrand::u32(..PLACES),
-        ..Facts::of(caller.listener, &host, uri.path(), request.method(), headers)
-    };
+    let facts = facts_again(record, request, &host);
     let sharded = match sharding {
         None => None,
         Some(sharding) => Some(shard(sharding, &facts).ok()?),
@@ -123,6 +114,26 @@ pub(super) fn again(record: &mut Record, upstream: &Upstream, request: &Request<
         record.passes(upstream, sharded.moves());
     }
     Some(Aim::new(split, sharded, request.method()).of_subject(hash))
+}
+
+/// What is known of a request that is sent on to another service.
+pub(super) fn facts_again<'r>(record: &'r Record, request: &'r Request<Upload>, host: &'r str) -> Facts<'r> {
+    let (uri, headers) = (request.uri(), request.headers());
+    let view = record.view();
+    // The visitor's cookie is on its way with the request by now.
+    Facts {
+        query: uri.query(),
+        client: client(record, headers),
+        // What an earlier hop said and may not be believed was taken off.
+        baggage: Baggage { trusted: true, ..baggage(record.caller(), view) },
+        now: now(view),
+        dice: fastrand::u32(..PLACES),
+        ..Facts::of(record.caller().listener, host, uri.path(), request.method(), headers)
+    }
+}
+
+fn now(view: &View) -> u64 {
+    if view.snapshot.wants_now() { clock::unix_seconds() } else { 0 }
 }
 
 /// Whether the rule of a service is what the newest snapshot says as well. That this worker runs that one may have been told

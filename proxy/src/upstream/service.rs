@@ -108,6 +108,8 @@ pub(crate) struct Shared {
     pub(crate) misdirected: AtomicU64,
     /// Requests that wait for a newer snapshot.
     pub(crate) held: Held,
+    /// Flags that found no room in the header of a request. Shared, since only what is too long comes here.
+    pub(crate) flags_dropped: AtomicU64,
     pub(crate) ejections: Ejections,
 }
 

@@ -4,10 +4,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use gilmok_config::flag::FlagSet;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
@@ -37,6 +39,8 @@ pub(crate) struct UploadStream {
     progress: Rc<Progress>,
     idle: IdleTimer,
     left: Option<u64>,
+    /// Whose headers no trailer may be.
+    flags: Option<Arc<FlagSet>>,
 }
 
 /// How far an upload is; shared by the body, which the connection owns, and the request that waits for its answer.
@@ -172,9 +176,17 @@ impl Upload {
             return (Self::Empty, None);
         }
         let progress = Rc::new(Progress { idle, ..Progress::default() });
-        let stream =
-            UploadStream { incoming, progress: Rc::clone(&progress), idle: IdleTimer::new(idle), left: most };
+        let (idle, flags) = (IdleTimer::new(idle), None);
+        let stream = UploadStream { incoming, progress: Rc::clone(&progress), idle, left: most, flags };
         (Self::Stream(Box::new(stream)), Some(progress))
+    }
+
+    /// Lets no trailer pass that is a header of one of these flags.
+    pub(crate) fn claims_no_flags(mut self, flags: Option<Arc<FlagSet>>) -> Self {
+        if let Self::Stream(stream) = &mut self {
+            stream.flags = flags.filter(|set| !set.single_headers().is_empty());
+        }
+        self
     }
 }
 
@@ -226,6 +238,9 @@ impl UploadStream {
             Poll::Ready(Some(Ok(mut frame))) => {
                 if let Some(trailers) = frame.trailers_mut() {
                     claims::strip_trailers(trailers);
+                    if let Some(set) = &self.flags {
+                        claims::strip_flags(trailers, set, false);
+                    }
                 }
                 self.idle.moved();
                 let length = frame.data_ref().map_or(0, |data| data.len() as u64);

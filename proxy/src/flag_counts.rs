@@ -1,0 +1,167 @@
+//! Counters of evaluations: by flag, variant and reason, for each thread that evaluates, written without sharing.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+
+use gilmok_config::flag::{Finding, Flag, FlagSet, Reason};
+
+/// Why, as the label `reason` tells it.
+const REASONS: [&str; 6] = ["DEFAULT", "DISABLED", "SPLIT", "STATIC", "TARGETING_MATCH", "ERROR"];
+/// Counters of one thread are a multiple of this many, so that two threads seldom write to one line of the cache.
+const LINE: usize = 8;
+/// What flags that the set does not have are told as; no key can be told from it, but that is no harm.
+const UNKNOWN: &str = "__unknown__";
+
+/// What a set's flags came to since the process started, for as long as each of them stays as it is.
+#[derive(Debug, Default)]
+pub(crate) struct FlagCounts {
+    /// By place in [`FlagSet::flags`].
+    flags: Box<[Arc<OfFlag>]>,
+    unknown: Arc<OfFlag>,
+}
+
+/// One flag's counters: made when it is first evaluated, so that flags nobody asks for cost next to nothing.
+#[derive(Debug, Default)]
+struct OfFlag {
+    writers: usize,
+    variants: usize,
+    // Atomics, because another thread reads them; no two threads write the same.
+    all: OnceLock<Box<[AtomicU64]>>,
+}
+
+impl FlagCounts {
+    /// Of a set, for so many threads that evaluate. Flags that `before` had with the same variants go on counting.
+    pub(crate) fn new(set: Option<&FlagSet>, writers: usize, before: Option<(&FlagSet, &Self)>) -> Self {
+        let kept = |flag: &Flag| {
+            let (old, counts) = before?;
+            let at = old.place_of(flag.key())?;
+            let (now, then) = (flag.variants(), old.flags()[at].variants());
+            let is_same =
+                now.len() == then.len() && now.iter().zip(then).all(|(now, then)| now.name() == then.name());
+            is_same.then(|| Arc::clone(&counts.flags[at]))
+        };
+        let flags = set.into_iter().flat_map(FlagSet::flags);
+        let flags = flags
+            .map(|flag| kept(flag).unwrap_or_else(|| Arc::new(OfFlag::new(writers, flag.variants().len()))));
+        let unknown = before
+            .map_or_else(|| Arc::new(OfFlag::new(writers, 0)), |(_, counts)| Arc::clone(&counts.unknown));
+        Self { flags: flags.collect(), unknown }
+    }
+
+    /// Counts an evaluation; `writer` is the thread's own number.
+    pub(crate) fn note(&self, writer: usize, finding: Finding) {
+        if let Some(flag) = self.flags.get(finding.flag) {
+            flag.note(writer, finding.variant, finding.reason);
+        }
+    }
+
+    /// Counts a question for a flag that there is none of.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "what is asked for by name comes to the OFREP listener")
+    )]
+    pub(crate) fn note_unknown(&self, writer: usize) {
+        self.unknown.note(writer, None, None);
+    }
+
+    /// Every count above 0: flag, variant (empty where there is none) and reason.
+    pub(crate) fn each(&self, set: &FlagSet, told: &mut dyn FnMut(&str, &str, &str, u64)) {
+        for (flag, counts) in set.flags().iter().zip(&self.flags) {
+            let name = |at: usize| flag.variants().get(at).map_or("", |variant| variant.name());
+            counts.each(&mut |variant, reason, count| told(flag.key(), name(variant), reason, count));
+        }
+        self.unknown.each(&mut |_, reason, count| told(UNKNOWN, "", reason, count));
+    }
+}
+
+impl OfFlag {
+    fn new(writers: usize, variants: usize) -> Self {
+        Self { writers, variants, all: OnceLock::new() }
+    }
+
+    /// Counters of one thread.
+    fn cells(&self) -> usize {
+        ((self.variants + 1) * REASONS.len()).next_multiple_of(LINE)
+    }
+
+    /// No variant stands behind all variants.
+    fn note(&self, writer: usize, variant: Option<usize>, reason: Option<Reason>) {
+        let cells = self.cells();
+        let all = self.all.get_or_init(|| (0..self.writers * cells).map(|_| AtomicU64::new(0)).collect());
+        let row = variant.unwrap_or(self.variants);
+        let cell = row * REASONS.len() + reason.map_or(REASONS.len() - 1, place);
+        // A plain load and store: only one thread writes, so no locked instruction is needed.
+        if let Some(counter) = all.get(writer * cells + cell) {
+            counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
+        }
+    }
+
+    fn each(&self, told: &mut dyn FnMut(usize, &str, u64)) {
+        let Some(all) = self.all.get() else { return };
+        let cells = self.cells();
+        for cell in 0..cells {
+            let count: u64 = all.iter().skip(cell).step_by(cells).map(|counter| counter.load(Relaxed)).sum();
+            if count > 0 {
+                told(cell / REASONS.len(), REASONS[cell % REASONS.len()], count);
+            }
+        }
+    }
+}
+
+fn place(reason: Reason) -> usize {
+    match reason {
+        Reason::Default => 0,
+        Reason::Disabled => 1,
+        Reason::Split => 2,
+        Reason::Static => 3,
+        Reason::TargetingMatch => 4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(flags: &str) -> FlagSet {
+        FlagSet::parse(format!("{{\"flags\": {{{flags}}}}}").as_bytes()).unwrap()
+    }
+
+    fn flag(key: &str, variants: &str) -> String {
+        format!("\"{key}\": {{\"state\": \"ENABLED\", \"variants\": {{{variants}}}}}")
+    }
+
+    fn told(counts: &FlagCounts, set: &FlagSet) -> Vec<String> {
+        let mut all = Vec::new();
+        counts.each(set, &mut |flag, variant, reason, count| {
+            all.push(format!("{flag} {variant} {reason} {count}"))
+        });
+        all
+    }
+
+    #[test]
+    fn threads_are_summed_and_flags_that_stay_go_on_counting() {
+        let one = set(&[flag("a", "\"on\": true, \"off\": false"), flag("b", "\"x\": 1")].join(","));
+        let counts = FlagCounts::new(Some(&one), 2, None);
+        let found = |flag, variant, reason| Finding { flag, variant, reason };
+        counts.note(0, found(0, Some(1), Some(Reason::Split)));
+        counts.note(1, found(0, Some(1), Some(Reason::Split)));
+        counts.note(1, found(0, Some(0), Some(Reason::Default)));
+        counts.note(0, found(0, None, None));
+        counts.note(0, found(1, None, Some(Reason::Disabled)));
+        counts.note(0, found(9, None, Some(Reason::Disabled)));
+        counts.note_unknown(1);
+        assert_eq!(
+            told(&counts, &one),
+            ["a off DEFAULT 1", "a on SPLIT 2", "a  ERROR 1", "b  DISABLED 1", "__unknown__  ERROR 1"]
+        );
+        let other = set(
+            &[flag("0", "\"x\": 1"), flag("a", "\"on\": 1, \"off\": 0"), flag("b", "\"y\": 1")].join(",")
+        );
+        let counts = FlagCounts::new(Some(&other), 2, Some((&one, &counts)));
+        assert_eq!(
+            told(&counts, &other),
+            ["a off DEFAULT 1", "a on SPLIT 2", "a  ERROR 1", "__unknown__  ERROR 1"],
+            "b has other variants now"
+        );
+    }
+}

@@ -1,0 +1,147 @@
+//! Feature flags on their way to applications: what a request tells, whom a listener believes, and files that change.
+
+use std::net::SocketAddr;
+
+use gilmok_tests::caller;
+use gilmok_tests::message::Message;
+use gilmok_tests::proxy::{Proxy, ProxySettings, service};
+use gilmok_tests::scratch::Scratch;
+use gilmok_tests::upstream::Upstream;
+
+const SET: &str = r#"{ "flags": {
+    "new-ui": { "state": "ENABLED", "variants": { "on": true, "off": false }, "defaultVariant": "off",
+        "targeting": { "if": [{ "in": [{ "var": "targetingKey" }, ["ann", "eve"]] }, "on"] },
+        "x-gilmok": { "header": { "single": "Feature-New-Ui" } } },
+    "page-size": { "state": "ENABLED", "variants": { "big": 25 }, "defaultVariant": "big" },
+    "secret": { "state": "ENABLED", "variants": { "on": true }, "defaultVariant": "on" } } }"#;
+
+/// What `SET` tells `shop` for these users.
+const OF_ANN: &str = "page-size=25;v=big, new-ui;v=on";
+const OF_BOB: &str = "page-size=25;v=big, new-ui=?0;v=off";
+
+fn mesh(upstream: &Upstream) -> String {
+    let emit = "[services.shop.flags]\nemit = [\"new-ui\", \"page-size\"]\n[flags]\nfile = \"flags.json\"\n\
+        [[routes]]\nhosts = [\"shop.example.com\"]\nservice = \"shop\"\n";
+    format!("{}{}{emit}", service("shop", "", &[upstream.address]), service("ads", "", &[upstream.address]))
+}
+
+async fn proxy(settings: ProxySettings) -> Proxy {
+    let scratch = Scratch::new();
+    scratch.write("flags.json", SET);
+    let proxy = Proxy::start_unready(settings, scratch).await;
+    proxy.is_ready().await;
+    proxy
+}
+
+/// The request as the application gets it, with these fields of its caller.
+async fn through(listener: SocketAddr, host: &str, fields: &str, upstream: &Upstream) -> Message {
+    let answer = caller::ask(listener, format!("GET / HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n")).await;
+    assert_eq!(answer.status(), 200, "{answer:?}");
+    upstream.requests().pop().expect("the request arrived")
+}
+
+#[tokio::test]
+async fn a_service_is_told_its_flags_and_nobody_is_told_others() {
+    let upstream = Upstream::saying("fine").await;
+    let proxy = proxy(ProxySettings::of_mesh(mesh(&upstream))).await;
+    for (user, flags, single) in [("ann", OF_ANN, "true"), ("bob", OF_BOB, "false"), ("ann", OF_ANN, "true")]
+    {
+        let seen = through(proxy.outbound(), "shop", &format!("X-User-Id: {user}\r\n"), &upstream).await;
+        assert_eq!(seen.header("feature-flags"), Some(flags), "{user}: {seen:?}");
+        assert_eq!(seen.header("feature-new-ui"), Some(single), "{user}");
+    }
+    let seen = through(proxy.outbound(), "ads", "X-User-Id: ann\r\n", &upstream).await;
+    assert_eq!(
+        (seen.header("feature-flags"), seen.header("feature-new-ui")),
+        (None, None),
+        "it asks for none"
+    );
+    for (labels, count) in [
+        (["flag=\"new-ui\"", "variant=\"on\"", "reason=\"TARGETING_MATCH\""], 2.0),
+        (["flag=\"new-ui\"", "variant=\"off\"", "reason=\"DEFAULT\""], 1.0),
+        (["flag=\"page-size\"", "variant=\"big\"", "reason=\"STATIC\""], 3.0),
+        (["flag=\"secret\"", "variant=\"on\"", "reason=\"STATIC\""], 0.0),
+    ] {
+        assert_eq!(proxy.metric("gilmok_flag_evaluations_total", &labels).await, count, "{labels:?}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_grants_themselves_a_flag() {
+    const CLAIMS: &str = "X-User-Id: bob\r\nFeature-Flags: admin, new-ui;v=on\r\nFeature-New-Ui: true\r\n\
+        Feature_New_Ui: true\r\nfeature_flags: admin\r\nFeature-Policy: kept\r\nConnection: Feature-Flags, Feature-New-Ui\r\n";
+    let upstream = Upstream::saying("fine").await;
+    let settings = ProxySettings::of_mesh(mesh(&upstream)).listen("edge = \"127.0.0.1:0\"");
+    let strict = settings.clone().listen("trusted = [\"10.0.0.0/8\"]").app("shop", upstream.address, "");
+    let (proxy, strict) = (proxy(settings).await, proxy(strict).await);
+    for (what, listener, host) in [
+        ("outbound", proxy.outbound(), "shop"),
+        ("edge", proxy.edge(), "shop.example.com"),
+        ("inbound", strict.inbound(0), "shop"),
+    ] {
+        let seen = through(listener, host, CLAIMS, &upstream).await;
+        assert_eq!(seen.header("feature-flags"), Some(OF_BOB), "{what}: {seen:?}");
+        assert_eq!(seen.header("feature-new-ui"), Some("false"), "{what}");
+        assert_eq!((seen.header("feature_new_ui"), seen.header("feature_flags")), (None, None), "{what}");
+        assert_eq!(seen.header("feature-policy"), Some("kept"), "{what}");
+    }
+    let seen = through(proxy.outbound(), "ads", CLAIMS, &upstream).await;
+    assert_eq!((seen.header("feature-flags"), seen.header("feature-new-ui")), (None, None), "{seen:?}");
+    // Some applications join trailers with headers.
+    let request = "POST / HTTP/1.1\r\nHost: ads\r\nTransfer-Encoding: chunked\r\n\
+        Trailer: Feature-New-Ui, feature_new_ui, Feature-Flags, X-Sum\r\n\r\n1\r\na\r\n0\r\n\
+        Feature-New-Ui: true\r\nfeature_new_ui: true\r\nFeature-Flags: admin\r\nX-Sum: 7\r\n\r\n";
+    assert_eq!(caller::ask(proxy.outbound(), request).await.status(), 200);
+    let seen = upstream.requests().pop().expect("the request arrived");
+    assert_eq!(seen.trailers, [("x-sum".to_owned(), "7".to_owned())], "{seen:?}");
+}
+
+#[tokio::test]
+async fn beside_an_app_a_caller_who_is_believed_has_said_it_already() {
+    let upstream = Upstream::saying("fine").await;
+    let proxy = proxy(ProxySettings::of_mesh(mesh(&upstream)).app("shop", upstream.address, "")).await;
+    let said =
+        "X-User-Id: bob\r\nFeature-Flags: new-ui;v=on\r\nFeature-New-Ui: true\r\nfeature_new_ui: 1\r\n";
+    let seen = through(proxy.inbound(0), "shop", said, &upstream).await;
+    assert_eq!(seen.header("feature-flags"), Some("new-ui;v=on"), "{seen:?}");
+    assert_eq!(seen.header("feature-new-ui"), Some("true"));
+    assert_eq!(seen.header("feature_new_ui"), None, "no sidecar writes it so");
+    // Nobody before it has evaluated anything.
+    let seen = through(proxy.inbound(0), "shop", "X-User-Id: ann\r\n", &upstream).await;
+    assert_eq!(seen.header("feature-flags"), Some(OF_ANN), "{seen:?}");
+}
+
+#[tokio::test]
+async fn who_stands_in_is_told_its_own_flags() {
+    let upstream = Upstream::saying("fine").await;
+    let mesh = format!(
+        "[services.ads]\n[[services.ads.fallback]]\nservice = \"shop\"\n[services.ads.flags]\nemit = [\"secret\"]\n{}",
+        mesh(&upstream)
+            .replace("[services.ads]", "[services.others]")
+            .replace("services.ads.", "services.others.")
+    );
+    let proxy = proxy(ProxySettings::of_mesh(mesh)).await;
+    let seen = through(proxy.outbound(), "ads", "X-User-Id: ann\r\n", &upstream).await;
+    assert_eq!(seen.header("feature-flags"), Some(OF_ANN), "{seen:?}");
+}
+
+#[tokio::test]
+async fn what_finds_no_room_is_counted() {
+    let upstream = Upstream::saying("fine").await;
+    let flags = (0..100).map(|n| {
+        format!("\"flag-{n:03}-{}\": {{\"state\": \"ENABLED\", \"variants\": {{\"on\": true}}, \"defaultVariant\": \"on\"}}", "x".repeat(20))
+    });
+    let set = format!("{{\"flags\": {{{}}}}}", flags.collect::<Vec<_>>().join(","));
+    let scratch = Scratch::new();
+    scratch.write("flags.json", set);
+    let mesh = mesh(&upstream).replace("[\"new-ui\", \"page-size\"]", "[\"*\"]");
+    let proxy = Proxy::start_unready(ProxySettings::of_mesh(mesh), scratch).await;
+    proxy.is_ready().await;
+    let seen = through(proxy.outbound(), "shop", "", &upstream).await;
+    let told = seen.header("feature-flags").expect("flags").split(", ").count();
+    assert!((40..80).contains(&told), "{seen:?}");
+    let dropped = proxy.metric("gilmok_flags_dropped_total", &["service=\"shop\""]).await;
+    assert_eq!(dropped, (100 - told) as f64);
+    let evaluated = proxy.metric("gilmok_flag_evaluations_total", &["reason=\"STATIC\""]).await;
+    assert_eq!(evaluated, told as f64);
+}
