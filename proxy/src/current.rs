@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use gilmok_config::address::Address;
 use gilmok_config::endpoint::Endpoint;
 use gilmok_config::flag::FlagSet;
+use gilmok_config::hash::content_hash;
 use gilmok_config::name::{Name, ServiceName};
 use gilmok_config::retry::RetryPolicy;
 use gilmok_config::service::ServicePolicy;
@@ -37,6 +38,8 @@ pub(crate) struct Current {
     pub(crate) access: Vec<Arc<Admission>>,
     /// How often flags were evaluated, and to what they came.
     pub(crate) flag_counts: Arc<FlagCounts>,
+    /// Changes with what any flag may come to, for the same question.
+    pub(crate) flag_revision: Box<str>,
     /// By which visitors are known, where there are any.
     pub(crate) keys: Option<Arc<VisitorKeys>>,
     /// Which revision it is; absent in file mode.
@@ -257,8 +260,19 @@ impl InForce {
         let access = access.collect();
         let generation = before.generation + 1;
         let flag_counts = self.flag_counts(&before, &snapshot);
+        let flag_revision = flag_revision(&snapshot);
         let keys = with.keys.clone();
-        let current = Current { snapshot, upstreams, apps, access, flag_counts, keys, applied, generation };
+        let current = Current {
+            snapshot,
+            upstreams,
+            apps,
+            access,
+            flag_counts,
+            flag_revision,
+            keys,
+            applied,
+            generation,
+        };
         self.current.store(Arc::new(current));
         self.generation.send_replace(generation);
         generation
@@ -273,6 +287,24 @@ impl InForce {
         // The thread of the OFREP listener comes after the workers.
         Arc::new(FlagCounts::new(now, self.workers() + 1, before))
     }
+}
+
+/// The set's fingerprint, and that of the traffic of services that flags follow: the same in every proxy and after a restart.
+fn flag_revision(snapshot: &Snapshot) -> Box<str> {
+    let Some(set) = snapshot.flags() else { return "none".into() };
+    let mut followed: Vec<&str> = set.followed().collect();
+    if followed.is_empty() {
+        return set.fingerprint().into();
+    }
+    followed.sort_unstable();
+    followed.dedup();
+    let traffic = followed.into_iter().map(|name| {
+        let at = snapshot.service_index(name);
+        at.and_then(|at| snapshot.services()[at].policy.traffic.as_deref())
+    });
+    // Whatever of it changes may change whom it puts where.
+    let traffic = content_hash(format!("{:?}", traffic.collect::<Vec<_>>()).as_bytes());
+    format!("{}-{traffic}", set.fingerprint()).into()
 }
 
 #[cfg(test)]

@@ -56,10 +56,6 @@ impl FlagCounts {
     }
 
     /// Counts a question for a flag that there is none of.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "what is asked for by name comes to the OFREP listener")
-    )]
     pub(crate) fn note_unknown(&self, writer: usize) {
         self.unknown.note(writer, None, None);
     }

@@ -25,11 +25,12 @@ use crate::admin::{self, Admin};
 use crate::command::Command;
 use crate::current::{InForce, LocalApp};
 use crate::drain::{Drain, Phase};
+use crate::flags;
 use crate::health;
 use crate::last_good::LastGoodStore;
 use crate::metrics::TargetSeries;
 use crate::resolve;
-use crate::settings::{App, DrainTimes, Settings, Source};
+use crate::settings::{App, DrainTimes, OfrepSettings, Settings, Source};
 use crate::sockets::Sockets;
 use crate::source::registration::{Announced, Registrar, Wanted};
 use crate::source::{Here, Identity, Sources};
@@ -175,6 +176,10 @@ async fn serve(
     }
     if let Some(socket) = sockets.metrics {
         tasks.spawn(admin::serve(TcpListener::from_std(socket)?, Arc::clone(&admin), admin::Scope::Watching));
+    }
+    if let Some(socket) = sockets.ofrep {
+        // Ends when the drain is over; nobody waits for it, as it holds nothing that would have to be finished.
+        flags::start(socket, ofrep_access(settings), Arc::clone(&in_force), drain.phases())?;
     }
     tracing::info!("{} listens: {addresses}", settings.node);
 
@@ -346,6 +351,11 @@ fn local_app(app: &App) -> LocalApp {
 /// What membership is told of where an app is that is reached at this address.
 fn advertised(app: &App, bound: SocketAddr) -> Address {
     app.advertise.clone().unwrap_or(Address::Socket(bound))
+}
+
+fn ofrep_access(settings: &Settings) -> flags::Access {
+    let OfrepSettings { allowed_origins, token_file } = settings.ofrep.clone();
+    flags::Access { origins: allowed_origins, token_file, trusted: settings.listen.trusted.clone() }
 }
 
 fn inbound_apps(settings: &Settings, sockets: &Sockets) -> Vec<InboundApp> {

@@ -25,6 +25,7 @@ pub(crate) struct Sockets {
     pub(crate) inbound: Vec<TcpListener>,
     pub(crate) admin: Option<TcpListener>,
     pub(crate) metrics: Option<TcpListener>,
+    pub(crate) ofrep: Option<TcpListener>,
 }
 
 /// A listener could not be opened.
@@ -65,6 +66,7 @@ impl Sockets {
         let edge = optional("edge", settings.listen.edge)?;
         let admin = optional("admin", settings.listen.admin)?;
         let metrics = optional("metrics", settings.listen.metrics)?;
+        let ofrep = optional("ofrep", settings.listen.ofrep)?;
         let inbound = settings.apps.iter().map(|app| open("inbound", app.inbound));
         let inbound = inbound.collect::<Result<Vec<_>, _>>()?;
         for left in inherited {
@@ -72,7 +74,7 @@ impl Sockets {
             let address = left.local_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string());
             tracing::warn!("inherited a listener on {address} that no setting names; closing it");
         }
-        Ok(Self { outbound, edge, inbound, admin, metrics })
+        Ok(Self { outbound, edge, inbound, admin, metrics, ofrep })
     }
 
     /// The listeners of the request path for one worker: clones of the same sockets.
@@ -100,6 +102,7 @@ impl Sockets {
             ("edge", &self.edge),
             ("admin", &self.admin),
             ("metrics", &self.metrics),
+            ("ofrep", &self.ofrep),
         ] {
             if let Some(socket) = socket {
                 names.insert(name.to_owned(), json!(address(socket)));

@@ -8,6 +8,7 @@ mod arguments;
 mod body_files;
 mod limits;
 mod network;
+mod ofrep;
 mod overlay;
 mod server;
 mod tls;
@@ -31,6 +32,7 @@ pub use arguments::{Environment, Task, command, unknown_variables};
 pub use body_files::BodyFiles;
 pub use limits::Limits;
 pub use network::Network;
+pub use ofrep::OfrepSettings;
 pub use server::Server;
 
 use crate::tls::{IdentityFiles, Mode, PairFiles, TlsSettings};
@@ -54,6 +56,7 @@ pub struct Settings {
     pub apps: Vec<App>,
     pub listen: Listen,
     pub outbound: Outbound,
+    pub ofrep: OfrepSettings,
     /// What is sound in the mesh file, and may still surprise; see [`Document::warnings`].
     pub(crate) mesh_warnings: Vec<String>,
     /// What signs the cookies of an edge listener's visitors; from `[edge] uid_key_file`.
@@ -80,6 +83,8 @@ pub struct Listen {
     pub admin: Option<SocketAddr>,
     pub edge: Option<SocketAddr>,
     pub metrics: Option<SocketAddr>,
+    /// For OpenFeature's SDKs.
+    pub ofrep: Option<SocketAddr>,
     /// Whose headers are believed, and who may use the admin listener from elsewhere.
     pub trusted: Vec<Network>,
 }
@@ -213,7 +218,7 @@ impl Settings {
         let (node, zone, log) = (take("node"), take("zone"), take("log"));
         let port_file = take("port_file");
         let (apps, listen, outbound) = (take("apps"), take("listen"), take("outbound"));
-        let (edge, identity) = (take("edge"), take("identity"));
+        let (edge, ofrep, identity) = (take("edge"), take("ofrep"), take("identity"));
         let (source, registration, state) = (take("source"), take("registration"), take("state"));
         let (workers, drain) = (take("workers"), take("drain"));
         let (limits, access_log) = (take("limits"), take("access_log"));
@@ -238,6 +243,7 @@ impl Settings {
             apps,
             listen,
             outbound,
+            ofrep: ofrep.map(|v| OfrepSettings::read(&v, base)).unwrap_or_default(),
             mesh_warnings: Vec::new(),
             visitor_keys,
             tls,
@@ -275,6 +281,7 @@ impl Listen {
             admin: ADMIN_DEFAULT.parse().ok(),
             edge: None,
             metrics: None,
+            ofrep: None,
             trusted: Network::loopback(),
         };
         let mut tls = TlsSettings { edge, identity, edge_mode: Mode::Strict, ..TlsSettings::default() };
@@ -284,10 +291,7 @@ impl Listen {
         listen.admin = socket("admin");
         listen.edge = socket("edge");
         listen.metrics = socket("metrics");
-        // The key is the design's; a settings file that has it already must not keep this version from starting.
-        if let Some(ofrep) = socket("ofrep") {
-            tracing::warn!("listen.ofrep = {ofrep} is not opened: this version evaluates no flags yet");
-        }
+        listen.ofrep = socket("ofrep");
         if let Some(trusted) = table.optional("trusted").and_then(|v| v.list(Value::parsed::<Network>)) {
             listen.trusted = trusted;
         }

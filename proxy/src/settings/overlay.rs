@@ -34,7 +34,7 @@ const fn row(path: &'static str, flag: &'static str, form: Form, help: &'static 
     Overridable { path, flag, form, help }
 }
 
-pub(super) const OVERRIDABLE: [Overridable; 46] = [
+pub(super) const OVERRIDABLE: [Overridable; 49] = [
     row("node", "node", Form::Text, "Name of this proxy, stable over restarts"),
     row("zone", "zone", Form::Text, "Zone of this proxy, for zone preference"),
     row("log", "log", Form::Text, "error, warn, info, debug or trace"),
@@ -43,6 +43,7 @@ pub(super) const OVERRIDABLE: [Overridable; 46] = [
     row("listen.admin", "listen-admin", Form::Text, "Address for operators"),
     row("listen.edge", "listen-edge", Form::Text, "Address for clients outside the mesh"),
     row("listen.metrics", "listen-metrics", Form::Text, "Address for /metrics, /livez and /readyz only"),
+    row("listen.ofrep", "listen-ofrep", Form::Text, "Address for OpenFeature's SDKs (OFREP)"),
     row("listen.trusted", "listen-trusted", Form::List, "Address ranges whose headers are believed"),
     row("listen.inbound_tls", "listen-inbound-tls", Form::Text, "permissive or strict; needs an identity"),
     row("listen.edge_tls", "listen-edge-tls", Form::Text, "strict or permissive; needs certificates"),
@@ -61,6 +62,18 @@ pub(super) const OVERRIDABLE: [Overridable; 46] = [
         "edge-uid-key-file",
         Form::Path,
         "File with the keys that sign visitors' cookies",
+    ),
+    row(
+        "ofrep.allowed_origins",
+        "ofrep-allowed-origins",
+        Form::List,
+        "Web pages that may ask for flags, e.g. https://shop.example.com",
+    ),
+    row(
+        "ofrep.token_file",
+        "ofrep-token-file",
+        Form::Path,
+        "File with the token that callers of the OFREP listener need",
     ),
     row("source.mesh_file", "source-mesh-file", Form::Path, "The mesh document as a file"),
     row(
