@@ -2,11 +2,17 @@
 
 use std::net::SocketAddr;
 
+use std::time::{Duration, Instant};
+
 use gilmok_tests::caller;
+use gilmok_tests::control_plane::ControlPlane;
+use gilmok_tests::eventually::eventually;
 use gilmok_tests::message::Message;
+use gilmok_tests::process::Signal;
 use gilmok_tests::proxy::{Proxy, ProxySettings, service};
 use gilmok_tests::scratch::Scratch;
 use gilmok_tests::upstream::Upstream;
+use serde_json::json;
 
 const SET: &str = r#"{ "flags": {
     "new-ui": { "state": "ENABLED", "variants": { "on": true, "off": false }, "defaultVariant": "off",
@@ -144,4 +150,76 @@ async fn what_finds_no_room_is_counted() {
     assert_eq!(dropped, (100 - told) as f64);
     let evaluated = proxy.metric("gilmok_flag_evaluations_total", &["reason=\"STATIC\""]).await;
     assert_eq!(evaluated, told as f64);
+}
+
+#[tokio::test]
+async fn a_file_of_flags_that_changes_is_in_force_within_a_second_and_a_faulty_one_changes_nothing() {
+    let upstream = Upstream::saying("fine").await;
+    let proxy = proxy(ProxySettings::of_mesh(mesh(&upstream))).await;
+    let told = async || {
+        let seen = through(proxy.outbound(), "shop", "X-User-Id: bob\r\n", &upstream).await;
+        seen.header("feature-flags").unwrap_or_default().to_owned()
+    };
+    assert_eq!(told().await, OF_BOB);
+    proxy.scratch.write(
+        "flags.json",
+        SET.replace("\"page-size\": {", "\"page-size\": { \"x-gilmok\": { \"no-such-key\": 1 },"),
+    );
+    eventually("the refusal", async || {
+        let count = proxy.metric("gilmok_config_rejected_total", &[]).await;
+        if count > 0.0 { Ok(()) } else { Err(count) }
+    })
+    .await;
+    let config = proxy.admin_json("/config").await.to_string();
+    assert!(
+        config.contains("no-such-key") && config.contains("page-size"),
+        "the fault with its place: {config}"
+    );
+    assert_eq!(told().await, OF_BOB);
+    let changed = Instant::now();
+    proxy.scratch.write("flags.json", SET.replace("\"big\": 25", "\"big\": 50"));
+    eventually("the new set", async || {
+        let told = told().await;
+        if told == OF_BOB.replace("25", "50") { Ok(()) } else { Err(told) }
+    })
+    .await;
+    assert!(changed.elapsed() < Duration::from_secs(5), "{:?}", changed.elapsed());
+}
+
+#[tokio::test]
+async fn flags_come_with_the_feed_and_are_remembered() {
+    let upstream = Upstream::saying("fine").await;
+    let mut plane = ControlPlane::start().await;
+    let set: serde_json::Value = serde_json::from_str(SET).unwrap();
+    let mut document = json!({
+        "services": { "shop": {
+            "endpoints": [{ "address": upstream.address.to_string() }],
+            "flags": { "emit": ["new-ui", "page-size"] },
+        } },
+        "flags": { "set": set },
+    });
+    plane.put("/v1/mesh", &document).await;
+    let settings = ProxySettings::of_control_planes(&[plane.address]);
+    let proxy = Proxy::start_with(settings.clone()).await;
+    let told = async |proxy: &Proxy| {
+        let seen = through(proxy.outbound(), "shop", "X-User-Id: ann\r\n", &upstream).await;
+        seen.header("feature-flags").unwrap_or_default().to_owned()
+    };
+    assert_eq!(told(&proxy).await, OF_ANN);
+    document["flags"]["set"]["flags"]["new-ui"]["x-gilmok"]["kill"] =
+        json!({ "active": true, "variant": "off" });
+    plane.put("/v1/mesh?wait=20s", &document).await;
+    // What is killed is the same for everybody, and those come in the order of their keys.
+    let killed = "new-ui=?0;v=off, page-size=25;v=big";
+    assert_eq!(told(&proxy).await, killed);
+    let file = proxy.scratch.path().join("state/test.last-known-good");
+    eventually("the set on disk", async || {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        if text.contains("\"active\":true") { Ok(()) } else { Err(text) }
+    })
+    .await;
+    plane.process.kill().await;
+    let proxy = proxy.restart_after(Signal::Terminate, settings).await;
+    proxy.is_ready().await;
+    assert_eq!(told(&proxy).await, killed, "from the last known good state");
 }
