@@ -6,6 +6,7 @@
 //! users who remember who answered ([`users`]), a service of two versions ([`shop`]), one whose
 //! keys move ([`moving`]), one of real processes in shards ([`profile`]) and who comes to it ([`visitors`]), and what is
 //! read off a running process ([`observe`]) or off the source tree ([`source_tree`]).
+//! Flags are asked for by a client of OpenFeature's ([`flag_client`]).
 
 pub mod eventually;
 
@@ -56,3 +57,5 @@ pub mod profile;
 pub mod observe;
 
 pub mod source_tree;
+
+pub mod flag_client;

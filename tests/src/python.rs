@@ -1,9 +1,9 @@
-//! Peers written in Python: an interpreter with one package from PyPI, brought once into a folder below `target/`.
+//! Peers written in Python: an interpreter with a package from PyPI, brought once into a folder below `target/`.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// The interpreter of a virtual environment that has this package.
+/// The interpreter of a virtual environment that has this package; or several, with spaces between.
 ///
 /// # Panics
 /// When it cannot be made; the message says what to install.
@@ -22,7 +22,7 @@ fn bring(package: &str) -> Result<PathBuf, String> {
     // Tests lie in target/PROFILE/deps.
     let test = std::env::current_exe().map_err(|error| error.to_string())?;
     let target = test.ancestors().nth(3).ok_or("the test lies in no target folder")?;
-    let folder = target.join("tools").join(format!("python-{package}"));
+    let folder = target.join("tools").join(format!("python-{}", package.replace(' ', "+")));
     let (python, whole) = (folder.join("bin/python3"), folder.join("whole"));
     std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     // Tests in other processes wait here until the first one has it.
@@ -32,14 +32,8 @@ fn bring(package: &str) -> Result<PathBuf, String> {
         return Ok(python);
     }
     run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
-    run(Command::new(&python).args([
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        package,
-    ]))?;
+    let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+    run(Command::new(&python).args(install).args(package.split(' ')))?;
     // Said last, so that an interrupted run leaves nothing that looks whole.
     std::fs::write(&whole, package).map_err(|error| format!("{}: {error}", whole.display()))?;
     Ok(python)
