@@ -6,7 +6,7 @@
 //! users who remember who answered ([`users`]), a service of two versions ([`shop`]), one whose
 //! keys move ([`moving`]), one of real processes in shards ([`profile`]) and who comes to it ([`visitors`]), and what is
 //! read off a running process ([`observe`]) or off the source tree ([`source_tree`]).
-//! Flags are asked for by a client of OpenFeature's ([`flag_client`]).
+//! Flags are asked for by a client of OpenFeature's ([`flag_client`]), also what scenarios of others say ([`gherkin`]).
 
 pub mod eventually;
 
@@ -59,3 +59,5 @@ pub mod observe;
 pub mod source_tree;
 
 pub mod flag_client;
+
+pub mod gherkin;
