@@ -131,6 +131,25 @@ pub struct Ack {
     /// How it stands to batches that are closed; at most [`FENCES_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fences: Vec<FenceReport>,
+    /// Flags that were evaluated lately; at most [`FLAG_COUNTS_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flags: Vec<FlagCounts>,
+}
+
+/// Most counts of flags that one ack tells; where more have grown, acks take turns.
+pub const FLAG_COUNTS_MAX: usize = 1_000;
+
+/// How often a flag came to a variant for a reason, since the process started. It is told while it grows and for 10 s after,
+/// so that an ack may be lost.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlagCounts {
+    pub flag: String,
+    /// Empty where the application keeps the default in its code.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub variant: String,
+    /// In OpenFeature's words, [`crate::flag::Reason::as_str`]; `ERROR` where there was no evaluation.
+    pub reason: String,
+    pub count: u64,
 }
 
 /// Most batches that one ack speaks of.

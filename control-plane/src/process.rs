@@ -78,7 +78,7 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
         state: Arc::clone(&state),
         conductor,
         mover,
-        access: Access { token_file: settings.token_file },
+        access: Access { token_file: settings.token_file, reason_required: settings.reason_required },
         stop: stopped.clone(),
         contacts: mirror.map(|mirror| mirror.contacts),
         metrics,

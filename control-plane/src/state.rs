@@ -1,7 +1,7 @@
 //! What the control plane is made of, and how a write goes through it: read, decide, append, publish, be told.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use gilmok_config::name::ServiceName;
@@ -9,10 +9,11 @@ use gilmok_config::snapshot::Membership;
 use gilmok_config::wire::Ack;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::compile::compile;
-use crate::intent::{self, Command, Context, Refusal};
+use crate::exposure::Exposure;
+use crate::intent::{self, Command, Context, FlagDeed, Refusal};
 use crate::membership::View;
 use crate::membership::registry::{KeptEntry, Registry};
 use crate::publish::Publisher;
@@ -22,10 +23,14 @@ use crate::store::{Draft, Revision, Store, StoreError, now_ms};
 const RACES_MAX: usize = 50;
 /// How long changes of the registry are gathered before they are kept for the next start.
 const KEEP_AFTER: Duration = Duration::from_secs(1);
+/// How often it is kept which flags are in use. What a process that is killed forgets is no longer ago.
+const KEEP_EXPOSURE_EVERY: Duration = Duration::from_mins(1);
 /// The store's key for the registry's entries.
 const KEPT_REGISTRY: &str = "registry";
 /// The store's key for the proxies that are known.
 const KEPT_PROXIES: &str = "proxies";
+/// The store's key for which flags are in use.
+const KEPT_EXPOSURE: &str = "exposure";
 /// The store's key for Consul's last membership.
 const KEPT_CONSUL: &str = "consul";
 
@@ -39,6 +44,8 @@ pub struct State {
     consul: watch::Sender<Arc<View>>,
     /// The services that the document names, for the mirror.
     names: watch::Sender<BTreeSet<ServiceName>>,
+    /// Which flags are in use. A std mutex: taken for a look-up per flag that an ack speaks of, and nothing is awaited under it.
+    exposure: Mutex<Exposure>,
 }
 
 /// Who writes, and on what terms.
@@ -50,6 +57,8 @@ pub struct Author {
     pub expected: Option<u64>,
     /// Whether what needs another command is done all the same.
     pub force: bool,
+    /// Whether flags may be what flagd would warn of.
+    pub accept_warnings: bool,
 }
 
 /// A write that was done, or had nothing to do.
@@ -88,6 +97,7 @@ impl State {
         let endpoints =
             if with_mirror { store.kept(KEPT_CONSUL)?.unwrap_or_default() } else { Membership::new() };
         let consul = View { endpoints, ..View::default() };
+        let exposure: Exposure = store.kept(KEPT_EXPOSURE)?.unwrap_or_default();
         let known: Vec<Ack> = store.kept(KEPT_PROXIES)?.unwrap_or_default();
         let state = Self {
             store,
@@ -95,6 +105,7 @@ impl State {
             publisher: Publisher::default(),
             consul: watch::Sender::new(Arc::new(consul)),
             names: watch::Sender::default(),
+            exposure: Mutex::new(exposure),
         };
         state.publisher.acks.remember(known);
         state.publish();
@@ -120,10 +131,13 @@ impl State {
                 Command::PutService(name, _) => intent::service(current, name).is_none(),
                 Command::PutTraffic(name, _) => intent::traffic_table(current, name).is_none(),
                 Command::PutMesh(_) => head.is_none(),
+                Command::Flag(key, FlagDeed::Put(_)) => intent::flag(current, key).is_none(),
+                Command::PutFlags(_) => intent::flag_set(current).is_none(),
                 Command::BeginMove(..) | Command::PutRollout(..) => true,
                 Command::Conduct(_)
                 | Command::ConductMove(_)
                 | Command::DeleteService(_)
+                | Command::Flag(..)
                 | Command::ForceBreaker(..)
                 | Command::Move(..)
                 | Command::PatchService(..)
@@ -136,12 +150,14 @@ impl State {
                 return Ok(Written { revision: number, changed: false, created });
             }
             let forced = if author.force { " (forced)" } else { "" };
+            let flags = intent::flag_changes(current, &intent.json);
             let draft = Draft {
                 who: author.who.clone(),
                 what: format!("{}{forced}", command.what()),
                 reason: author.reason.clone(),
                 intent,
                 records,
+                flags,
             };
             match self.store.append(number, draft).await {
                 Ok(revision) => {
@@ -168,17 +184,38 @@ impl State {
         author: &Author,
     ) -> Result<intent::Outcome, Refusal> {
         let (records, view) = (self.store.records(), self.view());
+        let exposure = self.exposure();
         let context = Context {
             number,
             records: &records,
             alive: &view.endpoints,
+            exposure: &exposure,
             by: &author.who,
             why: &author.reason,
             now_ms: now_ms(),
             force: author.force,
+            accept_warnings: author.accept_warnings,
             dice: fastrand::u64(..),
         };
         intent::apply(current, command, &context)
+    }
+
+    /// Takes in what a proxy says.
+    pub fn hear(&self, mut ack: Ack) {
+        let counts = std::mem::take(&mut ack.flags);
+        if !counts.is_empty()
+            && let Some(published) = self.publisher.current()
+            && let Some(set) = &published.intent().flags
+        {
+            self.exposure().hear(&counts, set, now_ms());
+        }
+        self.publisher.acks.note(ack);
+    }
+
+    /// Which flags are in use. Whoever reads keeps proxies waiting that have something to say of flags.
+    pub fn exposure(&self) -> MutexGuard<'_, Exposure> {
+        // Whoever panicked left whole entries: each is replaced in one step.
+        self.exposure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Who is alive, as all providers say together.
@@ -222,11 +259,17 @@ impl State {
         let mut registry = self.registry.views();
         let mut consul = self.consul.subscribe();
         let mut roster = self.publisher.acks.roster();
+        let mut minutes = interval(KEEP_EXPOSURE_EVERY);
+        minutes.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 changed = registry.changed() => if changed.is_err() { return },
                 changed = consul.changed() => if changed.is_err() { return },
                 changed = roster.changed() => if changed.is_err() { return },
+                _ = minutes.tick() => {
+                    self.keep_exposure().await;
+                    continue;
+                }
             }
             sleep(KEEP_AFTER).await;
             registry.mark_unchanged();
@@ -253,8 +296,22 @@ impl State {
                 tracing::warn!("the last membership is not kept for the next start: {error}");
             }
         }
+        self.keep_exposure().await;
         if let Err(error) = self.keep_proxies().await {
             tracing::warn!("who the proxies are is not kept for the next start: {error}");
+        }
+    }
+
+    async fn keep_exposure(&self) {
+        let published = self.publisher.current();
+        let exposure = {
+            let mut exposure = self.exposure();
+            exposure
+                .know(published.as_ref().and_then(|published| published.intent().flags.as_deref()), now_ms());
+            json!(*exposure)
+        };
+        if let Err(error) = self.store.keep(KEPT_EXPOSURE, exposure).await {
+            tracing::warn!("which flags are in use is not kept for the next start: {error}");
         }
     }
 

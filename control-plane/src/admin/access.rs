@@ -15,11 +15,13 @@ use super::problem::Problem;
 /// Longest token that is read from the file, in bytes.
 const TOKEN_BYTES_MAX: u64 = 4096;
 
-/// The token that callers from other machines need.
+/// What is asked of callers.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
     /// Read again at each such request, so that it can be changed without a restart.
     pub token_file: Option<PathBuf>,
+    /// Whether writes must say why.
+    pub reason_required: bool,
 }
 
 impl Access {

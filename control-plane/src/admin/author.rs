@@ -36,6 +36,10 @@ pub(super) struct Terms {
     #[serde(default)]
     #[param(value_type = Option<bool>)]
     force: bool,
+    /// Take flags that flagd would take with a warning.
+    #[serde(default)]
+    #[param(value_type = Option<bool>)]
+    accept_warnings: bool,
     /// Write nothing, and say what would become of it: whether anything would change, and which users would move.
     #[serde(default)]
     #[param(value_type = Option<bool>)]
@@ -143,6 +147,7 @@ impl FromRequestParts<Arc<Admin>> for Author {
             reason: words(&parts.headers, "gilmok-reason").or(reason).unwrap_or_default(),
             expected: if_match(&parts.headers, || admin.state.store.head().is_some())?,
             force: terms.force,
+            accept_warnings: terms.accept_warnings,
         };
         Ok(Self { author, wait, dry_run: terms.dry_run })
     }
@@ -156,6 +161,11 @@ impl Author {
         }
         let state = Arc::clone(&admin.state);
         let author = self.author;
+        if admin.access.reason_required && author.reason.is_empty() {
+            return Err(Problem::bad_request(
+                "writes say why here: in ?reason= or in the header Gilmok-Reason",
+            ));
+        }
         // In a task of its own, which ends with the write: a caller who leaves half-way must not leave
         // a revision behind that is on disk and that nobody is told of.
         let writing = tokio::spawn(async move {

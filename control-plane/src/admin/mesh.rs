@@ -16,7 +16,7 @@ use super::told::Told;
 use crate::intent::{self, Command};
 
 /// The document as operators wrote it, and its revision.
-fn current(admin: &Admin) -> (Value, u64) {
+pub(super) fn current(admin: &Admin) -> (Value, u64) {
     match admin.state.store.head() {
         Some(head) => (head.document.clone(), head.number),
         None => (json!({}), 0),
@@ -24,7 +24,7 @@ fn current(admin: &Admin) -> (Value, u64) {
 }
 
 /// An answer that clients may keep as long as its revision is the newest.
-fn revised(headers: &HeaderMap, revision: u64, body: Value) -> Response {
+pub(super) fn revised(headers: &HeaderMap, revision: u64, body: Value) -> Response {
     let tag = etag(revision);
     if headers.get(header::IF_NONE_MATCH).is_some_and(|known| *known == tag) {
         return (StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response();

@@ -24,6 +24,10 @@ mod membership;
 
 mod proxies;
 
+mod flags;
+
+mod flagd;
+
 mod explain;
 
 mod process;
@@ -88,6 +92,8 @@ pub fn router(admin: Arc<Admin>) -> Router {
                 .delete(mesh::delete_service),
         )
         .route("/v1/services/{service}/traffic", get(traffic::read).put(traffic::put))
+        .route("/v1/flags", get(flags::read_all).put(flags::put_all))
+        .route("/v1/flags/{key}", get(flags::read).put(flags::put).patch(flags::patch).delete(flags::delete))
         // What is wanted may be a map.
         .route("/v1/services/{service}/sharding/plan", post(moves::plan))
         .route("/v1/services/{service}/sharding/moves", get(moves::list).post(moves::begin))
@@ -109,6 +115,10 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/services/{service}/rollout/resume", post(rollout::resume))
         .route("/v1/services/{service}/rollout/promote", post(rollout::promote))
         .route("/v1/services/{service}/rollout/abort", post(rollout::abort))
+        .route("/v1/flags/flagd.json", get(flagd::read))
+        .route("/v1/flags/{key}/kill", post(flags::kill))
+        .route("/v1/flags/{key}/unkill", post(flags::unkill))
+        .route("/v1/flags/{key}/explain", get(flags::explain_by_query).post(flags::explain_by_body))
         .route("/v1/membership", get(membership::list))
         .route("/v1/membership/{service}", get(membership::read))
         .route("/v1/membership/{service}/{id}", put(membership::register).delete(membership::deregister))

@@ -6,8 +6,8 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi as _};
 
 use super::{
-    author, breaker, explain, membership, mesh, moves, problem, process, proxies, revisions, rollout,
-    sharding, traffic,
+    author, breaker, explain, flagd, flags, membership, mesh, moves, problem, process, proxies, revisions,
+    rollout, sharding, traffic,
 };
 
 #[derive(utoipa::OpenApi)]
@@ -26,6 +26,17 @@ use super::{
         mesh::patch_service,
         mesh::delete_service,
         breaker::force_breaker,
+        flags::read_all,
+        flags::put_all,
+        flagd::read,
+        flags::read,
+        flags::put,
+        flags::patch,
+        flags::delete,
+        flags::kill,
+        flags::unkill,
+        flags::explain_by_query,
+        flags::explain_by_body,
         sharding::read,
         moves::plan,
         moves::list,

@@ -9,7 +9,7 @@ use gilmok_config::problem::Problems;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::intent::{Command, Refusal};
+use crate::intent::{Command, FlagDeed, Refusal};
 use crate::membership::registry::RegistryRefusal;
 use crate::publish::FeedRefusal;
 use crate::state::WriteError;
@@ -108,22 +108,32 @@ impl Problem {
     pub(super) fn of_refusal(refusal: Refusal, command: &Command) -> Self {
         match refusal {
             Refusal::Conflict(why) => Self::new(StatusCode::CONFLICT, why),
+            Refusal::NoFlag(key) => Self::not_found(format!("there is no flag `{key}`")),
             Refusal::NoMove(name, id) => Self::no_move(&name, id),
             Refusal::NoRollout(name) => Self::not_found(format!("there is no rollout of `{name}`")),
             Refusal::NoService(name) => Self::not_found(format!("there is no service `{name}`")),
+            Refusal::Warned(problems) => Self::faulty(
+                problems,
+                "flagd would take this and warn; nothing was changed. ?accept_warnings=true takes it here too",
+            ),
             Refusal::Faulty(problems) => {
                 let faulty = Self::faulty(problems, unsound(command));
                 match command {
                     // Nothing is wrong with what was asked for; what is there stands against it.
-                    Command::DeleteService(_) | Command::Restore { .. } | Command::RollBack(_) => {
+                    Command::DeleteService(_)
+                    | Command::Flag(_, FlagDeed::Delete)
+                    | Command::Restore { .. }
+                    | Command::RollBack(_) => {
                         Self { problems: faulty.problems, ..Self::new(StatusCode::CONFLICT, faulty.detail) }
                     }
                     Command::BeginMove(..)
                     | Command::Conduct(_)
                     | Command::ConductMove(_)
+                    | Command::Flag(..)
                     | Command::ForceBreaker(..)
                     | Command::Move(..)
                     | Command::PatchService(..)
+                    | Command::PutFlags(_)
                     | Command::PutMesh(_)
                     | Command::PutRollout(..)
                     | Command::PutService(..)
@@ -145,9 +155,11 @@ fn unsound(command: &Command) -> &'static str {
         Command::Conduct(_)
         | Command::ConductMove(_)
         | Command::DeleteService(_)
+        | Command::Flag(..)
         | Command::ForceBreaker(..)
         | Command::Move(..)
         | Command::PatchService(..)
+        | Command::PutFlags(_)
         | Command::PutMesh(_)
         | Command::PutService(..)
         | Command::PutTraffic(..)

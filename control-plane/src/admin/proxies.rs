@@ -95,7 +95,7 @@ pub(super) async fn ack(
         let detail = "node: 1 to 200 letters, digits, '-', '_' and '.'";
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
     }
-    admin.state.publisher.acks.note(ack);
+    admin.state.hear(ack);
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -113,6 +113,7 @@ mod tests {
             counts: vec![ServiceCounts { service: shop(), versions: vec![counted] }],
             apps: Vec::new(),
             fences: Vec::new(),
+            flags: Vec::new(),
         };
         ProxyReport { ack, heard: Instant::now() }
     }

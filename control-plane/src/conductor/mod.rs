@@ -198,7 +198,7 @@ impl Conductor {
             who: "rollout".to_owned(),
             reason: rollout.why.clone(),
             expected: Some(number),
-            force: false,
+            ..Author::default()
         };
         match self.state.write(&Command::Conduct(conduct), &author).await {
             Ok(_) => true,

@@ -82,6 +82,7 @@ fn says(state: &State, node: &str, stable: u64, candidate: u64, failures: u64) {
         counts: vec![counts],
         apps: Vec::new(),
         fences: Vec::new(),
+        flags: Vec::new(),
     });
 }
 

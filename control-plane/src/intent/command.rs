@@ -17,12 +17,16 @@ pub enum Command {
     /// What a move of shards came to by itself.
     ConductMove(ConductMove),
     DeleteService(ServiceName),
+    /// A word about the flag that has this key.
+    Flag(String, FlagDeed),
     /// What a service's breaker is to do.
     ForceBreaker(ServiceName, Force),
     /// A word about the move of shards that has this id.
     Move(ServiceName, u64, MoveDeed),
     /// A merge patch of one service's table (RFC 7396).
     PatchService(ServiceName, Value),
+    /// The whole set of flags.
+    PutFlags(Value),
     PutMesh(Value),
     /// A plan that moves a service's users step by step.
     PutRollout(ServiceName, Value),
@@ -40,6 +44,19 @@ pub enum Command {
     Rollout(ServiceName, Deed),
     /// Everybody to a version.
     Switch(ServiceName, Name),
+}
+
+/// A word about a flag.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FlagDeed {
+    Delete,
+    /// Its off variant for everybody, whatever else it says.
+    Kill,
+    /// A merge patch (RFC 7396).
+    Patch(Value),
+    Put(Value),
+    /// What it says holds again.
+    Unkill,
 }
 
 /// A word about a rollout.
@@ -100,9 +117,11 @@ impl Command {
                 format!("move of shards of {service}: {what} {}", edit.as_str())
             }
             Self::DeleteService(name) => format!("delete service {name}"),
+            Self::Flag(key, deed) => format!("{} flag {key}", deed.as_str()),
             Self::ForceBreaker(name, force) => format!("force breaker of {name}: {}", force.what()),
             Self::Move(name, _, deed) => format!("{} move of shards of {name}", deed.as_str()),
             Self::PatchService(name, _) => format!("patch service {name}"),
+            Self::PutFlags(_) => "put flags".to_owned(),
             Self::PutMesh(_) => "put mesh".to_owned(),
             Self::PutRollout(name, plan) => {
                 format!("begin rollout of {name}: {}", plan["candidate"].as_str().unwrap_or_default())
@@ -124,9 +143,11 @@ impl Command {
             Self::Conduct(_) => "conduct",
             Self::ConductMove(_) => "conduct_move",
             Self::DeleteService(_) => "delete_service",
+            Self::Flag(_, deed) => deed.kind(),
             Self::ForceBreaker(..) => "force_breaker",
             Self::Move(..) => "move",
             Self::PatchService(..) => "patch_service",
+            Self::PutFlags(_) => "put_flags",
             Self::PutMesh(_) => "put_mesh",
             Self::PutRollout(..) => "put_rollout",
             Self::PutService(..) => "put_service",
@@ -150,8 +171,10 @@ impl Command {
             | Self::Rollout(..)
             | Self::Switch(..) => true,
             Self::DeleteService(_)
+            | Self::Flag(..)
             | Self::ForceBreaker(..)
             | Self::PatchService(..)
+            | Self::PutFlags(_)
             | Self::PutMesh(_)
             | Self::PutService(..)
             | Self::PutTraffic(..)
@@ -168,6 +191,28 @@ impl Deed {
             Self::Pause => "pause",
             Self::Promote { .. } => "promote",
             Self::Resume => "resume",
+        }
+    }
+}
+
+impl FlagDeed {
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::Delete => "delete",
+            Self::Kill => "kill",
+            Self::Patch(_) => "patch",
+            Self::Put(_) => "put",
+            Self::Unkill => "unkill",
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Delete => "delete_flag",
+            Self::Kill => "kill_flag",
+            Self::Patch(_) => "patch_flag",
+            Self::Put(_) => "put_flag",
+            Self::Unkill => "unkill_flag",
         }
     }
 }

@@ -7,6 +7,8 @@ mod command;
 
 mod force;
 
+mod flags;
+
 mod guard;
 
 mod moves;
@@ -21,7 +23,8 @@ mod shards;
 
 mod shares;
 
-pub use command::{Command, Conduct, ConductMove, Deed, MoveDeed};
+pub use command::{Command, Conduct, ConductMove, Deed, FlagDeed, MoveDeed};
+pub use flags::{CHANGES_MAX, FlagChange, changes as flag_changes, flag, set as flag_set};
 pub use force::Force;
 pub use moves::{Move, Moves, drain_timeout, moves, versions_alive};
 pub use resharding::planned;
@@ -35,6 +38,7 @@ use gilmok_config::problem::Problems;
 use gilmok_config::snapshot::Membership;
 use serde_json::{Map, Value};
 
+use crate::exposure::Exposure;
 use crate::record::{Record, Records};
 use crate::rollout::state::Hand;
 
@@ -45,12 +49,16 @@ pub struct Context<'a> {
     pub number: u64,
     pub records: &'a Records,
     pub alive: &'a Membership,
+    /// Which flags are in use.
+    pub exposure: &'a Exposure,
     pub by: &'a str,
     pub why: &'a str,
     /// In milliseconds since 1970.
     pub now_ms: u64,
     /// Whether what needs another command is done all the same.
     pub force: bool,
+    /// Whether flags may be what flagd would warn of.
+    pub accept_warnings: bool,
     /// A number by chance.
     pub dice: u64,
 }
@@ -79,12 +87,16 @@ pub enum Refusal {
     Conflict(String),
     /// The result would be no sound document.
     Faulty(Problems),
+    /// There is no flag of this key.
+    NoFlag(String),
     /// There is no move of this service's shards that has this id.
     NoMove(ServiceName, u64),
     /// There is no rollout of this service.
     NoRollout(ServiceName),
     /// It speaks of a service that is not there.
     NoService(ServiceName),
+    /// What flagd would only warn of, and nobody has accepted.
+    Warned(Problems),
 }
 
 impl Changed {
@@ -145,7 +157,9 @@ pub fn apply(current: &Value, command: &Command, context: &Context<'_>) -> Resul
     // What was sound when it was written is judged by this version; what it finds fault with says nothing here.
     let before = Intent::parse(current).unwrap_or_else(|_| Intent::empty()).document;
     let changed = changed(current, &before, command, context)?;
-    let mut intent = Intent::parse(&changed.document).map_err(Refusal::Faulty)?;
+    let document = flags::by_key(changed.document);
+    let mut intent = Intent::parse(&document).map_err(Refusal::Faulty)?;
+    flags::check(&before, &intent.document, command, context)?;
     let mut records = changed.records;
     if !command.moves_by_itself() {
         let overruled = guard::check(&before, &intent.document, context.records, context.force)?;
@@ -202,6 +216,12 @@ fn changed(
         Command::ConductMove(conduct) => resharding::conducted(current, conduct, context)?,
         Command::Conduct(conduct) => {
             Changed { exact: true, ..rollouts::conducted(current, parsed, conduct, context)? }
+        }
+        Command::Flag(key, deed) => {
+            Changed { exact: true, ..Changed::document(flags::told(current, key, deed)?) }
+        }
+        Command::PutFlags(set) => {
+            Changed { exact: true, ..Changed::document(flags::with_set(current, set.clone())) }
         }
         Command::PutMesh(document) => Changed::document(document.clone()),
         Command::Restore { number, document } => Changed {

@@ -92,7 +92,12 @@ impl Acks {
     /// that was never there.
     #[must_use]
     pub fn known(&self) -> Vec<Ack> {
-        self.ask(|report, _| Ack { counts: Vec::new(), fences: Vec::new(), ..report.ack.clone() })
+        self.ask(|report, _| Ack {
+            counts: Vec::new(),
+            fences: Vec::new(),
+            flags: Vec::new(),
+            ..report.ack.clone()
+        })
     }
 
     /// Those whom the process before this one knew: not heard of yet.
@@ -168,6 +173,7 @@ mod tests {
             counts: Vec::new(),
             apps: Vec::new(),
             fences: Vec::new(),
+            flags: Vec::new(),
         }
     }
 

@@ -189,6 +189,7 @@ mod tests {
             }],
             apps: Vec::new(),
             fences: Vec::new(),
+            flags: Vec::new(),
         }
     }
 

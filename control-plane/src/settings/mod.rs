@@ -42,6 +42,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Holds the token that callers from other hosts need; without it there are none.
     pub token_file: Option<PathBuf>,
+    /// Whether writes must say why.
+    pub reason_required: bool,
     /// Holds what webhooks are signed with; without it no plan may name one.
     pub webhook_secret_file: Option<PathBuf>,
     pub store: StoreSettings,
@@ -108,7 +110,7 @@ impl Settings {
         let mut table = root.table();
         let mut take = |key| table.as_mut().and_then(|table| table.optional(key));
         let (listen, token_file) = (take("listen"), take("token_file"));
-        let webhook_secret_file = take("webhook_secret_file");
+        let (reason_required, webhook_secret_file) = (take("reason_required"), take("webhook_secret_file"));
         let (store, membership) = (take("store"), take("membership"));
         let (log, port_file) = (take("log"), take("port_file"));
         if let Some(table) = table {
@@ -118,6 +120,7 @@ impl Settings {
         Self {
             listen: listen.unwrap_or_else(|| LISTEN_DEFAULT.parse().expect("invariant: it is an address")),
             token_file: token_file.and_then(|value| read_secret_file(&value, folder, "token")),
+            reason_required: reason_required.and_then(|value| value.boolean()).unwrap_or_default(),
             webhook_secret_file: webhook_secret_file
                 .and_then(|value| read_secret_file(&value, folder, "secret")),
             store: StoreSettings::read(store.as_ref(), folder),

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::intent::Intent;
+use crate::intent::{FlagChange, Intent};
 use crate::record::{Record, Records};
 
 pub use backup::BackupError;
@@ -85,6 +85,9 @@ pub struct AuditEntry {
     /// Hash of the document before; empty for the first.
     pub before: String,
     pub after: String,
+    /// What became of single flags; at most [`crate::intent::CHANGES_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flags: Vec<FlagChange>,
 }
 
 /// A revision that is not written yet.
@@ -96,6 +99,8 @@ pub struct Draft {
     pub intent: Intent,
     /// What is kept of these services from then on, each as it was read but for its changes; `None` is nothing.
     pub records: Vec<(ServiceName, Option<Record>)>,
+    /// What becomes of single flags, for the audit.
+    pub flags: Vec<FlagChange>,
 }
 
 /// Why the store did not do what it was asked.
@@ -289,7 +294,7 @@ impl Store {
         if head != expected {
             return Err(StoreError::Conflict { head });
         }
-        let Draft { who, what, reason, intent, records } = draft;
+        let Draft { who, what, reason, intent, records, flags } = draft;
         let number = head + 1;
         let revision =
             Revision { number, at_ms: now_ms(), who, what, reason, hash: intent.hash, document: intent.json };
@@ -301,6 +306,7 @@ impl Store {
             reason: revision.reason.clone(),
             before: before.map(|before| before.hash).unwrap_or_default(),
             after: revision.hash.clone(),
+            flags,
         };
         let Some(kept) = records::write(&transaction, records).map_err(unusable)? else {
             return Err(StoreError::Conflict { head });

@@ -12,6 +12,7 @@ fn draft(number: u32) -> Draft {
         what: "put mesh".to_owned(),
         reason: String::new(),
         intent,
+        flags: Vec::new(),
         records: Vec::new(),
     }
 }

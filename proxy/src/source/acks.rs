@@ -61,6 +61,7 @@ impl Reporter {
             counts: Vec::new(),
             apps: self.here.apps.clone(),
             fences: Vec::new(),
+            flags: Vec::new(),
         });
         // One task for each, so that a stuck control plane delays no other; they end with this set.
         let mut tellers = JoinSet::new();

@@ -27,7 +27,7 @@ async fn only_the_token_opens_the_door_and_a_new_one_needs_no_restart() {
     let state = State::new(Store::open(&folder.0, 100).unwrap(), false).unwrap();
     let (_end, stop) = watch::channel(false);
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
-    let access = Access { token_file: Some(token_file.clone()) };
+    let access = Access { token_file: Some(token_file.clone()), ..Access::default() };
     let router = router(Arc::new(Admin {
         mover: crate::conductor::Mover::new(Arc::clone(&state), None),
         conductor: crate::conductor::Conductor::new(Arc::clone(&state), None),

@@ -3,6 +3,7 @@
 mod connection;
 mod elsewhere;
 mod explain;
+mod flags;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -49,6 +50,10 @@ impl Served {
     }
 
     async fn start_with(name: &str, patience: Patience) -> Self {
+        Self::start_as(name, patience, Access::default()).await
+    }
+
+    async fn start_as(name: &str, patience: Patience, access: Access) -> Self {
         let folder = Folder::new(name);
         let state = State::new(Store::open(&folder.0, 100).unwrap(), false).unwrap();
         let (stop, stopped) = watch::channel(false);
@@ -57,7 +62,7 @@ impl Served {
             mover: crate::conductor::Mover::new(Arc::clone(&state), None),
             conductor: crate::conductor::Conductor::new(Arc::clone(&state), None),
             state,
-            access: Access::default(),
+            access,
             stop: stopped,
             contacts: None,
             metrics,

@@ -188,7 +188,7 @@ impl Mover {
             who: "move".to_owned(),
             reason: moving.why.clone(),
             expected: Some(number),
-            force: false,
+            ..Author::default()
         };
         match self.state.write(&Command::ConductMove(conduct), &author).await {
             Ok(written) => {

@@ -76,6 +76,7 @@ fn ack(node: &str, fence: Option<FenceReport>) -> Ack {
         counts: Vec::new(),
         apps: Vec::new(),
         fences: fence.into_iter().collect(),
+        flags: Vec::new(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Commands as operators give them: what becomes of the document, and what is refused with which words.
 
+mod flags;
+
 mod plane;
 
 mod moving;
@@ -20,6 +22,8 @@ fn applied(current: &Value, command: &Command) -> Result<Intent, Refusal> {
         by: "ann",
         why: "",
         now_ms: 1_000,
+        accept_warnings: false,
+        exposure: &Exposure::default(),
         force: false,
         dice: 7,
     };

@@ -50,6 +50,8 @@ impl Plane {
             by: "ann",
             why: "",
             now_ms: 1_000 * self.number,
+            accept_warnings: false,
+            exposure: &Exposure::default(),
             force: self.force,
             dice: self.number,
         };
