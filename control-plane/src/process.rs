@@ -17,7 +17,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::admin::{self, Access, Admin, Patience, router};
-use crate::conductor::{Conductor, Mover};
+use crate::conductor::{Conductor, Mover, keep_time};
 use crate::membership::consul;
 use crate::settings::Settings;
 use crate::state::State;
@@ -69,6 +69,7 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
         // Each ends with the runtime.
         tokio::spawn(Arc::clone(&conductor).conduct()),
         tokio::spawn(Arc::clone(&mover).conduct()),
+        tokio::spawn(keep_time(Arc::clone(&state))),
         tokio::spawn(follow(Arc::clone(&state), mirror.as_ref().map(|mirror| mirror.view.clone()))),
         tokio::spawn(keep(Arc::clone(&state))),
         tokio::spawn(expire(Arc::clone(&state))),

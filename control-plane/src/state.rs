@@ -126,14 +126,16 @@ impl State {
             let empty = json!({});
             let current = head.as_ref().map_or(&empty, |head| &head.document);
             let outcome = self.decide(current, number, command, author).map_err(WriteError::Refused)?;
-            let intent::Outcome { intent, records } = outcome;
+            let intent::Outcome { intent, records, schedule } = outcome;
             let created = match command {
                 Command::PutService(name, _) => intent::service(current, name).is_none(),
                 Command::PutTraffic(name, _) => intent::traffic_table(current, name).is_none(),
                 Command::PutMesh(_) => head.is_none(),
                 Command::Flag(key, FlagDeed::Put(_)) => intent::flag(current, key).is_none(),
                 Command::PutFlags(_) => intent::flag_set(current).is_none(),
-                Command::BeginMove(..) | Command::PutRollout(..) => true,
+                Command::BeginMove(..)
+                | Command::Flag(_, FlagDeed::Schedule { .. })
+                | Command::PutRollout(..) => true,
                 Command::Conduct(_)
                 | Command::ConductMove(_)
                 | Command::DeleteService(_)
@@ -146,7 +148,10 @@ impl State {
                 | Command::Rollout(..)
                 | Command::Switch(..) => false,
             };
-            if records.is_empty() && head.as_ref().is_some_and(|head| head.hash == intent.hash) {
+            if records.is_empty()
+                && schedule.is_none()
+                && head.as_ref().is_some_and(|head| head.hash == intent.hash)
+            {
                 return Ok(Written { revision: number, changed: false, created });
             }
             let forced = if author.force { " (forced)" } else { "" };
@@ -158,6 +163,7 @@ impl State {
                 intent,
                 records,
                 flags,
+                schedule,
             };
             match self.store.append(number, draft).await {
                 Ok(revision) => {
@@ -184,12 +190,13 @@ impl State {
         author: &Author,
     ) -> Result<intent::Outcome, Refusal> {
         let (records, view) = (self.store.records(), self.view());
-        let exposure = self.exposure();
+        let (exposure, schedule) = (self.exposure(), self.store.schedule());
         let context = Context {
             number,
             records: &records,
             alive: &view.endpoints,
             exposure: &exposure,
+            schedule: &schedule,
             by: &author.who,
             why: &author.reason,
             now_ms: now_ms(),

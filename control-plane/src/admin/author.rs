@@ -121,7 +121,7 @@ impl Author {
         let before = Intent::parse(current).map_or_else(|_| Document::default(), |intent| intent.document);
         Ok(Foreseen {
             revision: number,
-            changed: !same || !outcome.records.is_empty(),
+            changed: !same || !outcome.records.is_empty() || outcome.schedule.is_some(),
             services: intent::moves(&before, &outcome.intent),
         })
     }

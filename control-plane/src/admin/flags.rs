@@ -1,5 +1,6 @@
 //! Feature flags: the whole set, one flag at a time, the kill switch, why a flag is what it is, and which could go.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,7 +81,15 @@ fn overview(admin: &Admin, revision: u64, after: Duration) -> Value {
     let (now_ms, after_ms) = (now_ms(), u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
     let exposure = admin.state.exposure();
     let flags = set.into_iter().flat_map(|set| set.flags());
-    let flags: Vec<_> = flags.map(|flag| row(flag, &exposure, now_ms, after_ms)).collect();
+    let mut flags: Vec<_> = flags.map(|flag| row(flag, &exposure, now_ms, after_ms)).collect();
+    let schedule = admin.state.store.schedule();
+    let mut waiting: BTreeMap<&str, usize> = BTreeMap::new();
+    for change in schedule.iter() {
+        *waiting.entry(change.flag.as_str()).or_default() += 1;
+    }
+    for row in &mut flags {
+        row["scheduled"] = json!(row["flag"].as_str().and_then(|key| waiting.get(key)).unwrap_or(&0));
+    }
     json!({ "revision": revision, "flags": flags, "warnings": set.map(|set| set.warnings()) })
 }
 

@@ -26,6 +26,8 @@ mod proxies;
 
 mod flags;
 
+mod timed;
+
 mod flagd;
 
 mod explain;
@@ -48,7 +50,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use gilmok_config::wire::ACK_BYTES_MAX;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
@@ -118,6 +120,8 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/flags/flagd.json", get(flagd::read))
         .route("/v1/flags/{key}/kill", post(flags::kill))
         .route("/v1/flags/{key}/unkill", post(flags::unkill))
+        .route("/v1/flags/{key}/schedule", get(timed::list).post(timed::put))
+        .route("/v1/flags/{key}/schedule/{id}", delete(timed::delete))
         .route("/v1/flags/{key}/explain", get(flags::explain_by_query).post(flags::explain_by_body))
         .route("/v1/membership", get(membership::list))
         .route("/v1/membership/{service}", get(membership::read))

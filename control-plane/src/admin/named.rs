@@ -15,6 +15,10 @@ pub(super) struct Named(pub(super) ServiceName);
 #[derive(Debug)]
 pub(super) struct NamedFlag(pub(super) String);
 
+/// The key of a flag and the id of a change of it.
+#[derive(Debug)]
+pub(super) struct NamedChange(pub(super) String, pub(super) u64);
+
 /// The service and the id of one of its endpoints.
 #[derive(Debug)]
 pub(super) struct NamedEndpoint(pub(super) ServiceName, pub(super) String);
@@ -59,6 +63,15 @@ impl<S: Send + Sync> FromRequestParts<S> for NamedFlag {
             return Err(Problem::bad_request(format!("the key of a flag has at most {KEY_BYTES_MAX} bytes")));
         }
         Ok(Self(key))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for NamedChange {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path((key, id)) = Path::<(String, u64)>::from_request_parts(parts, state).await?;
+        Ok(Self(key, id))
     }
 }
 

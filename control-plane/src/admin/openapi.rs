@@ -7,7 +7,7 @@ use utoipa::{Modify, OpenApi as _};
 
 use super::{
     author, breaker, explain, flagd, flags, membership, mesh, moves, problem, process, proxies, revisions,
-    rollout, sharding, traffic,
+    rollout, sharding, timed, traffic,
 };
 
 #[derive(utoipa::OpenApi)]
@@ -37,6 +37,9 @@ use super::{
         flags::unkill,
         flags::explain_by_query,
         flags::explain_by_body,
+        timed::list,
+        timed::put,
+        timed::delete,
         sharding::read,
         moves::plan,
         moves::list,

@@ -109,6 +109,9 @@ impl Problem {
         match refusal {
             Refusal::Conflict(why) => Self::new(StatusCode::CONFLICT, why),
             Refusal::NoFlag(key) => Self::not_found(format!("there is no flag `{key}`")),
+            Refusal::NotScheduled(key, id) => {
+                Self::not_found(format!("no change {id} of the flag `{key}` waits"))
+            }
             Refusal::NoMove(name, id) => Self::no_move(&name, id),
             Refusal::NoRollout(name) => Self::not_found(format!("there is no rollout of `{name}`")),
             Refusal::NoService(name) => Self::not_found(format!("there is no service `{name}`")),

@@ -1,13 +1,15 @@
 //! Conducts rollouts: hears each second what proxies counted, lets each rollout go on, writes what it came to, tells others.
 //!
 //! What decides is pure and lives in [`crate::rollout`]; that nobody acts twice is the store's compare-and-set. Moves of shards
-//! are conducted beside them (`shards`).
+//! are conducted beside them (`shards`), and flags that change at a time (`timetable`).
 
 mod drain;
 
 mod notify;
 
 mod shards;
+
+mod timetable;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -30,6 +32,7 @@ use crate::webhook::Owed;
 pub use drain::{Drain, Waiting, drain};
 use notify::{Answer, Notice, Teller};
 pub use shards::Mover;
+pub use timetable::keep_time;
 
 /// How often rollouts are looked at: as often as proxies report.
 const TICK: Duration = Duration::from_millis(gilmok_config::wire::ACK_MS);

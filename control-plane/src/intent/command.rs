@@ -49,14 +49,23 @@ pub enum Command {
 /// A word about a flag.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FlagDeed {
+    /// The change of this id, whose time has come.
+    CarryOut(u64),
     Delete,
     /// Its off variant for everybody, whatever else it says.
     Kill,
     /// A merge patch (RFC 7396).
     Patch(Value),
     Put(Value),
+    /// A merge patch at a time, in milliseconds since 1970.
+    Schedule {
+        at_ms: u64,
+        patch: Value,
+    },
     /// What it says holds again.
     Unkill,
+    /// Not the change of this id.
+    Unschedule(u64),
 }
 
 /// A word about a rollout.
@@ -198,21 +207,27 @@ impl Deed {
 impl FlagDeed {
     fn as_str(&self) -> &'static str {
         match self {
+            Self::CarryOut(_) => "carry out a change of",
             Self::Delete => "delete",
             Self::Kill => "kill",
             Self::Patch(_) => "patch",
             Self::Put(_) => "put",
+            Self::Schedule { .. } => "schedule a change of",
             Self::Unkill => "unkill",
+            Self::Unschedule(_) => "take back a change of",
         }
     }
 
     fn kind(&self) -> &'static str {
         match self {
+            Self::CarryOut(_) => "carry_out_flag",
             Self::Delete => "delete_flag",
             Self::Kill => "kill_flag",
             Self::Patch(_) => "patch_flag",
             Self::Put(_) => "put_flag",
+            Self::Schedule { .. } => "schedule_flag",
             Self::Unkill => "unkill_flag",
+            Self::Unschedule(_) => "unschedule_flag",
         }
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::command::FlagDeed;
-use super::{Command, Context, Refusal};
+use super::{Changed, Command, Context, Refusal, timed};
 use crate::merge_patch::merge;
 
 /// How long ago a flag must have been evaluated last to be deleted without force, in milliseconds: a day.
@@ -51,8 +51,13 @@ pub(super) fn with_set(document: &Value, set: Value) -> Value {
 /// The document after a word about one flag.
 ///
 /// # Errors
-/// There is no such flag.
-pub(super) fn told(current: &Value, key: &str, deed: &FlagDeed) -> Result<Value, Refusal> {
+/// There is no such flag, or what is said of its schedule cannot be.
+pub(super) fn told(
+    current: &Value,
+    key: &str,
+    deed: &FlagDeed,
+    context: &Context<'_>,
+) -> Result<Changed, Refusal> {
     let known = || flag(current, key).ok_or_else(|| Refusal::NoFlag(key.to_owned()));
     let next = match deed {
         FlagDeed::Put(table) => Some(table.clone()),
@@ -60,8 +65,13 @@ pub(super) fn told(current: &Value, key: &str, deed: &FlagDeed) -> Result<Value,
         FlagDeed::Delete => known().map(|_| None)?,
         FlagDeed::Kill => Some(merge(known()?, &kill(true))),
         // A flag that has no switch is not killed; it gets none by being brought back.
-        FlagDeed::Unkill if known()?.pointer("/x-gilmok/kill").is_none() => return Ok(current.clone()),
+        FlagDeed::Unkill if known()?.pointer("/x-gilmok/kill").is_none() => {
+            return Ok(Changed::nothing(current));
+        }
         FlagDeed::Unkill => Some(merge(known()?, &kill(false))),
+        FlagDeed::Schedule { at_ms, patch } => return timed::said(current, key, *at_ms, patch, context),
+        FlagDeed::Unschedule(id) => return timed::taken_back(current, key, *id, context),
+        FlagDeed::CarryOut(id) => return timed::carried_out(current, key, *id, context),
     };
     let mut set = set(current).and_then(Value::as_object).cloned().unwrap_or_default();
     let flags = set.entry("flags").or_insert_with(|| Value::Object(Map::new()));
@@ -71,7 +81,7 @@ pub(super) fn told(current: &Value, key: &str, deed: &FlagDeed) -> Result<Value,
             None => flags.remove(key),
         };
     }
-    Ok(with_set(current, Value::Object(set)))
+    Ok(Changed::document(with_set(current, Value::Object(set))))
 }
 
 fn kill(active: bool) -> Value {

@@ -9,6 +9,8 @@ mod force;
 
 mod flags;
 
+mod timed;
+
 mod guard;
 
 mod moves;
@@ -41,6 +43,7 @@ use serde_json::{Map, Value};
 use crate::exposure::Exposure;
 use crate::record::{Record, Records};
 use crate::rollout::state::Hand;
+use crate::schedule::Schedule;
 
 /// What a command is decided by, beside the document.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +54,8 @@ pub struct Context<'a> {
     pub alive: &'a Membership,
     /// Which flags are in use.
     pub exposure: &'a Exposure,
+    /// Changes of flags that wait for their time.
+    pub schedule: &'a Schedule,
     pub by: &'a str,
     pub why: &'a str,
     /// In milliseconds since 1970.
@@ -69,6 +74,8 @@ pub struct Outcome {
     pub intent: Intent,
     /// What is kept of these services from now on; `None` is nothing.
     pub records: Vec<(ServiceName, Option<Record>)>,
+    /// The changes of flags that wait from now on, where these are others.
+    pub schedule: Option<Schedule>,
 }
 
 /// A document that is not checked yet, and the records that go with it.
@@ -76,6 +83,7 @@ pub struct Outcome {
 struct Changed {
     document: Value,
     records: Vec<(ServiceName, Option<Record>)>,
+    schedule: Option<Schedule>,
     /// Whether tables that nobody wrote are to stay unwritten: this is what was before, to the last user.
     exact: bool,
 }
@@ -89,6 +97,8 @@ pub enum Refusal {
     Faulty(Problems),
     /// There is no flag of this key.
     NoFlag(String),
+    /// No change of this flag with this id waits.
+    NotScheduled(String, u64),
     /// There is no move of this service's shards that has this id.
     NoMove(ServiceName, u64),
     /// There is no rollout of this service.
@@ -101,7 +111,7 @@ pub enum Refusal {
 
 impl Changed {
     fn document(document: Value) -> Self {
-        Self { document, records: Vec::new(), exact: false }
+        Self { document, records: Vec::new(), schedule: None, exact: false }
     }
 
     fn nothing(document: &Value) -> Self {
@@ -185,7 +195,8 @@ pub fn apply(current: &Value, command: &Command, context: &Context<'_>) -> Resul
         records.retain(|(service, _)| service != name);
         records.push((name.clone(), None));
     }
-    Ok(Outcome { intent, records })
+    let schedule = timed::kept(changed.schedule, &intent.document, context);
+    Ok(Outcome { intent, records, schedule })
 }
 
 /// What is to be kept of a service, as it is so far.
@@ -217,9 +228,7 @@ fn changed(
         Command::Conduct(conduct) => {
             Changed { exact: true, ..rollouts::conducted(current, parsed, conduct, context)? }
         }
-        Command::Flag(key, deed) => {
-            Changed { exact: true, ..Changed::document(flags::told(current, key, deed)?) }
-        }
+        Command::Flag(key, deed) => Changed { exact: true, ..flags::told(current, key, deed, context)? },
         Command::PutFlags(set) => {
             Changed { exact: true, ..Changed::document(flags::with_set(current, set.clone())) }
         }

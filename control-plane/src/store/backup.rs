@@ -9,10 +9,11 @@ use redb::{Database, ReadableDatabase, ReadableTable};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AUDIT, AuditEntry, FILE, Identity, META, RECORDS, REVISIONS, Revision, STORE_ID, Store, StoreError,
-    VISITOR_KEYS, decode, encode,
+    AUDIT, AuditEntry, FILE, Identity, META, RECORDS, REVISIONS, Revision, SCHEDULE, STORE_ID, Store,
+    StoreError, VISITOR_KEYS, decode, encode,
 };
 use crate::record::Record;
+use crate::schedule::Schedule;
 
 /// Longest line of a backup: a document and what belongs to it.
 const LINE_BYTES_MAX: u64 = (gilmok_config::node::DOCUMENT_BYTES_MAX as u64) * 2;
@@ -34,6 +35,8 @@ enum Line {
         service: ServiceName,
         record: Box<Record>,
     },
+    /// Changes of flags that wait for their time; only where there are any.
+    Schedule(Schedule),
     /// How many lines were before this one, and the hash over their hashes: a backup that ends early is refused.
     End {
         lines: u64,
@@ -84,6 +87,13 @@ impl Store {
             let service = ServiceName::parse(name.value())
                 .map_err(|why| StoreError::Damaged { what: "service's name", why: why.to_owned() })?;
             seal.write(out, &Line::Record { service, record: decode(bytes.value(), "record")? })?;
+        }
+        let meta = transaction.open_table(META).map_err(|error| broken(error.into()))?;
+        if let Some(kept) = meta.get(SCHEDULE).map_err(|error| broken(error.into()))? {
+            let schedule: Schedule = decode(kept.value(), "schedule")?;
+            if !schedule.is_empty() {
+                seal.write(out, &Line::Schedule(schedule))?;
+            }
         }
         let end = Line::End { lines: seal.lines, hash: seal.hash.clone() };
         seal.write(out, &end)?;
@@ -156,6 +166,9 @@ fn build(path: &Path, mut backup: impl BufRead) -> Result<(), BackupError> {
                         .open_table(RECORDS)?
                         .insert(service.as_str(), encode(record.as_ref()).as_slice())?;
                 }
+                Line::Schedule(schedule) => {
+                    transaction.open_table(META)?.insert(SCHEDULE, encode(schedule).as_slice())?;
+                }
                 Line::End { .. } => {}
             }
             Ok(())
@@ -165,14 +178,24 @@ fn build(path: &Path, mut backup: impl BufRead) -> Result<(), BackupError> {
                 return Err(unsound(format!("format {format} is not known; this version reads {FORMAT}")));
             }
             Line::Begin { .. } if number != 1 => return Err(unsound("a second beginning".to_owned())),
-            Line::Revision(_) | Line::Audit(_) | Line::Record { .. } | Line::End { .. } if number == 1 => {
+            Line::Revision(_)
+            | Line::Audit(_)
+            | Line::Record { .. }
+            | Line::Schedule(_)
+            | Line::End { .. }
+                if number == 1 =>
+            {
                 return Err(unsound("not a beginning".to_owned()));
             }
             Line::End { lines, hash } if *lines != seal.lines || *hash != seal.hash => {
                 return Err(unsound("what is before it is not what was written".to_owned()));
             }
             Line::End { .. } => break,
-            Line::Begin { .. } | Line::Revision(_) | Line::Audit(_) | Line::Record { .. } => {}
+            Line::Begin { .. }
+            | Line::Revision(_)
+            | Line::Audit(_)
+            | Line::Record { .. }
+            | Line::Schedule(_) => {}
         }
         insert().map_err(broken)?;
         seal.add(&text);

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::intent::{FlagChange, Intent};
 use crate::record::{Record, Records};
+use crate::schedule::Schedule;
 
 pub use backup::BackupError;
 
@@ -34,6 +35,7 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
 const STORE_ID: &str = "store";
 const VISITOR_KEYS: &str = "visitor_keys";
+const SCHEDULE: &str = "schedule";
 /// The file in the store's folder.
 const FILE: &str = "gilmok.redb";
 /// Entries of the audit that are kept.
@@ -101,6 +103,8 @@ pub struct Draft {
     pub records: Vec<(ServiceName, Option<Record>)>,
     /// What becomes of single flags, for the audit.
     pub flags: Vec<FlagChange>,
+    /// The changes of flags that wait from then on, where these are others.
+    pub schedule: Option<Schedule>,
 }
 
 /// Why the store did not do what it was asked.
@@ -132,6 +136,8 @@ struct Inner {
     head: watch::Sender<Option<Arc<Revision>>>,
     /// What is kept of services, as on disk. A watch, because whoever reads holds a whole state and waits for nobody.
     records: watch::Sender<Arc<Records>>,
+    /// Changes of flags that wait for their time, with the revision that they are of. A watch, as `records` is.
+    schedule: watch::Sender<(u64, Arc<Schedule>)>,
 }
 
 impl std::fmt::Debug for Store {
@@ -167,9 +173,12 @@ impl Store {
             history_max: history_max.max(1),
             head: watch::Sender::new(None),
             records: watch::Sender::default(),
+            schedule: watch::Sender::default(),
         };
         let store = Self { inner: Arc::new(inner) };
         store.inner.records.send_replace(Arc::new(store.read_records()?));
+        let schedule: Schedule = store.kept(SCHEDULE)?.unwrap_or_default();
+        store.inner.schedule.send_replace((0, Arc::new(schedule)));
         let head = store.read_head()?;
         store.inner.head.send_replace(head.map(Arc::new));
         Ok(store)
@@ -191,6 +200,12 @@ impl Store {
     #[must_use]
     pub fn head(&self) -> Option<Arc<Revision>> {
         self.inner.head.borrow().clone()
+    }
+
+    /// Changes of flags that wait for their time.
+    #[must_use]
+    pub fn schedule(&self) -> Arc<Schedule> {
+        Arc::clone(&self.inner.schedule.borrow().1)
     }
 
     /// Follows the newest revision.
@@ -294,7 +309,7 @@ impl Store {
         if head != expected {
             return Err(StoreError::Conflict { head });
         }
-        let Draft { who, what, reason, intent, records, flags } = draft;
+        let Draft { who, what, reason, intent, records, flags, schedule } = draft;
         let number = head + 1;
         let revision =
             Revision { number, at_ms: now_ms(), who, what, reason, hash: intent.hash, document: intent.json };
@@ -320,11 +335,24 @@ impl Store {
                 audit.insert(number, encode(&entry).as_slice())?;
                 audit.retain_in(..number.saturating_sub(AUDIT_MAX - 1), |_, _| false)?;
             }
+            if let Some(schedule) = &schedule {
+                transaction.open_table(META)?.insert(SCHEDULE, encode(schedule).as_slice())?;
+            }
             transaction.commit()?;
             Ok(())
         };
         write().map_err(unusable)?;
         self.told_of_records(kept);
+        if let Some(schedule) = schedule {
+            // Before the head is: whoever reads a head finds what waits then, or later.
+            self.inner.schedule.send_if_modified(|known| {
+                let newer = known.0 < number;
+                if newer {
+                    *known = (number, Arc::new(schedule));
+                }
+                newer
+            });
+        }
         let revision = Arc::new(revision);
         // The next writer may have been here first: the head only goes up.
         self.inner.head.send_if_modified(|head| {

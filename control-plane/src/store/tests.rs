@@ -13,6 +13,7 @@ fn draft(number: u32) -> Draft {
         reason: String::new(),
         intent,
         flags: Vec::new(),
+        schedule: None,
         records: Vec::new(),
     }
 }

@@ -146,3 +146,37 @@ async fn where_reasons_are_wanted_nothing_is_written_without_one() {
     let said = served.ask(Method::POST, "/v1/flags/a/kill", &[("gilmok-reason", "it hurts")], "").await;
     assert_eq!(said.0, StatusCode::OK);
 }
+
+#[tokio::test]
+async fn a_change_is_said_listed_and_taken_back() {
+    let served = Served::start("flags-schedule").await;
+    served.put("/v1/flags/a", &flag()).await;
+    let target = "/v1/flags/a/schedule";
+    for (body, expected) in [
+        (r#"{"at":"soon","patch":{}}"#, 422),
+        (r#"{"at":"2001-01-01T00:00:00Z","patch":{}}"#, 422),
+        (r#"{"at":"2999-01-01T00:00:00Z"}"#, 422),
+        (r#"{"at":"2999-01-01T00:00:00Z","patch":{"state":"ON"}}"#, 422),
+        (r#"{"at":"2999-01-01T00:00:00Z","patch":{"state":"DISABLED"}}"#, 201),
+    ] {
+        let (status, told) = served.ask(Method::POST, target, &[("gilmok-who", "ann")], body).await;
+        assert_eq!(status.as_u16(), expected, "{body}: {told}");
+    }
+    let (_, listed) = served.get(target).await;
+    assert_eq!(
+        (&listed[0]["id"], &listed[0]["at"], &listed[0]["by"]),
+        (&json!(2), &json!("2999-01-01T00:00:00Z"), &json!("ann"))
+    );
+    assert_eq!(served.get("/v1/flags?overview=true").await.1["flags"][0]["scheduled"], 1);
+    for (target, expected) in
+        [("/v1/flags/b/schedule/2", 404), ("/v1/flags/a/schedule/2", 200), ("/v1/flags/a/schedule/2", 404)]
+    {
+        assert_eq!(served.ask(Method::DELETE, target, &[], "").await.0.as_u16(), expected, "{target}");
+    }
+    assert_eq!(served.get(target).await.1, json!([]));
+    assert_eq!(served.get("/v1/flags/b/schedule").await.0, StatusCode::NOT_FOUND);
+    let (_, audit) = served.get("/v1/audit").await;
+    let what: Vec<_> =
+        audit.as_array().unwrap().iter().map(|entry| entry["what"].as_str().unwrap()).collect();
+    assert_eq!(what, ["take back a change of flag a", "schedule a change of flag a", "put flag a"]);
+}

@@ -25,12 +25,15 @@ fn told(current: &Value, deed: FlagDeed) -> Value {
     super::super::flag(&intent.json, "new-ui").cloned().unwrap_or_default()
 }
 
-fn context<'a>(plane: &'a (Records, Membership, Exposure), now_ms: u64) -> Context<'a> {
+type Plane = (Records, Membership, Exposure, Schedule);
+
+fn context<'a>(plane: &'a Plane, now_ms: u64) -> Context<'a> {
     Context {
         number: 1,
         records: &plane.0,
         alive: &plane.1,
         exposure: &plane.2,
+        schedule: &plane.3,
         by: "ann",
         why: "",
         now_ms,
@@ -81,7 +84,7 @@ fn what_flagd_warns_of_is_refused_once_and_then_known() {
     let deed = word("new-ui", FlagDeed::Patch(json!({ "targeting": { "$ref": "nobody" } })));
     let Refusal::Warned(warnings) = applied(&mesh(), &deed).unwrap_err() else { panic!() };
     assert!(warnings.0[0].path.starts_with("flags.set.flags.new-ui"), "{warnings}");
-    let plane = Default::default();
+    let plane = Plane::default();
     let accepting = Context { accept_warnings: true, ..context(&plane, 0) };
     let accepted = apply(&mesh(), &deed, &accepting).unwrap().intent.json;
     // What is there already does not stand against other words, least of all against the brake.
@@ -98,7 +101,7 @@ fn another_type_needs_force() {
     let deed = word("new-ui", FlagDeed::Put(number));
     let Refusal::Conflict(why) = applied(&mesh(), &deed).unwrap_err() else { panic!() };
     assert!(why.contains("of type boolean"), "{why}");
-    let plane = Default::default();
+    let plane = Plane::default();
     apply(&mesh(), &deed, &Context { force: true, ..context(&plane, 0) }).unwrap();
     let document = json!({ "flags": { "set": { "flags": { "new-ui":
         { "state": "ENABLED", "variants": { "a": "x" }, "defaultVariant": "a" } } } } });
@@ -109,7 +112,7 @@ fn another_type_needs_force() {
 #[test]
 fn a_flag_that_is_in_use_is_not_deleted() {
     let set = applied(&mesh(), &Command::PutMesh(mesh())).unwrap().document.flags.unwrap();
-    let mut plane: (Records, Membership, Exposure) = Default::default();
+    let mut plane = Plane::default();
     let counted = FlagCounts {
         flag: "new-ui".to_owned(),
         reason: "STATIC".to_owned(),
@@ -137,6 +140,52 @@ fn a_list_of_flags_is_kept_by_key() {
         let refused = applied(&json!({}), &list(unsound)).unwrap_err();
         assert!(matches!(refused, Refusal::Faulty(_)), "{refused:?}");
     }
+}
+
+#[test]
+fn a_change_waits_for_its_time_and_is_made_once() {
+    let mut plane = Plane::default();
+    let later = |at_ms| FlagDeed::Schedule { at_ms, patch: json!({ "state": "DISABLED" }) };
+    let said = apply(&mesh(), &word("new-ui", later(5_000)), &context(&plane, 1_000)).unwrap();
+    assert_eq!(said.intent.json, mesh(), "nothing changes before");
+    plane.3 = said.schedule.unwrap();
+    let (id, by) = (plane.3[0].id, plane.3[0].by.as_str());
+    assert_eq!((id, by, plane.3.len()), (2, "ann", 1));
+    let due = word("new-ui", FlagDeed::CarryOut(id));
+    let done = apply(&mesh(), &due, &context(&plane, 5_000)).unwrap();
+    let flag_after = super::super::flag(&done.intent.json, "new-ui").unwrap();
+    assert_eq!((&flag_after["state"], done.schedule.as_deref()), (&json!("DISABLED"), Some(&[][..])));
+    let back = apply(&mesh(), &word("new-ui", FlagDeed::Unschedule(id)), &context(&plane, 1_000)).unwrap();
+    assert_eq!(back.schedule.as_deref(), Some(&[][..]));
+    let gone = apply(&mesh(), &word("new-ui", FlagDeed::Delete), &context(&plane, 1_000)).unwrap();
+    assert_eq!(gone.schedule.as_deref(), Some(&[][..]), "what waits for a flag goes with it");
+    plane.3.clear();
+    let again = apply(&mesh(), &due, &context(&plane, 5_000)).unwrap_err();
+    assert_eq!(again, Refusal::NotScheduled("new-ui".to_owned(), id));
+}
+
+#[test]
+fn a_change_that_cannot_be_made_is_refused_when_it_is_said_and_kept_when_its_time_comes() {
+    let mut plane = Plane::default();
+    let say = |at_ms, patch: Value| word("new-ui", FlagDeed::Schedule { at_ms, patch });
+    for (at_ms, patch) in [(1_000, json!({})), (2_000, json!({ "state": "ON" }))] {
+        let refused = apply(&mesh(), &say(at_ms, patch), &context(&plane, 1_000)).unwrap_err();
+        assert!(matches!(refused, Refusal::Faulty(_)), "{refused:?}");
+    }
+    let big = say(2_000, json!({ "metadata": { "text": "x".repeat(20_000) } }));
+    assert!(matches!(apply(&mesh(), &big, &context(&plane, 1_000)), Err(Refusal::Faulty(_))));
+    let said = say(2_000, json!({ "defaultVariant": "off" }));
+    plane.3 = apply(&mesh(), &said, &context(&plane, 1_000)).unwrap().schedule.unwrap();
+    // Somebody renames the variant in between.
+    let renamed = json!({ "variants": { "no": false, "off": null } });
+    let changed = applied(&mesh(), &word("new-ui", FlagDeed::Patch(renamed))).unwrap().json;
+    let due = word("new-ui", FlagDeed::CarryOut(plane.3[0].id));
+    let tried = apply(&changed, &due, &context(&plane, 2_000)).unwrap();
+    assert_eq!(tried.intent.json, changed);
+    plane.3 = tried.schedule.unwrap();
+    let failed = plane.3[0].failed.as_deref().unwrap();
+    assert!(failed.contains("there is no variant `off`"), "{failed}");
+    assert_eq!(crate::schedule::due(&plane.3, 9_000), None, "it is not tried again");
 }
 
 #[test]

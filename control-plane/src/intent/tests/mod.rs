@@ -24,6 +24,7 @@ fn applied(current: &Value, command: &Command) -> Result<Intent, Refusal> {
         now_ms: 1_000,
         accept_warnings: false,
         exposure: &Exposure::default(),
+        schedule: &Schedule::new(),
         force: false,
         dice: 7,
     };

@@ -52,6 +52,7 @@ impl Plane {
             now_ms: 1_000 * self.number,
             accept_warnings: false,
             exposure: &Exposure::default(),
+            schedule: &Schedule::new(),
             force: self.force,
             dice: self.number,
         };
