@@ -25,6 +25,9 @@ pub(crate) struct Arguments {
     /// Say what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Although flagd would warn of its flags
+    #[arg(long)]
+    accept_warnings: bool,
     #[command(flatten)]
     terms: Terms,
     #[command(flatten)]
@@ -102,7 +105,7 @@ impl Terms {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Trouble> {
-    let Arguments { file, dry_run, terms, remote } = arguments;
+    let Arguments { file, dry_run, accept_warnings, terms, remote } = arguments;
     // Faults are told with the lines of the file, which the control plane does not see.
     let document = read(file)?.json;
     if *dry_run {
@@ -117,7 +120,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Trouble> {
         }
         return Ok(());
     }
-    let target = format!("/v1/mesh{}", terms.query(None));
+    let target = format!("/v1/mesh{}", terms.query(accept_warnings.then_some("accept_warnings=true")));
     let answer = remote.call(terms.of(writing(Method::PUT, target, &document)))?;
     told(remote, &answer, &format!("{} is in force", file.display()))
 }

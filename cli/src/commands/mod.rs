@@ -12,6 +12,8 @@ mod completions;
 
 mod explain;
 
+mod flags;
+
 mod guards;
 
 mod membership;
@@ -55,6 +57,8 @@ pub(crate) enum Command {
     Shards(Box<shards::Arguments>),
     /// What guards the services in a proxy; force it open or closed
     Breakers(Box<breakers::Arguments>),
+    /// What is on and for whom: change flags, kill one, explain, schedule
+    Flags(Box<flags::Arguments>),
     /// Who is alive: every instance of every service
     Membership(membership::Arguments),
     /// Which proxy runs what, how far behind it is, who refused and why
@@ -81,6 +85,7 @@ pub(crate) fn run(command: &Command) -> ExitCode {
         Command::Rollout(arguments) => rollout::run(arguments),
         Command::Shards(arguments) => shards::run(arguments),
         Command::Breakers(arguments) => breakers::run(arguments),
+        Command::Flags(arguments) => flags::run(arguments),
         Command::Membership(arguments) => membership::run(arguments),
         Command::Proxies(arguments) => proxies::run(arguments),
         Command::Revisions(arguments) => revisions::run(arguments),
