@@ -60,6 +60,12 @@ impl Publisher {
         self.published.borrow().clone()
     }
 
+    /// Follows what is true: new revisions, and who is alive.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<Option<Arc<Published>>> {
+        self.published.subscribe()
+    }
+
     /// Says what is true from now on; `make` gets what was, and runs alone. `None` changes nothing.
     pub fn publish_with(&self, make: impl FnOnce(Option<&Published>) -> Option<Arc<Published>>) {
         let making = self.making.lock().unwrap_or_else(PoisonError::into_inner);

@@ -25,7 +25,7 @@ use crate::state::{Author, State, WriteError};
 use crate::store::now_ms;
 use crate::webhook::{Occasion, Owed};
 
-/// How often moves are looked at when nothing else gives cause: who is alive may have changed.
+/// How often moves are looked at when nothing else gives cause: what could not be written is tried again.
 const TICK: Duration = Duration::from_secs(1);
 /// Least time until a closed batch is looked at again because its time is over: what keeps it from being opened, e.g. a full disk,
 /// is not gone at once.
@@ -79,15 +79,17 @@ impl Mover {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut teller = Teller::new(self.secret_file.clone());
-        let (mut heads, mut news) = (self.state.store.heads(), self.state.publisher.acks.news());
+        let publisher = &self.state.publisher;
+        let (mut changes, mut news) = (publisher.changes(), publisher.acks.news());
         loop {
             let left = self.time_left();
             let is_closed = left.is_some();
             let answer = tokio::select! {
                 _ = ticks.tick() => None,
                 answer = teller.heard() => Some(answer),
-                // Somebody wrote: this process a moment ago, or an operator.
-                Ok(()) = heads.changed() => None,
+                // Somebody wrote: this process a moment ago, or an operator. What is in the store but not published yet is
+                // nothing to decide by.
+                Ok(()) = changes.changed() => None,
                 // Callers wait for a closed batch, so every word about it counts at once.
                 Ok(()) = news.changed(), if is_closed => None,
                 () = sleep(left.unwrap_or_default()), if is_closed => None,
