@@ -167,15 +167,11 @@ async fn serve(
         metrics,
         apps_healthy: health.iter().map(watch::Sender::subscribe).collect(),
     });
-    if let Some(socket) = sockets.admin {
-        tasks.spawn(admin::serve(
-            TcpListener::from_std(socket)?,
-            Arc::clone(&admin),
-            admin::Scope::Everything,
-        ));
-    }
-    if let Some(socket) = sockets.metrics {
-        tasks.spawn(admin::serve(TcpListener::from_std(socket)?, Arc::clone(&admin), admin::Scope::Watching));
+    let scopes = [(sockets.admin, admin::Scope::Everything), (sockets.metrics, admin::Scope::Watching)];
+    for (socket, scope) in scopes {
+        if let Some(socket) = socket {
+            tasks.spawn(admin::serve(TcpListener::from_std(socket)?, Arc::clone(&admin), scope));
+        }
     }
     if let Some(socket) = sockets.ofrep {
         // Ends when the drain is over; nobody waits for it, as it holds nothing that would have to be finished.

@@ -17,8 +17,8 @@ use crate::resharding::wanted;
 /// # Errors
 /// Why nobody can tell.
 pub fn planned(document: &Value, service: &ServiceName, body: &Value) -> Result<Plan, Refusal> {
-    let (wanted, _) = wanted::read(body).map_err(Refusal::Faulty)?;
-    plan_of(table(document, service)?, service, &wanted)
+    let asked = wanted::read(body).map_err(Refusal::Faulty)?;
+    plan_of(table(document, service)?, service, &asked.wanted)
 }
 
 fn plan_of(table: &Value, service: &ServiceName, wanted: &Wanted) -> Result<Plan, Refusal> {
@@ -46,12 +46,15 @@ pub(super) fn begun(
             running.batches_left(),
         )));
     }
-    let (wanted, webhooks) = wanted::read(body).map_err(Refusal::Faulty)?;
-    let plan = plan_of(table, service, &wanted)?;
+    let asked = wanted::read(body).map_err(Refusal::Faulty)?;
+    let plan = plan_of(table, service, &asked.wanted)?;
     if plan.batches.is_empty() {
         return Err(Refusal::Conflict(format!("there is nothing to move: {}", plan.notes.join("; "))));
     }
-    let moving = ShardMove::new(rule(table), wanted::batches(table, &plan), webhooks, &hand(context));
+    if let Some(problems) = asked.loses() {
+        return Err(Refusal::Faulty(problems));
+    }
+    let moving = ShardMove::new(rule(table), wanted::batches(table, &plan), asked.webhooks, &hand(context));
     record.begin_move(moving);
     let mut changed = Changed::nothing(document);
     changed.records.push((service.clone(), Some(record)));

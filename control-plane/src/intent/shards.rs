@@ -154,7 +154,9 @@ pub(super) fn rule<'d>(document: &'d Document, name: &ServiceName) -> Option<&'d
     document.services.get(name)?.sharding.as_deref()
 }
 
-/// Whether anybody serves it, and so may hold data.
+/// Whether its keys may be somewhere: somebody serves it, or some of them have moved. Who is away for a moment has data all the
+/// same.
 fn is_live(parsed: &Document, context: &Context<'_>, name: &ServiceName) -> bool {
-    !shares::endpoints(parsed, context.alive, name).is_empty()
+    let has_moved = rule(parsed, name).is_some_and(|rule| rule.epoch() > 0);
+    has_moved || !shares::endpoints(parsed, context.alive, name).is_empty()
 }

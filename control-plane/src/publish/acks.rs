@@ -30,14 +30,18 @@ pub struct Acks {
 #[derive(Clone, Debug)]
 pub struct ProxyReport {
     pub ack: Ack,
+    /// When it was heard of; of one that only the process before this one has heard of, when this one began.
     pub heard: Instant,
+    /// Whether this process has heard of it. Until then it is not live; how long it is silent nobody can tell, so its silence
+    /// begins with this process.
+    pub is_heard: bool,
 }
 
 impl ProxyReport {
     /// Whether it was heard of recently.
     #[must_use]
     pub fn is_live(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.heard) <= LIVE
+        self.is_heard && now.saturating_duration_since(self.heard) <= LIVE
     }
 
     /// Whether it runs this revision of this store, or a later one.
@@ -68,7 +72,7 @@ impl Acks {
         let is_as_known = proxies.get(&ack.node).is_some_and(|known| {
             known.ack.instance == ack.instance && known.ack.state == ack.state && known.ack.apps == ack.apps
         });
-        proxies.insert(ack.node.clone(), ProxyReport { ack, heard: now });
+        proxies.insert(ack.node.clone(), ProxyReport { ack, heard: now, is_heard: true });
         drop(proxies);
         if !is_as_known {
             self.roster.send_replace(());
@@ -103,10 +107,9 @@ impl Acks {
     /// Those whom the process before this one knew: not heard of yet.
     pub fn remember(&self, known: Vec<Ack>) {
         let now = Instant::now();
-        let heard = now.checked_sub(LIVE + Duration::from_secs(1)).unwrap_or(now);
         let mut proxies = self.lock();
         for ack in known.into_iter().take(PROXIES_MAX) {
-            proxies.entry(ack.node.clone()).or_insert(ProxyReport { ack, heard });
+            proxies.entry(ack.node.clone()).or_insert(ProxyReport { ack, heard: now, is_heard: false });
         }
     }
 

@@ -30,6 +30,8 @@ pub struct Report {
 pub struct Scene<'a> {
     /// Whose batch it is.
     pub source: &'a Name,
+    /// Whose it will be.
+    pub target: &'a Name,
     /// The revision that closed it.
     pub closed: u64,
     /// Of the whole service.
@@ -61,13 +63,16 @@ pub struct Waiting {
 
 impl Report {
     #[must_use]
-    pub fn of(ack: &Ack, silent: Duration, service: &ServiceName) -> Self {
+    pub fn of(ack: &Ack, silent: Duration, service: &ServiceName, store: &str) -> Self {
+        // By another store's numbers it has closed something else.
+        let is_ours = ack.applied.as_ref().is_none_or(|applied| applied.store == store);
+        let mut fences = ack.fences.iter().filter(|_| is_ours);
         Self {
             node: ack.node.clone(),
             silent,
             is_leaving: ack.state == ProxyState::Draining,
             apps: ack.apps.iter().filter(|app| app.service == *service).cloned().collect(),
-            fence: ack.fences.iter().find(|fence| fence.service == *service).cloned(),
+            fence: fences.find(|fence| fence.service == *service).cloned(),
         }
     }
 }
@@ -96,6 +101,11 @@ pub fn fence(scene: &Scene<'_>) -> Fence {
         let why = scene.lacks(report, is_owner, is_barrier);
         waits.extend(why.map(|why| Waiting { who: report.node.clone(), why }));
     }
+    // Who does not hear of the move would keep the batch waiting once it has it.
+    let targets =
+        scene.reports.iter().filter(|report| report.apps.iter().any(|app| app.shard == *scene.target));
+    let behind = targets.filter(|report| scene.counts(report) && !scene.has_closed(report));
+    waits.extend(behind.map(|report| Waiting { who: report.node.clone(), why: words::BEHIND.to_owned() }));
     for endpoint in of_shard.iter().filter(|endpoint| endpoint.inbound) {
         by.push(endpoint.address.to_string());
         waits.extend(scene.uncovered(&endpoint.address));
@@ -113,6 +123,10 @@ impl Scene<'_> {
     fn counts(&self, report: &Report) -> bool {
         let may_be_gone = report.is_leaving || self.forced;
         !(may_be_gone && report.silent > self.silent_max)
+    }
+
+    fn has_closed(&self, report: &Report) -> bool {
+        report.fence.as_ref().is_some_and(|fence| fence.closed == self.closed)
     }
 
     /// What a proxy still has to do.
@@ -193,9 +207,10 @@ mod tests {
     }
 
     fn told(endpoints: &[Endpoint], reports: &[Report], forced: bool) -> Vec<String> {
-        let source = name("0");
+        let (source, target) = (name("0"), name("1"));
         match fence(&Scene {
             source: &source,
+            target: &target,
             closed: CLOSED,
             endpoints,
             reports,
@@ -214,14 +229,17 @@ mod tests {
     fn every_sidecar_of_the_source_closes_the_batch_and_nobody_else_has_to() {
         let endpoints = [endpoint("10.0.0.1:80", "0", true), endpoint("10.0.0.2:80", "1", true)];
         let one = sidecar("a", "0", "10.0.0.1:80");
-        let other = with(sidecar("b", "1", "10.0.0.2:80"), |fence| fence.closed = 7);
+        let other = with(sidecar("b", "9", "10.0.0.2:80"), |fence| fence.closed = 7);
         let open = Report { fence: None, ..caller("c") };
         let all = |one: &Report| [one.clone(), other.clone(), open.clone()];
         assert_eq!(told(&endpoints, &all(&one), false), [""; 0]);
         for (one, why) in [
             (Report { fence: None, ..one.clone() }, "a: has not closed it yet"),
             (with(one.clone(), |fence| fence.closed = CLOSED - 1), "a: has not closed it yet"),
-            (with(one.clone(), |fence| fence.serving = 2), "a: 2 requests of it are under way"),
+            (
+                with(one.clone(), |fence| fence.serving = 2),
+                "a: 2 requests of it, or from before it was known, are under way",
+            ),
             (
                 with(one.clone(), |fence| fence.persisted = false),
                 "a: would not find it closed after a restart",
@@ -238,6 +256,31 @@ mod tests {
         // A word that stands stays true, however long ago it was said.
         let silent = Report { silent: Duration::from_secs(600), ..one };
         assert_eq!(told(&endpoints, &all(&silent), false), [""; 0]);
+    }
+
+    #[test]
+    fn whoever_stands_beside_the_new_owner_has_to_have_heard_of_it() {
+        let endpoints = [endpoint("10.0.0.1:80", "0", true), endpoint("10.0.0.2:80", "1", true)];
+        let one = sidecar("a", "0", "10.0.0.1:80");
+        let busy =
+            with(sidecar("t", "1", "10.0.0.2:80"), |fence| (fence.serving, fence.persisted) = (3, false));
+        assert_eq!(told(&endpoints, &[one.clone(), busy], false), [""; 0], "and nothing else");
+        let behind = Report { fence: None, ..sidecar("t", "1", "10.0.0.2:80") };
+        assert_eq!(told(&endpoints, &[one, behind], false), [format!("t: {}", words::BEHIND)]);
+    }
+
+    #[test]
+    fn a_closing_by_another_stores_number_counts_for_nothing() {
+        let mut ack: Ack = serde_json::from_value(serde_json::json!({
+            "node": "a", "instance": "1", "wire": 1,
+            "applied": { "store": "ours", "revision": 41, "hash": "h" },
+            "fences": [{ "service": "profile", "closed": 41 }],
+        }))
+        .unwrap();
+        let closed = |ack: &Ack| Report::of(ack, Duration::ZERO, &profile(), "ours").fence.is_some();
+        assert!(closed(&ack));
+        ack.applied.as_mut().unwrap().store = "theirs".to_owned();
+        assert!(!closed(&ack));
     }
 
     #[test]
@@ -267,7 +310,10 @@ mod tests {
         assert_eq!(told(&endpoints, &[caller("a"), caller("b")], false), [""; 0]);
         for (report, why) in [
             (Report { fence: None, ..caller("b") }, "b: has not closed it yet"),
-            (with(caller("b"), |fence| fence.calling = 1), "b: 1 request of it is under way"),
+            (
+                with(caller("b"), |fence| fence.calling = 1),
+                "b: 1 request of it, or from before it was known, is under way",
+            ),
             (
                 with(caller("b"), |fence| fence.persisted = false),
                 "b: would not find it closed after a restart",
@@ -279,7 +325,10 @@ mod tests {
         // Beside it a sidecar: both are asked.
         let both = [endpoints[0].clone(), endpoint("10.0.0.2:80", "0", true)];
         let busy = with(sidecar("s", "0", "10.0.0.2:80"), |fence| (fence.serving, fence.calling) = (1, 1));
-        assert_eq!(told(&both, &[caller("a"), busy], false), ["s: 2 requests of it are under way"]);
+        assert_eq!(
+            told(&both, &[caller("a"), busy], false),
+            ["s: 2 requests of it, or from before it was known, are under way"]
+        );
     }
 
     #[test]
@@ -320,9 +369,11 @@ mod tests {
     #[test]
     fn others_who_had_to_close_it_make_it_another_fence() {
         let by = |reports: &[Report]| {
-            let (source, endpoints) = (name("0"), [endpoint("10.0.0.1:80", "0", true)]);
+            let (source, target) = (name("0"), name("1"));
+            let endpoints = [endpoint("10.0.0.1:80", "0", true)];
             let scene = Scene {
                 source: &source,
+                target: &target,
                 closed: CLOSED,
                 endpoints: &endpoints,
                 reports,

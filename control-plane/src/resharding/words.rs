@@ -16,6 +16,8 @@ const NAMED_MAX: usize = 5;
 
 /// Its workers do not all run a snapshot in which the batch is closed by this revision.
 pub(super) const OPEN: &str = "has not closed it yet";
+/// A proxy beside the target's app.
+pub(super) const BEHIND: &str = "has the new owner beside it and has not heard of the batch yet";
 pub(super) const NOT_KEPT: &str = "would not find it closed after a restart";
 
 pub(super) fn silent(silent: Duration) -> String {
@@ -24,8 +26,8 @@ pub(super) fn silent(silent: Duration) -> String {
 
 pub(super) fn underway(requests: u64) -> String {
     match requests {
-        1 => "1 request of it is under way".to_owned(),
-        _ => format!("{requests} requests of it are under way"),
+        1 => "1 request of it, or from before it was known, is under way".to_owned(),
+        _ => format!("{requests} requests of it, or from before it was known, are under way"),
     }
 }
 

@@ -174,11 +174,11 @@ impl Pieces {
             "key": "host", "strategy": "slots", "slots": 2, "hash": "identity", "map": {"a": "0-1"}, "shards": ["a", "t"],
         });
         let webhooks = json!([{"url": "http://127.0.0.1/", "on": ["fenced"]}]);
-        let (wanted, webhooks) = wanted::read(&json!({"map": {"a": "0", "t": "1"}, "webhooks": webhooks}))
-            .expect("it is understood");
-        let batches = wanted::batches(&table, &plan(&table, &wanted).expect("it can be moved"));
+        let asked = wanted::read(&json!({"map": {"a": "0", "t": "1"}, "webhooks": webhooks}));
+        let asked = asked.expect("it is understood");
+        let batches = wanted::batches(&table, &plan(&table, &asked.wanted).expect("it can be moved"));
         assert_eq!(batches.len(), 1);
-        let moving = ShardMove::new(rule(&table), batches, webhooks, &hand(0));
+        let moving = ShardMove::new(rule(&table), batches, asked.webhooks, &hand(0));
         let first = pieces.keep(moving);
         let before = pieces.table(table);
         let heard = [Said::default(); PROXIES];
@@ -345,6 +345,7 @@ impl Pieces {
         }
         fence(&Scene {
             source: leg.source,
+            target: leg.target,
             closed,
             endpoints: &endpoints,
             reports: &reports,

@@ -86,7 +86,7 @@ impl Plan {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The keys are copied by you: by a webhook that is told `copy`, or by hand, and then `gilmok shards resume SERVICE` says so.\nThe batch is then closed at its owner for at most 2 s; whoever is told `fenced` copies what was written last.\n\nExamples:\n  gilmok shards move profile --shards 0,1,2,3,4,5,6,7 --dry-run\n  gilmok shards move profile --shards 0,1,2,3,4,5,6,7 --webhook http://copier:9000/hook --wait\n  gilmok shards move tenants --map map.toml --webhook http://copier:9000/hook --on copy,fenced"
+    after_help = "The keys are copied by you: by a webhook that is told `copy`, or by hand, and then `gilmok shards resume SERVICE` says so.\nThe batch is then closed at its owner for at most 2 s; whoever is told `fenced` copies what was written last. Where nobody is, --last-copy none says that nothing is lost by it.\n\nExamples:\n  gilmok shards move profile --shards 0,1,2,3,4,5,6,7 --dry-run\n  gilmok shards move profile --shards 0,1,2,3,4,5,6,7 --webhook http://copier:9000/hook --wait\n  gilmok shards move tenants --map map.toml --webhook http://copier:9000/hook --on copy,fenced"
 )]
 pub(super) struct Move {
     service: String,
@@ -98,6 +98,10 @@ pub(super) struct Move {
     /// What the webhooks are told: copy, fenced, moved, done, paused, reversed; default all
     #[arg(long, value_name = "OCCASIONS", value_delimiter = ',', requires = "webhook", value_parser = OCCASIONS)]
     on: Option<Vec<String>>,
+    /// Nobody copies what is written between the copy and the hand-over: the data follow by themselves, or nothing is
+    /// written. Needed where no webhook is told `fenced`
+    #[arg(long, value_name = "WHO", value_parser = ["none"])]
+    last_copy: Option<String>,
     /// Say what would move, and move nothing
     #[arg(long)]
     dry_run: bool,
@@ -116,6 +120,9 @@ impl Move {
         if !self.webhook.is_empty() {
             let on = self.on.clone().unwrap_or_else(|| OCCASIONS.map(str::to_owned).to_vec());
             body["webhooks"] = self.webhook.iter().map(|url| json!({ "url": url, "on": on })).collect();
+        }
+        if let Some(who) = &self.last_copy {
+            body["last_copy"] = json!(who);
         }
         let dry_run = self.dry_run.then(|| "dry_run=true".to_owned());
         let target = format!("{}{}", path(&self.service), self.grounds.query(dry_run));

@@ -213,7 +213,7 @@ impl Mover {
         }
     }
 
-    /// What a move goes by at this moment. Nothing where what is published is not what the store says.
+    /// What a move goes by at this moment.
     fn sight(&self, service: &ServiceName, moving: &ShardMove, published: &Published) -> Option<Sight> {
         let view = self.state.view();
         let endpoints = endpoints_of(published.intent(), &view.endpoints, service);
@@ -222,11 +222,23 @@ impl Mover {
         let lack = leg.and_then(|leg| target::lack(leg.source, leg.target, endpoints, by_version));
         let fence = match leg.zip(moving.closed()) {
             None => Fence::Waits(Vec::new()),
-            Some((Leg { source, .. }, closed)) => {
-                let reports =
-                    self.state.publisher.acks.ask(|report, silent| Report::of(&report.ack, silent, service));
+            Some((Leg { source, target, .. }, closed)) => {
+                let store = self.state.store.id();
+                let reports = self
+                    .state
+                    .publisher
+                    .acks
+                    .ask(|report, silent| Report::of(&report.ack, silent, service, store));
                 let forced = moving.forced;
-                fence(&Scene { source, closed, endpoints, reports: &reports, silent_max: LIVE, forced })
+                fence(&Scene {
+                    source,
+                    target,
+                    closed,
+                    endpoints,
+                    reports: &reports,
+                    silent_max: LIVE,
+                    forced,
+                })
             }
         };
         Some(Sight { lack, fence, closed_for: self.closed_for(service, moving) })

@@ -39,7 +39,7 @@ async fn begin(state: &State) {
     let rule = json!({"key": "host", "strategy": "slots", "slots": 4, "map": {"0": "0-1", "1": "2-3"}});
     let commands = [
         Command::PutService(profile(), json!({ "sharding": rule })),
-        Command::BeginMove(profile(), json!({"shards": ["0", "1", "2", "3"]})),
+        Command::BeginMove(profile(), json!({"shards": ["0", "1", "2", "3"], "last_copy": "none"})),
     ];
     for command in commands {
         state.write(&command, &Author::default()).await.unwrap();

@@ -15,7 +15,7 @@ impl Moving {
         let rule = json!({"key": "host", "strategy": "slots", "slots": 4, "map": {"0": "0-1", "1": "2-3"}});
         plane.write(&Command::PatchService(name("shop"), json!({ "sharding": rule }))).unwrap();
         let mut moving = Self(plane);
-        moving.begin(&json!({"shards": ["0", "1", "2", "3"]})).unwrap();
+        moving.begin(&json!({"shards": ["0", "1", "2", "3"], "last_copy": "none"})).unwrap();
         moving
     }
 
@@ -122,7 +122,7 @@ fn a_move_goes_through_the_document_and_is_kept_beside_it() {
     let mut moving = moving.at(3);
     assert_eq!(moving.table()["map"], json!({"0": "0", "1": "2", "2": "1", "3": "3"}));
     assert_eq!((moving.moving().state(), &moving.table()["epoch"]), ("done", &json!(2)));
-    conflict(&moving.begin(&json!({"shards": ["0", "1", "2", "3"]})), "nothing moves");
+    conflict(&moving.begin(&json!({"shards": ["0", "1", "2", "3"], "last_copy": "none"})), "nothing moves");
     // Back by another move, or by reversing this one.
     let (first, id) = (moving.moving().clone(), moving.moving().id);
     moving.begin(&json!({"shards": ["0", "1"]})).unwrap();
@@ -161,7 +161,7 @@ fn what_cannot_be_moved_is_refused_with_the_place() {
         &moving.begin(&json!({"shards": ["0"], "webhooks": [{"url": "http://a/", "on": ["step"]}]})),
         "webhooks[0].on[0]",
     );
-    let of = |service: &str| Command::BeginMove(name(service), json!({"shards": ["0"]}));
+    let of = |service: &str| Command::BeginMove(name(service), json!({"shards": ["0"], "last_copy": "none"}));
     conflict(&moving.0.write(&of("ads")), "`ads` has no shards");
     assert_eq!(moving.0.write(&of("none")), Err(Refusal::NoService(name("none"))));
 }
@@ -212,7 +212,7 @@ fn a_map_that_is_forced_ends_its_move() {
     moving.0.forced(&Command::PatchService(name("shop"), other)).unwrap();
     assert_eq!((moving.table().get("next"), &moving.table()["epoch"]), (None, &json!(1)));
     assert_eq!((moving.moving().state(), moving.moving().why.as_str()), ("overruled", "patch service shop"));
-    moving.begin(&json!({"shards": ["0", "1", "2", "3"]})).expect("another one");
+    moving.begin(&json!({"shards": ["0", "1", "2", "3"], "last_copy": "none"})).expect("another one");
     // No rule is another rule, and no service has no record.
     moving.0.forced(&Command::PatchService(name("shop"), json!({"sharding": null}))).unwrap();
     assert_eq!(moving.moving().state(), "overruled");
