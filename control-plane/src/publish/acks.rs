@@ -217,9 +217,12 @@ mod tests {
         let acks = Acks::default();
         acks.note(ack("b", 2));
         acks.remember(before.known());
-        let live = acks.ask(|report, silent| (report.ack.node.clone(), silent <= LIVE));
+        let live = acks.ask(|report, _| (report.ack.node.clone(), report.is_live(Instant::now())));
         assert_eq!(live, [("a".to_owned(), false), ("b".to_owned(), true)]);
-        tokio::time::advance(FORGOTTEN).await;
+        let silent = acks.ask(|_, silent| silent);
+        assert_eq!(silent, [Duration::ZERO; 2], "nobody can tell how long it has been silent");
+        tokio::time::advance(FORGOTTEN + LIVE).await;
+        acks.note(ack("b", 2));
         assert_eq!(acks.all().len(), 1, "nor for ever");
     }
 

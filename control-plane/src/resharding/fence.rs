@@ -30,8 +30,6 @@ pub struct Report {
 pub struct Scene<'a> {
     /// Whose batch it is.
     pub source: &'a Name,
-    /// Whose it will be.
-    pub target: &'a Name,
     /// The revision that closed it.
     pub closed: u64,
     /// Of the whole service.
@@ -101,11 +99,6 @@ pub fn fence(scene: &Scene<'_>) -> Fence {
         let why = scene.lacks(report, is_owner, is_barrier);
         waits.extend(why.map(|why| Waiting { who: report.node.clone(), why }));
     }
-    // Who does not hear of the move would keep the batch waiting once it has it.
-    let targets =
-        scene.reports.iter().filter(|report| report.apps.iter().any(|app| app.shard == *scene.target));
-    let behind = targets.filter(|report| scene.counts(report) && !scene.has_closed(report));
-    waits.extend(behind.map(|report| Waiting { who: report.node.clone(), why: words::BEHIND.to_owned() }));
     for endpoint in of_shard.iter().filter(|endpoint| endpoint.inbound) {
         by.push(endpoint.address.to_string());
         waits.extend(scene.uncovered(&endpoint.address));
@@ -123,10 +116,6 @@ impl Scene<'_> {
     fn counts(&self, report: &Report) -> bool {
         let may_be_gone = report.is_leaving || self.forced;
         !(may_be_gone && report.silent > self.silent_max)
-    }
-
-    fn has_closed(&self, report: &Report) -> bool {
-        report.fence.as_ref().is_some_and(|fence| fence.closed == self.closed)
     }
 
     /// What a proxy still has to do.
@@ -207,10 +196,9 @@ mod tests {
     }
 
     fn told(endpoints: &[Endpoint], reports: &[Report], forced: bool) -> Vec<String> {
-        let (source, target) = (name("0"), name("1"));
+        let source = name("0");
         match fence(&Scene {
             source: &source,
-            target: &target,
             closed: CLOSED,
             endpoints,
             reports,
@@ -229,7 +217,7 @@ mod tests {
     fn every_sidecar_of_the_source_closes_the_batch_and_nobody_else_has_to() {
         let endpoints = [endpoint("10.0.0.1:80", "0", true), endpoint("10.0.0.2:80", "1", true)];
         let one = sidecar("a", "0", "10.0.0.1:80");
-        let other = with(sidecar("b", "9", "10.0.0.2:80"), |fence| fence.closed = 7);
+        let other = with(sidecar("b", "1", "10.0.0.2:80"), |fence| fence.closed = 7);
         let open = Report { fence: None, ..caller("c") };
         let all = |one: &Report| [one.clone(), other.clone(), open.clone()];
         assert_eq!(told(&endpoints, &all(&one), false), [""; 0]);
@@ -256,17 +244,6 @@ mod tests {
         // A word that stands stays true, however long ago it was said.
         let silent = Report { silent: Duration::from_secs(600), ..one };
         assert_eq!(told(&endpoints, &all(&silent), false), [""; 0]);
-    }
-
-    #[test]
-    fn whoever_stands_beside_the_new_owner_has_to_have_heard_of_it() {
-        let endpoints = [endpoint("10.0.0.1:80", "0", true), endpoint("10.0.0.2:80", "1", true)];
-        let one = sidecar("a", "0", "10.0.0.1:80");
-        let busy =
-            with(sidecar("t", "1", "10.0.0.2:80"), |fence| (fence.serving, fence.persisted) = (3, false));
-        assert_eq!(told(&endpoints, &[one.clone(), busy], false), [""; 0], "and nothing else");
-        let behind = Report { fence: None, ..sidecar("t", "1", "10.0.0.2:80") };
-        assert_eq!(told(&endpoints, &[one, behind], false), [format!("t: {}", words::BEHIND)]);
     }
 
     #[test]
@@ -369,11 +346,10 @@ mod tests {
     #[test]
     fn others_who_had_to_close_it_make_it_another_fence() {
         let by = |reports: &[Report]| {
-            let (source, target) = (name("0"), name("1"));
+            let source = name("0");
             let endpoints = [endpoint("10.0.0.1:80", "0", true)];
             let scene = Scene {
                 source: &source,
-                target: &target,
                 closed: CLOSED,
                 endpoints: &endpoints,
                 reports,

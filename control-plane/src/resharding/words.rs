@@ -16,8 +16,6 @@ const NAMED_MAX: usize = 5;
 
 /// Its workers do not all run a snapshot in which the batch is closed by this revision.
 pub(super) const OPEN: &str = "has not closed it yet";
-/// A proxy beside the target's app.
-pub(super) const BEHIND: &str = "has the new owner beside it and has not heard of the batch yet";
 pub(super) const NOT_KEPT: &str = "would not find it closed after a restart";
 
 pub(super) fn silent(silent: Duration) -> String {

@@ -345,7 +345,6 @@ impl Pieces {
         }
         fence(&Scene {
             source: leg.source,
-            target: leg.target,
             closed,
             endpoints: &endpoints,
             reports: &reports,

@@ -222,7 +222,7 @@ impl Mover {
         let lack = leg.and_then(|leg| target::lack(leg.source, leg.target, endpoints, by_version));
         let fence = match leg.zip(moving.closed()) {
             None => Fence::Waits(Vec::new()),
-            Some((Leg { source, target, .. }, closed)) => {
+            Some((Leg { source, .. }, closed)) => {
                 let store = self.state.store.id();
                 let reports = self
                     .state
@@ -230,15 +230,7 @@ impl Mover {
                     .acks
                     .ask(|report, silent| Report::of(&report.ack, silent, service, store));
                 let forced = moving.forced;
-                fence(&Scene {
-                    source,
-                    target,
-                    closed,
-                    endpoints,
-                    reports: &reports,
-                    silent_max: LIVE,
-                    forced,
-                })
+                fence(&Scene { source, closed, endpoints, reports: &reports, silent_max: LIVE, forced })
             }
         };
         Some(Sight { lack, fence, closed_for: self.closed_for(service, moving) })

@@ -1,7 +1,7 @@
 //! Moves of shards conducted over a real store, with what proxies would say: who acts, when it gives up, what a killed process
 //! leaves.
 
-use gilmok_config::wire::{Ack, Applied, FenceReport, InboundApp, ProxyState, Registration, WIRE_LEVEL};
+use gilmok_config::wire::{Ack, FenceReport, InboundApp, ProxyState, Registration, WIRE_LEVEL};
 
 use super::super::tests::Folder;
 use super::*;
@@ -65,12 +65,7 @@ fn ack(node: &str, fence: Option<FenceReport>) -> Ack {
         instance: "1".to_owned(),
         wire: WIRE_LEVEL,
         version: String::new(),
-        applied: Some(Applied {
-            store: "s".to_owned(),
-            revision: 1,
-            hash: String::new(),
-            last_known_good: false,
-        }),
+        applied: None,
         refused: None,
         state: ProxyState::Ready,
         counts: Vec::new(),

@@ -105,7 +105,10 @@ fn the_shards_of_a_live_service_stay_where_its_data_is() {
     let now = &plane.document["services"]["shop"]["sharding"];
     assert_eq!((&now["map"], &now["epoch"]), (&first["map"], &json!(2)), "each other map has another epoch");
     plane.has("shop", &[]);
-    plane.write(&patch(&other)).expect("nobody holds anything");
+    conflict(&plane.write(&patch(&other)), "keys would be looked for in other shards");
+    let mut young = Plane::new(&[]);
+    young.write(&patch(&first)).unwrap();
+    young.write(&patch(&other)).expect("nobody holds anything");
 }
 
 #[test]
@@ -125,7 +128,7 @@ fn a_move_goes_through_the_document_and_is_kept_beside_it() {
     conflict(&moving.begin(&json!({"shards": ["0", "1", "2", "3"], "last_copy": "none"})), "nothing moves");
     // Back by another move, or by reversing this one.
     let (first, id) = (moving.moving().clone(), moving.moving().id);
-    moving.begin(&json!({"shards": ["0", "1"]})).unwrap();
+    moving.begin(&json!({"shards": ["0", "1"], "last_copy": "none"})).unwrap();
     assert_eq!(moving.record().moved, [first.without_maps()]);
     let refused = moving.0.write(&Command::Move(name("shop"), id, MoveDeed::Reverse));
     conflict(&refused, "has ended, and another one was begun since");
