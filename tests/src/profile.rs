@@ -27,6 +27,8 @@ pub struct Profile {
     pub plane: ControlPlane,
     /// By the shard's number.
     pub shards: Vec<Shard>,
+    /// Those that are called themselves, without a sidecar.
+    pub apps: Vec<DemoApp>,
     pub copier: Copier,
 }
 
@@ -163,17 +165,40 @@ impl Profile {
     /// # Panics
     /// When they do not come up.
     pub async fn start(shards: usize, owning: usize) -> Self {
-        let scratch = Scratch::new();
-        scratch.write("webhook.secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
-        let plane = ControlPlane::start_with(TABLES, scratch).await;
-        let table = json!({ "sharding": sharding(owning), "request_timeout": "10s" });
-        plane.put("/v1/services/profile", &table).await;
+        let plane = Self::plane(owning).await;
         let mut up = Vec::new();
         for shard in 0..shards {
             up.push(Shard::start(&plane, shard).await);
         }
         let copier = Copier::start(up[0].app.address).await;
-        Self { plane, shards: up, copier }
+        Self { plane, shards: up, apps: Vec::new(), copier }
+    }
+
+    /// The same, with apps that callers reach themselves.
+    ///
+    /// # Panics
+    /// When they do not come up.
+    pub async fn start_without_sidecars(shards: usize, owning: usize) -> Self {
+        let plane = Self::plane(owning).await;
+        let mut apps = Vec::new();
+        for shard in 0..shards {
+            let app = DemoApp::start_shard("profile", &shard.to_string()).await;
+            let endpoint =
+                json!({ "address": app.address.to_string(), "shard": shard.to_string(), "ttl": "1h" });
+            plane.put(&format!("/v1/membership/profile/{shard}"), &endpoint).await;
+            apps.push(app);
+        }
+        let copier = Copier::start(apps[0].address).await;
+        Self { plane, shards: Vec::new(), apps, copier }
+    }
+
+    async fn plane(owning: usize) -> ControlPlane {
+        let scratch = Scratch::new();
+        scratch.write("webhook.secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
+        let plane = ControlPlane::start_with(TABLES, scratch).await;
+        let table = json!({ "sharding": sharding(owning), "request_timeout": "10s" });
+        plane.put("/v1/services/profile", &table).await;
+        plane
     }
 
     /// A proxy of a caller, which knows every shard.
@@ -204,7 +229,7 @@ impl Profile {
             let services = told["services"].as_array().cloned().unwrap_or_default();
             let known = services.iter().find(|service| service["service"] == "profile");
             let known = known.and_then(|service| service["endpoints"].as_array()).map_or(0, Vec::len);
-            if known >= self.shards.len() { Ok(()) } else { Err(told) }
+            if known >= self.shards.len() + self.apps.len() { Ok(()) } else { Err(told) }
         })
         .await;
     }

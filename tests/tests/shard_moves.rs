@@ -333,3 +333,31 @@ async fn an_operator_pauses_resumes_and_reverses_at_any_point() {
     assert_eq!(seen.unknown, 0);
     expect_exact(&seen, &[&a]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_apps_are_called_themselves_every_caller_closes_the_batch() {
+    let profile = Profile::start_without_sidecars(2, 1).await;
+    let (a, b) = (profile.caller("caller-a").await, profile.caller("caller-b").await);
+    let visitors = Visitors::start(&[a.outbound(), b.outbound()], USERS);
+    visitors.go_on_for(VISITS).await;
+    let id = profile.begin(2).await;
+    profile.is(&id, "done").await;
+    visitors.go_on_for(VISITS).await;
+    // A caller that is not heard might still call by what it knew.
+    profile.copier.hold_answer("copy");
+    assert_eq!(profile.say(&id, "reverse").await.status(), 200);
+    profile.copier.copied("copy", 2).await;
+    b.process.signal(Signal::Stop).await;
+    profile.copier.release();
+    let told = profile.is(&id, "paused").await;
+    assert!(told["why"].as_str().is_some_and(|why| why.contains("caller-b")), "{told}");
+    assert!(profile.rule().await["next"].get("closed").is_none(), "{told}");
+    b.process.signal(Signal::Continue).await;
+    profile.hears_of(2).await;
+    assert_eq!(profile.say(&id, "resume").await.status(), 200);
+    profile.is(&id, "reversed").await;
+    visitors.go_on_for(VISITS).await;
+    expect_settled(&profile.rule().await, 1);
+    let seen = visitors.leave().await;
+    expect_exact(&seen, &[&a, &b]).await;
+}
