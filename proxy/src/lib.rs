@@ -7,7 +7,7 @@
 //! and act on requests (`request`) with what each `worker` owns, as far as callers take it (`untaken`),
 //! the called side (`upstream`) with its `breaker`s and limits (`rate_limit`, `access`), and its `health`, what is given again when it brings nothing (`last_good`),
 //! how often apps are told of features (`flag_counts`) and what they may ask of them (`flags`),
-//! and what is told of it all (`admin`, `metrics`, `telemetry`, `access_log`).
+//! and what is told of it all (served `aside`: `admin`, `metrics`, `telemetry`, `access_log`).
 
 pub mod settings;
 
@@ -60,6 +60,8 @@ mod access;
 mod flag_counts;
 
 mod flags;
+
+mod aside;
 
 mod upstream;
 

@@ -28,15 +28,11 @@ use http::header::{HOST, ORIGIN};
 use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::sync::watch;
 
 use self::answer::{Problem, json, text};
+use crate::aside::{self, Allows};
 use crate::current::InForce;
 use crate::drain::{Drain, Phase};
 use crate::settings::{LEVELS, Settings};
@@ -44,18 +40,12 @@ use crate::source::{Identity, Sources};
 use crate::telemetry::{Logs, Metrics};
 use crate::worker::Shared;
 
-/// Connections at a time; operators and scrapers are few.
-const CONNECTIONS_MAX: usize = 64;
-/// For the head of a request, and between requests.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Head of a request, in bytes.
-const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Operators and scrapers are few.
+const ALLOWS: Allows = Allows { connections: 64, header_timeout: Duration::from_secs(10) };
 /// Body of a request, in bytes.
 const BODY_BYTES_MAX: usize = 64 << 10;
 /// For the body of a request.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long accepting pauses when there is no descriptor left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the answers are made of.
 #[derive(Debug)]
@@ -104,29 +94,11 @@ const WATCHING: usize = 3;
 
 /// Serves until dropped.
 pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>, scope: Scope) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    // Ends the connections with it.
-    let mut connections = JoinSet::new();
-    loop {
-        while connections.try_join_next().is_some() {}
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let Ok((stream, peer)) = listener.accept().await else {
-            sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
+    aside::serve(listener, ALLOWS, move |peer, request| {
         let admin = Arc::clone(&admin);
-        connections.spawn(async move {
-            let service = service_fn(|request| answer(&admin, scope, peer, request));
-            let serving = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .max_buf_size(HEAD_BYTES_MAX)
-                .serve_connection(TokioIo::new(stream), service);
-            // What goes wrong on the way concerns the caller, who sees it.
-            drop(serving.await);
-            drop(place);
-        });
-    }
+        async move { answer(&admin, scope, peer, request).await }
+    })
+    .await;
 }
 
 async fn answer(

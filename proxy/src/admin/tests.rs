@@ -5,6 +5,8 @@ use std::ffi::OsString;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tracing::level_filters::LevelFilter;
 
 use super::*;

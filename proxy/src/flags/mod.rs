@@ -23,35 +23,26 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
-use tokio::time::sleep;
 
 pub(crate) use self::access::Access;
 use self::answer::{Answer, Refused};
 use self::events::Events;
 use self::question::{Evaluator, Selector};
+use crate::aside::{self, Allows};
 use crate::current::InForce;
 use crate::drain::Phase;
 
-/// Connections at a time, change events included. Each costs about 10 KiB; what comes beyond waits in the kernel's queue.
-const CONNECTIONS_MAX: usize = 1_024;
+/// Change events are among the connections, each of which costs about 10 KiB; the pools of common clients keep one for less
+/// than the time.
+const ALLOWS: Allows = Allows { connections: 1_024, header_timeout: Duration::from_mins(2) };
 /// Change events that are listened to at a time, so that questions find a connection.
 const STREAMS_MAX: usize = 512;
-/// For the head of a request, and between requests: longer than the pools of common clients keep a connection.
-const HEADER_TIMEOUT: Duration = Duration::from_mins(2);
-/// Head of a request, in bytes.
-const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Body of a request, in bytes; as flagd has it.
 const BODY_BYTES_MAX: usize = 1 << 20;
 /// For the body of a request.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long accepting pauses when there is no descriptor left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 const BULK: &str = "/ofrep/v1/evaluate/flags";
 const SINGLE: &str = "/ofrep/v1/evaluate/flags/";
@@ -94,31 +85,11 @@ pub(crate) fn start(
 }
 
 async fn serve(listener: TcpListener, ofrep: Arc<Ofrep>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    // Ends the connections with it.
-    let mut connections = JoinSet::new();
-    loop {
-        while connections.try_join_next().is_some() {}
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let Ok((stream, peer)) = listener.accept().await else {
-            sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        // Only latency is lost without it.
-        drop(stream.set_nodelay(true));
+    aside::serve(listener, ALLOWS, move |peer, request| {
         let ofrep = Arc::clone(&ofrep);
-        connections.spawn(async move {
-            let service = service_fn(|request| answer(&ofrep, peer, request));
-            let serving = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .max_buf_size(HEAD_BYTES_MAX)
-                .serve_connection(TokioIo::new(stream), service);
-            // What goes wrong on the way concerns the caller, who sees it.
-            drop(serving.await);
-            drop(place);
-        });
-    }
+        async move { answer(&ofrep, peer, request).await }
+    })
+    .await;
 }
 
 async fn answer(
