@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::layout::{App, CONTROL_PLANE, Layout, Machine, proxy_of};
 use super::process::Process;
+use super::tell::Teller;
 use super::{settings, talk};
 
 /// How long something that should happen soon may take on a machine that is busy.
@@ -220,13 +221,15 @@ impl Mesh {
         self.process(name).map(|process| process.last_words()).unwrap_or_default()
     }
 
-    /// Ends everything: callers first, so that nobody complains about those they call.
-    pub(crate) async fn end(mut self) {
+    /// Ends everything: callers first, so that nobody complains about those they call. Says who had to be killed.
+    pub(crate) async fn end(mut self, teller: &Teller) {
         for process in &mut self.processes {
             process.ask_to_leave();
         }
         for process in &mut self.processes {
-            process.leave().await;
+            if !process.leave().await {
+                teller.say(&format!("{} did not leave when it was asked to, and was killed", process.name));
+            }
         }
     }
 }

@@ -102,14 +102,14 @@ async fn demo(arguments: &Arguments, teller: &Teller) -> anyhow::Result<ExitCode
     let outcome = tokio::select! {
         outcome = story => outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("not done after {} s", STORY_MAX.as_secs()))),
         () = stop.asked() => {
-            mesh.end().await;
+            mesh.end(teller).await;
             return Ok(if arguments.once { ExitCode::FAILURE } else { ExitCode::SUCCESS });
         }
     };
     if let Err(error) = outcome {
         scratch.keep();
         tell_failure(teller, &mut mesh, &error);
-        mesh.end().await;
+        mesh.end(teller).await;
         return Ok(ExitCode::FAILURE);
     }
     teller.title("That was the story");
@@ -124,10 +124,10 @@ async fn demo(arguments: &Arguments, teller: &Teller) -> anyhow::Result<ExitCode
         };
         drop(crowd);
         teller.say("ending every process");
-        mesh.end().await;
+        mesh.end(teller).await;
         return outcome.map(|()| ExitCode::SUCCESS);
     }
-    mesh.end().await;
+    mesh.end(teller).await;
     Ok(ExitCode::SUCCESS)
 }
 

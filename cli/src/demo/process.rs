@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 
 /// How long a child may take to leave before it is killed.
-const LEAVE_MAX: Duration = Duration::from_secs(4);
+const LEAVE_MAX: Duration = Duration::from_secs(8);
 /// Most of a log that is shown.
 const SHOWN_LINES_MAX: usize = 40;
 
@@ -106,13 +106,14 @@ impl Process {
         }
     }
 
-    /// Waits until it has left, and no longer than a moment.
-    pub(crate) async fn leave(&mut self) {
-        if self.ends(LEAVE_MAX).await.is_err()
-            && let Some(child) = &mut self.child
-        {
+    /// Waits until it has left, and no longer than a moment: then it is killed, and `false`.
+    pub(crate) async fn leave(&mut self) -> bool {
+        let left = self.ends(LEAVE_MAX).await.is_ok();
+        if !left && let Some(child) = &mut self.child {
             drop(child.kill().await);
+            return false;
         }
+        true
     }
 
     /// The end of its log.

@@ -50,8 +50,8 @@ pub(crate) fn proxy(layout: &Layout, machine: usize, dir: &Path, consul: Option<
     if let Some(consul) = consul {
         push(&mut text, format_args!("consul = {}\n", toml_text(consul)));
     }
-    // Nobody calls any more when the demo leaves.
-    push(&mut text, format_args!("\n[drain]\nannounce = \"0s\"\ndeadline = \"2s\"\n"));
+    // Nobody calls any more when the demo leaves; what takes time on a busy machine is to deregister.
+    push(&mut text, format_args!("\n[drain]\nannounce = \"0s\"\ndeadline = \"6s\"\n"));
     for app in layout.apps_on(machine) {
         let App { service, version, shard, address, inbound, .. } = app;
         push(
