@@ -10,7 +10,7 @@ use http::{HeaderMap, Method};
 use crate::assignment::place_of;
 use crate::baggage::{KeyedSubject, SubjectKey};
 use crate::balancing::{self, BySubject};
-use crate::flag::{Asked, Context, Finding, FlagSet, Told};
+use crate::flag::{Asked, Context, Finding, FlagSet, Overrides, Told};
 use crate::name::Name;
 use crate::path::has_prefix;
 use crate::route::{Route, WhenFlag};
@@ -40,6 +40,8 @@ pub struct Facts<'r> {
     pub baggage: Baggage<'r>,
     /// What is taken for the sharding key, for those who only ask; else it is what the request has.
     pub key: Option<&'r str>,
+    /// What a tester may see instead of what flags say.
+    pub overrides: Overrides<'r>,
     /// Seconds since 1970: needed only where [`Snapshot::wants_now`].
     pub now: u64,
     /// A number by chance, from 0 up to [`crate::assignment::PLACES`].
@@ -238,7 +240,7 @@ pub fn tell_flags(
     let Some((emission, set)) = snapshot.services()[service].emission.as_ref().zip(snapshot.flags()) else {
         return Told::default();
     };
-    if !emission.is_dynamic() {
+    if !emission.is_dynamic() && facts.overrides.is_empty() {
         // Nothing of the request is looked at.
         return emission.tell(set, &Asked::of(&Context::default(), facts.now), headers, seen);
     }
@@ -260,11 +262,9 @@ pub fn with_flags<T>(
         Some(assigned(traffic, facts).version != traffic.stable())
     };
     let asker = facts.asker();
-    Some(
-        snapshot.flags_of(service).with_context(&asker, |context| {
-            evaluate(set, &Asked { context, now: facts.now, follows: &follows })
-        }),
-    )
+    Some(snapshot.flags_of(service).with_context(&asker, |context| {
+        evaluate(set, &Asked { context, now: facts.now, follows: &follows, overrides: facts.overrides })
+    }))
 }
 
 /// Whether a subject of which nothing else is known is on the candidate of a service; `None` where nobody can say.
@@ -365,6 +365,7 @@ impl<'r> Facts<'r> {
             new_uid: None,
             key: None,
             baggage: Baggage::default(),
+            overrides: Overrides::default(),
             now: 0,
             dice: 0,
             mirror_dice: 0,

@@ -9,7 +9,7 @@ use crate::baggage::SubjectKey;
 use crate::decide::{
     Decision, Facts, Listener, Liveness, Refusal, decide, destination, tell_flags, with_flags,
 };
-use crate::flag::FEATURE_FLAGS;
+use crate::flag::{FEATURE_FLAGS, OverrideFault, OverrideKey, Overrides};
 use crate::host::canonical;
 use crate::snapshot::Snapshot;
 use crate::subject::Baggage;
@@ -98,7 +98,7 @@ impl Question {
         })
     }
 
-    /// Answers it. `subject_key` is the mesh's, for subjects that are told in baggage.
+    /// Answers it. The keys are the mesh's: for subjects that are told in baggage, and for what testers may see.
     ///
     /// # Errors
     /// Why the subject cannot be put where the service looks for it.
@@ -106,6 +106,7 @@ impl Question {
         mut self,
         snapshot: &Snapshot,
         subject_key: Option<&SubjectKey>,
+        override_keys: &[OverrideKey],
         is_healthy: Liveness<'_>,
     ) -> Result<Explained, &'static str> {
         let request = json!({
@@ -120,9 +121,14 @@ impl Question {
         if let Some(subject) = self.subject.take() {
             self.write(&subject, snapshot, subject_key)?;
         }
-        let decision = decide(snapshot, &self.facts(subject_key), is_healthy);
-        let facts = self.facts(subject_key);
-        let decision = decision.map(|decision| (decision, told(snapshot, &decision, &facts)));
+        let overrides = Overrides::read(&self.headers, override_keys, || self.now);
+        let facts = Facts { overrides: overrides.unwrap_or_default(), ..self.facts(subject_key) };
+        let decision = decide(snapshot, &facts, is_healthy);
+        let decision = decision.map(|decision| {
+            let mut told = told(snapshot, &decision, &facts);
+            told["override_refused"] = json!(overrides.err().map(OverrideFault::as_str));
+            (decision, told)
+        });
         Ok(Explained { request, decision })
     }
 
@@ -249,7 +255,7 @@ mod tests {
 
     fn explained(snapshot: &Snapshot, described: &Described<'_>, key: Option<&SubjectKey>) -> Value {
         let question = Question::new(described, []).unwrap();
-        question.explain(snapshot, key, &|_| true).unwrap().decision.unwrap().1
+        question.explain(snapshot, key, &[], &|_| true).unwrap().decision.unwrap().1
     }
 
     #[test]
@@ -292,11 +298,11 @@ mod tests {
         }
         assert!(Question::new(&ads, [("a b", "c")]).unwrap_err().starts_with("headers"));
         let nobody = Question::new(&Described { host: "nobody.example", ..ads }, []).unwrap();
-        let told = nobody.explain(&snapshot(""), None, &|_| true).unwrap();
+        let told = nobody.explain(&snapshot(""), None, &[], &|_| true).unwrap();
         assert_eq!(told.decision.map(drop), Err(Refusal::NoDestination));
         let by_address = snapshot("subject = [\"client_ip\"]");
         let question =
             Question::new(&Described { host: "shop", subject: Some("10.0.0.1"), ..ads }, []).unwrap();
-        assert!(question.explain(&by_address, None, &|_| true).is_err());
+        assert!(question.explain(&by_address, None, &[], &|_| true).is_err());
     }
 }

@@ -311,7 +311,7 @@ fn what_would_be_told_is_explained() {
     let snapshot = snapshot();
     let described = Described { host: "shop", subject: Some("user-4"), ..Described::default() };
     let question = Question::new(&described, [("x-tier", "gold")]).unwrap();
-    let told = question.explain(&snapshot, None, &|_| true).unwrap().decision.unwrap().1;
+    let told = question.explain(&snapshot, None, &[], &|_| true).unwrap().decision.unwrap().1;
     assert!(told["flags"]["header"].as_str().unwrap().contains("new-ui;v=on"), "{told}");
     assert_eq!(
         told["flags"]["evaluated"][1],
@@ -324,7 +324,7 @@ fn what_would_be_told_is_explained() {
         .unwrap();
     let described =
         Described { host: "shop.example.com", subject: Some(&on), listener: Some("edge"), ..described };
-    let explained = Question::new(&described, []).unwrap().explain(&snapshot, None, &|_| true).unwrap();
+    let explained = Question::new(&described, []).unwrap().explain(&snapshot, None, &[], &|_| true).unwrap();
     let told = explained.decision.unwrap().1;
     assert_eq!((&told["service"], &told["route"]["when_flag"]), (&json!("new-shop"), &json!("new-ui:on")));
 }

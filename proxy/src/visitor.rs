@@ -6,6 +6,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use gilmok_config::baggage::SubjectKey;
+use gilmok_config::flag::OverrideKey;
 use gilmok_config::subject::{UID_COOKIE, cookie};
 use http::header::{CACHE_CONTROL, COOKIE, EXPIRES, HeaderMap, HeaderValue, SET_COOKIE};
 use ring::hmac;
@@ -28,6 +29,8 @@ pub(crate) struct VisitorKeys {
     keys: Vec<hmac::Key>,
     /// Of the first key: by which subjects are hashed for later hops.
     subject_key: SubjectKey,
+    /// Of all: who may say what testers see.
+    override_keys: Vec<OverrideKey>,
     /// What they were made of.
     text: String,
 }
@@ -66,12 +69,18 @@ impl VisitorKeys {
         }
         let keys = lines.iter().map(|line| hmac::Key::new(hmac::HMAC_SHA256, line.as_bytes()));
         let subject_key = SubjectKey::new(lines[0].as_bytes());
-        Ok(Self { keys: keys.collect(), subject_key, text: lines.join("\n") })
+        let override_keys = lines.iter().map(|line| OverrideKey::new(line.as_bytes())).collect();
+        Ok(Self { keys: keys.collect(), subject_key, override_keys, text: lines.join("\n") })
     }
 
     /// By which subjects are hashed for later hops.
     pub(crate) fn subject_key(&self) -> &SubjectKey {
         &self.subject_key
+    }
+
+    /// By which it is known who may say what testers see.
+    pub(crate) fn override_keys(&self) -> &[OverrideKey] {
+        &self.override_keys
     }
 
     /// The visitor's id, if its cookie was signed by one of these keys.

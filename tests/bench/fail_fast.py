@@ -62,14 +62,16 @@ def measure(description, kinds_of_service):
                 # Latency without a queue in front: a few callers.
                 few = re.search(r"^\s+99%\s+([\d.]+)(us|ms|s)", run(2, 4), re.M)
                 scale = {"us": 0.001, "ms": 1, "s": 1000}[few[2]]
-                rows[kind].append((spent / int(re.search(r"(\d+) requests in", out)[1]) * 1e6, float(few[1]) * scale))
+                rows[kind].append((spent / int(re.search(r"(\d+) requests in", out)[1]) * 1e6, float(few[1]) * scale, spent / a.seconds))
                 proxy.terminate()
                 proxy.wait()
                 running.remove(proxy)
-        print(f"{'':10}{'CPU us/request':>15}{'x plain':>9}{'p99 ms, 4 callers':>19}")
+        # A proxy that is not busy all the time wakes up more often, and for less at a time: each request costs it more.
+        print(f"{'':10}{'CPU us/request':>15}{'x plain':>9}{'p99 ms, 4 callers':>19}{'busy':>7}")
         for kind, told in rows.items():
-            ratio = statistics.median(us / plain for (us, _), (plain, _) in zip(told, rows["plain"]))
-            print(f"{kind:10}{statistics.median(us for us, _ in told):15.2f}{ratio:9.3f}{statistics.median(p99 for _, p99 in told):19.3f}")
+            ratio = statistics.median(us / plain for (us, *_), (plain, *_) in zip(told, rows["plain"]))
+            us, p99, busy = (statistics.median(column) for column in zip(*told))
+            print(f"{kind:10}{us:15.2f}{ratio:9.3f}{p99:19.3f}{busy:7.0%}")
     finally:
         for process in running:
             process.terminate()

@@ -2,8 +2,9 @@
 
 use std::net::SocketAddr;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use gilmok_config::flag::OverrideKey;
 use gilmok_tests::caller;
 use gilmok_tests::control_plane::ControlPlane;
 use gilmok_tests::eventually::eventually;
@@ -115,6 +116,44 @@ async fn beside_an_app_a_caller_who_is_believed_has_said_it_already() {
     // Nobody before it has evaluated anything.
     let seen = through(proxy.inbound(0), "shop", "X-User-Id: ann\r\n", &upstream).await;
     assert_eq!(seen.header("feature-flags"), Some(OF_ANN), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_tester_sees_what_is_signed_at_every_listener() {
+    let upstream = Upstream::saying("fine").await;
+    let keys = Scratch::new();
+    let file = keys.write("keys", "0123456789abcdef\n");
+    let table = format!("[edge]\nuid_key_file = \"{}\"", file.display());
+    let routed = "[[routes]]\nhosts = [\"beta.mesh\"]\nwhen_flag = \"new-ui:on\"\nservice = \"shop\"\n";
+    let settings =
+        ProxySettings::of_mesh(mesh(&upstream) + routed).listen("edge = \"127.0.0.1:0\"").table(&table);
+    let proxy = proxy(settings.app("shop", upstream.address, "")).await;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let sign = |secret: &str, expires: u64| {
+        let header = OverrideKey::new(secret.as_bytes()).sign([("new-ui", "on")], expires);
+        format!("X-User-Id: bob\r\nFeature-Flags-Override: {}\r\n", header.expect("it can be said"))
+    };
+    let mine = sign("0123456789abcdef", now + 600);
+    let outside = |listener, host| through(listener, host, &mine, &upstream);
+    for (what, seen) in [
+        ("outbound", outside(proxy.outbound(), "shop").await),
+        ("edge", outside(proxy.edge(), "shop.example.com").await),
+        ("inbound", outside(proxy.inbound(0), "shop").await),
+        ("a route by the flag", outside(proxy.outbound(), "beta.mesh").await),
+    ] {
+        assert_eq!(seen.header("feature-flags"), Some("page-size=25;v=big, new-ui;v=on"), "{what}: {seen:?}");
+        assert_eq!(seen.header("feature-new-ui"), Some("true"), "{what}");
+        assert!(seen.header("feature-flags-override").is_some(), "{what}: the next hop may see it too");
+    }
+    for (what, fields) in [
+        ("another key", sign("0123456789abcdeX", now + 600)),
+        ("over", sign("0123456789abcdef", now - 1)),
+        ("changed", mine.replace("new-ui=on", "secret=on")),
+        ("no form", "X-User-Id: bob\r\nFeature-Flags-Override: new-ui=on\r\n".to_owned()),
+    ] {
+        let seen = through(proxy.outbound(), "shop", &fields, &upstream).await;
+        assert_eq!(seen.header("feature-flags"), Some(OF_BOB), "{what}: {seen:?}");
+    }
 }
 
 #[tokio::test]

@@ -259,6 +259,9 @@ impl Emission {
         headers: &mut HeaderMap,
         seen: &mut dyn FnMut(Finding),
     ) -> Told {
+        if !asked.overrides.is_empty() {
+            return self.tell_each(set, asked, headers, seen);
+        }
         for finding in &self.fixed_findings {
             seen(*finding);
         }
@@ -275,19 +278,52 @@ impl Emission {
         let mut text =
             String::with_capacity(HEADER_BYTES_MAX.min(self.fixed.len() + 32 * self.dynamic.len()));
         text.push_str(&self.fixed);
-        for at in &self.dynamic {
-            let Some(flag) = set.flags.get(*at) else { continue };
-            // A flag that fails is not told: the application has a default for it.
-            let evaluation = set.evaluate_flag(flag, asked).ok();
-            seen(Finding::of(*at, evaluation.as_ref()));
-            dropped += usize::from(evaluation.is_some_and(|found| !found.tell(&mut text, headers)));
-        }
-        if !text.is_empty()
-            && let Ok(value) = HeaderValue::try_from(text)
-        {
-            headers.insert(FEATURE_FLAGS, value);
-        }
+        dropped += evaluate_each(&self.dynamic, set, asked, &mut text, headers, seen);
+        put(headers, text);
         Told { dropped }
+    }
+
+    /// The same for a tester, to whom nothing is told as it is told to everybody.
+    fn tell_each(
+        &self,
+        set: &FlagSet,
+        asked: &Asked<'_>,
+        headers: &mut HeaderMap,
+        seen: &mut dyn FnMut(Finding),
+    ) -> Told {
+        let mut text = String::new();
+        let dropped = [&self.fixed_flags, &self.dynamic]
+            .map(|flags| evaluate_each(flags, set, asked, &mut text, headers, seen));
+        put(headers, text);
+        Told { dropped: dropped.into_iter().sum() }
+    }
+}
+
+/// Adds what flags come to; how many had no room.
+fn evaluate_each(
+    flags: &[usize],
+    set: &FlagSet,
+    asked: &Asked<'_>,
+    text: &mut String,
+    headers: &mut HeaderMap,
+    seen: &mut dyn FnMut(Finding),
+) -> usize {
+    let mut dropped = 0;
+    for at in flags {
+        let Some(flag) = set.flags.get(*at) else { continue };
+        // A flag that fails is not told: the application has a default for it.
+        let evaluation = set.evaluate_flag(flag, asked).ok();
+        seen(Finding::of(*at, evaluation.as_ref()));
+        dropped += usize::from(evaluation.is_some_and(|found| !found.tell(text, headers)));
+    }
+    dropped
+}
+
+fn put(headers: &mut HeaderMap, text: String) {
+    if !text.is_empty()
+        && let Ok(value) = HeaderValue::try_from(text)
+    {
+        headers.insert(FEATURE_FLAGS, value);
     }
 }
 

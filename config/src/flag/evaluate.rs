@@ -1,4 +1,4 @@
-//! What a flag is for somebody: kill switch, state, prerequisites, targeting, share, default, in this order.
+//! What a flag is for somebody: kill switch, state, a tester's override, prerequisites, targeting, share, default, in this order.
 
 use std::fmt;
 
@@ -6,6 +6,7 @@ use serde_json::{Map, Value as Json};
 
 use super::context::Context;
 use super::extension::{Buckets, Share};
+use super::overrides::Overrides;
 use super::rule::value::{Stopped, Value};
 use super::rule::{Machine, Outcome, Rule};
 use super::{Flag, FlagSet, FlagType, Targeting, Variant};
@@ -18,6 +19,8 @@ pub struct Asked<'a> {
     pub now: u64,
     /// Whether whoever asks is on the candidate of a service; `None` where nobody can say.
     pub follows: &'a dyn Fn(&str) -> Option<bool>,
+    /// What a tester may see instead.
+    pub overrides: Overrides<'a>,
 }
 
 /// What a flag is for somebody.
@@ -61,6 +64,8 @@ pub enum Reason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail<'s> {
     KillSwitch,
+    /// A tester's header says so.
+    Override,
     /// This flag has another variant than is required.
     Prerequisite(&'s str),
 }
@@ -109,7 +114,7 @@ impl<'a> Asked<'a> {
     /// Of somebody whom no service's traffic is known of.
     #[must_use]
     pub fn of(context: &'a Context<'a>, now: u64) -> Self {
-        Self { context, now, follows: &nobody_follows }
+        Self { context, now, follows: &nobody_follows, overrides: Overrides::default() }
     }
 }
 
@@ -164,6 +169,10 @@ impl FlagSet {
         }
         if !flag.is_enabled {
             return Ok(served(None, Reason::Disabled));
+        }
+        if let Some(variant) = asked.overrides.of(flag) {
+            let detail = Some(Detail::Override);
+            return Ok(Evaluation { detail, ..served(Some(variant), Reason::TargetingMatch) });
         }
         for required in flag.extension.iter().flat_map(|extension| &extension.prerequisites) {
             // Circles and long ways were refused when the set was read.
@@ -332,6 +341,7 @@ impl fmt::Display for Detail<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::KillSwitch => f.write_str("kill-switch"),
+            Self::Override => f.write_str("override"),
             Self::Prerequisite(flag) => write!(f, "prerequisite:{flag}"),
         }
     }

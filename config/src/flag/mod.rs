@@ -9,6 +9,7 @@ mod evaluate;
 mod explain;
 mod extension;
 mod header;
+mod overrides;
 mod read;
 mod rule;
 
@@ -20,6 +21,9 @@ pub use emit::{Emission, Emit, HEADER_BYTES_MAX, ServiceFlags, Told};
 pub use evaluate::{Asked, Detail, ErrorCode, Evaluation, Expected, Failure, Finding, Reason};
 pub use extension::{Guard, Metric, Purpose};
 pub use header::FEATURE_FLAGS;
+pub use overrides::{
+    FEATURE_FLAGS_OVERRIDE, OVERRIDE_TTL_MAX, OVERRIDES_MAX, OverrideFault, OverrideKey, Overrides,
+};
 pub use rule::Hashing;
 
 use std::collections::HashMap;

@@ -25,7 +25,7 @@ fn asked(
 ) -> (String, &'static str) {
     let Json::Object(context) = context else { panic!("no context") };
     let context = Context::of_json(&context);
-    match set.evaluate(key, &Asked { context: &context, now: NOW, follows }) {
+    match set.evaluate(key, &Asked { follows, ..Asked::of(&context, NOW) }) {
         Ok(found) => (found.variant().map_or("", Variant::name).to_owned(), found.reason.as_str()),
         Err(failure) => (failure.what, failure.code.as_str()),
     }

@@ -66,7 +66,7 @@ pub(crate) fn flags(bytes: &[u8]) {
     let context = serde_json::from_slice(bytes).unwrap_or_default();
     for context in [Context::of_json(&context), Context::of_texts(Some("ann"), &[("tier", "gold".into())])] {
         let asked =
-            Asked { context: &context, now: 1_700_000_000, follows: &|service| Some(service.len() > 4) };
+            Asked { follows: &|service| Some(service.len() > 4), ..Asked::of(&context, 1_700_000_000) };
         for flag in set.flags() {
             let found = set.evaluate_flag(flag, &asked);
             if let Ok(found) = &found {

@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use gilmok_config::baggage::SubjectKey;
 use gilmok_config::decide::Target;
 use gilmok_config::explain::{Described, Question, refused};
+use gilmok_config::flag::OverrideKey;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
@@ -84,7 +85,8 @@ fn explain(admin: &Admin, question: &Asked) -> Result<Json<Value>, Problem> {
     // As proxies that have no keys of their own: the first one decides.
     let keys = &admin.state.store.identity().visitor_keys;
     let key = keys.lines().next().map(|key| SubjectKey::new(key.as_bytes()));
-    let explained = question.explain(snapshot, key.as_ref(), &is_healthy);
+    let override_keys: Vec<_> = keys.lines().map(|key| OverrideKey::new(key.as_bytes())).collect();
+    let explained = question.explain(snapshot, key.as_ref(), &override_keys, &is_healthy);
     let explained = explained.map_err(|why| Problem::bad_request(format!("subject: {why}")))?;
     let decision = match explained.decision {
         Err(refusal) => {

@@ -244,7 +244,7 @@ fn explain(admin: &Admin, key: &str, asker: Asker) -> Result<Json<Value>, Proble
     let context = Context::of_json(&context);
     let follows =
         |service: &str| is_on_candidate(snapshot, service, context.targeting_key()?, subject_key.as_ref());
-    let asked = Asked { context: &context, now: now_ms() / 1_000, follows: &follows };
+    let asked = Asked { follows: &follows, ..Asked::of(&context, now_ms() / 1_000) };
     let explained = snapshot.flags().and_then(|set| set.explain(key, &asked));
     let mut explained = explained.ok_or_else(|| none_of(key))?;
     explained["revision"] = json!(published.revision);

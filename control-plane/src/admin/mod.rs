@@ -36,6 +36,8 @@ mod process;
 
 mod openapi;
 
+mod overrides;
+
 mod patience;
 
 mod serve;
@@ -118,6 +120,7 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/services/{service}/rollout/promote", post(rollout::promote))
         .route("/v1/services/{service}/rollout/abort", post(rollout::abort))
         .route("/v1/flags/flagd.json", get(flagd::read))
+        .route("/v1/flag-overrides", post(overrides::sign))
         .route("/v1/flags/{key}/kill", post(flags::kill))
         .route("/v1/flags/{key}/unkill", post(flags::unkill))
         .route("/v1/flags/{key}/schedule", get(timed::list).post(timed::put))

@@ -6,8 +6,8 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi as _};
 
 use super::{
-    author, breaker, explain, flagd, flags, membership, mesh, moves, problem, process, proxies, revisions,
-    rollout, sharding, timed, traffic,
+    author, breaker, explain, flagd, flags, membership, mesh, moves, overrides, problem, process, proxies,
+    revisions, rollout, sharding, timed, traffic,
 };
 
 #[derive(utoipa::OpenApi)]
@@ -29,6 +29,7 @@ use super::{
         flags::read_all,
         flags::put_all,
         flagd::read,
+        overrides::sign,
         flags::read,
         flags::put,
         flags::patch,

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::answer::{Problem, parameter};
 use super::{Admin, config};
 use crate::clock;
+use crate::visitor::VisitorKeys;
 
 /// `GET /explain?service=…`: also `host`, `path`, `method`, `listener`, `subject`, `key`.
 pub(super) fn explain_query(admin: &Admin, query: &str) -> Result<Value, Problem> {
@@ -72,7 +73,8 @@ fn explain(admin: &Admin, described: &Described<'_>, headers: &[(&str, &str)]) -
     let is_healthy =
         |target: Target| current.upstreams[target.service].has_healthy(target.version, target.shard, now_ms);
     let key = current.keys.as_deref().map(|keys| keys.subject_key());
-    let explained = question.explain(&current.snapshot, key, &is_healthy);
+    let override_keys = current.keys.as_deref().map(VisitorKeys::override_keys).unwrap_or_default();
+    let explained = question.explain(&current.snapshot, key, override_keys, &is_healthy);
     let explained = explained.map_err(|why| Problem::bad_request(format!("subject: {why}")))?;
     let revision = current.applied.as_ref().map(|applied| applied.revision);
     let mut told = json!({ "request": explained.request, "revision": revision });

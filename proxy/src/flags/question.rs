@@ -142,7 +142,7 @@ impl<'c> Evaluator<'c> {
             let subject = self.context.targeting_key()?;
             is_on_candidate(&self.current.snapshot, service, subject, keys)
         };
-        let asked = Asked { context: &self.context, now: self.now, follows: &follows };
+        let asked = Asked { follows: &follows, ..Asked::of(&self.context, self.now) };
         let evaluation = set.evaluate_flag(&set.flags()[place], &asked);
         self.current.flag_counts.note(self.writer, Finding::of(place, evaluation.as_ref().ok()));
         evaluation

@@ -2,6 +2,7 @@
 
 use gilmok_config::assignment::PLACES;
 use gilmok_config::decide::{Facts, Listener, shard, split, subject_hash};
+use gilmok_config::flag::Overrides;
 use gilmok_config::host::canonical;
 use gilmok_config::sharding::{Sharded, Sharding};
 use gilmok_config::subject::{Baggage, Uid};
@@ -17,7 +18,7 @@ use crate::clock;
 use crate::upstream::candidates::Aim;
 use crate::upstream::service::Upstream;
 use crate::upstream::upload::Upload;
-use crate::visitor::NewVisitor;
+use crate::visitor::{NewVisitor, VisitorKeys};
 use crate::worker::{View, Worker};
 
 /// What an edge listener knows of the browser that calls.
@@ -77,6 +78,7 @@ pub(super) fn facts<'r>(
         uid: visitor.uid(),
         new_uid: visitor.new_uid(),
         baggage: baggage(caller, view),
+        overrides: overrides(view, headers),
         now: now(view),
         dice: fastrand::u32(..PLACES),
         mirror_dice: fastrand::u32(..PLACES),
@@ -126,10 +128,20 @@ pub(super) fn facts_again<'r>(record: &'r Record, request: &'r Request<Upload>, 
         client: client(record, headers),
         // What an earlier hop said and may not be believed was taken off.
         baggage: Baggage { trusted: true, ..baggage(record.caller(), view) },
+        overrides: overrides(view, headers),
         now: now(view),
         dice: fastrand::u32(..PLACES),
         ..Facts::of(record.caller().listener, host, uri.path(), request.method(), headers)
     }
+}
+
+/// What a tester may see instead of what flags say. Whoever says so has to have signed it: nobody is believed for where they are.
+fn overrides<'r>(view: &View, headers: &'r HeaderMap) -> Overrides<'r> {
+    if view.snapshot.flags().is_none() {
+        return Overrides::default();
+    }
+    let keys = view.keys.as_deref().map(VisitorKeys::override_keys).unwrap_or_default();
+    Overrides::read(headers, keys, clock::unix_seconds).unwrap_or_default()
 }
 
 fn now(view: &View) -> u64 {

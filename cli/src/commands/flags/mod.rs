@@ -1,4 +1,4 @@
-//! `gilmok flags`: what is on and for whom; changing flags, the kill switch, changes at a time, and which flags could go.
+//! `gilmok flags`: what is on and for whom; changing flags, the kill switch, changes at a time, what testers see, and which flags could go.
 
 mod view;
 
@@ -19,7 +19,7 @@ use crate::trouble::{Trouble, say};
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
-    after_help = "Examples:\n  gilmok flags\n  gilmok flags kill new-ui --reason \"the page is slow\" --wait 5s\n  gilmok flags set flags.json                                the whole set, flagd's JSON\n  gilmok flags patch new-ui '{\"defaultVariant\": \"on\"}' --dry-run\n  gilmok flags schedule new-ui --at 2027-01-31T08:00:00Z --patch '{\"state\": \"ENABLED\"}'\n  gilmok flags explain new-ui --subject user-42 --context tier=gold\n  gilmok flags stale --days 14"
+    after_help = "Examples:\n  gilmok flags\n  gilmok flags kill new-ui --reason \"the page is slow\" --wait 5s\n  gilmok flags set flags.json                                the whole set, flagd's JSON\n  gilmok flags patch new-ui '{\"defaultVariant\": \"on\"}' --dry-run\n  gilmok flags schedule new-ui --at 2027-01-31T08:00:00Z --patch '{\"state\": \"ENABLED\"}'\n  gilmok flags explain new-ui --subject user-42 --context tier=gold\n  curl -H \"$(gilmok flags override new-ui=on --for 8h)\" http://shop.example.com/\n  gilmok flags stale --days 14"
 )]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -105,6 +105,17 @@ enum Task {
         #[command(flatten)]
         remote: Remote,
     },
+    /// A header with which a tester sees other variants, until it expires; a kill switch is stronger
+    Override {
+        /// May be given again
+        #[arg(required = true, value_name = "FLAG=VARIANT", value_parser = choice)]
+        flags: Vec<(String, String)>,
+        /// How long it holds, at most 30 days
+        #[arg(long = "for", value_name = "DURATION", default_value = "1h")]
+        ttl: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
     /// Flags that could go: past their day, out of use, or the same for everybody
     Stale {
         /// After how many days without use, or with one variant
@@ -162,6 +173,11 @@ fn json_text(text: &str) -> Result<Json, String> {
 
 fn moment(text: &str) -> Result<String, &'static str> {
     parse_moment(text).map(|_| text.to_owned())
+}
+
+fn choice(text: &str) -> Result<(String, String), &'static str> {
+    let (flag, variant) = text.split_once('=').ok_or("a flag and its variant are FLAG=VARIANT")?;
+    Ok((flag.to_owned(), variant.to_owned()))
 }
 
 fn attribute(text: &str) -> Result<(String, Json), &'static str> {
@@ -234,6 +250,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Trouble> {
             let question = json!({ "subject": subject, "context": context });
             let answer = remote.call(writing(Method::POST, format!("{}/explain", path(key)), &question))?;
             say(&if remote.json { format!("{:#}", answer.json) } else { view::explained(&answer.json) });
+            Ok(())
+        }
+        Task::Override { flags, ttl, remote } => {
+            let flags: Map<String, Json> =
+                flags.iter().map(|(flag, variant)| (flag.clone(), Json::from(variant.as_str()))).collect();
+            let wish = json!({ "flags": flags, "ttl": ttl });
+            let signed = remote.call(writing(Method::POST, "/v1/flag-overrides".to_owned(), &wish))?.json;
+            let text = |key: &str| signed[key].as_str().unwrap_or_default();
+            // As a header, so that it can be given to curl as it is.
+            let told = format!("{}: {}", text("name"), text("value"));
+            say(&if remote.json { format!("{signed:#}") } else { told });
             Ok(())
         }
         Task::Stale { days, remote } => stale(remote, *days),

@@ -135,6 +135,40 @@ async fn a_flag_is_explained_down_to_the_bucket() {
 }
 
 #[tokio::test]
+async fn what_testers_see_is_signed_and_explained() {
+    let served = Served::start("flags-overrides").await;
+    served.put("/v1/services/shop", &json!({ "flags": { "emit": ["*"] } })).await;
+    served.put("/v1/flags/new-ui", &flag()).await;
+    let sign = |body: &'static str| served.ask(Method::POST, "/v1/flag-overrides", &[], body);
+    let (status, signed) = sign(r#"{"flags":{"new-ui":"off"},"ttl":"10m"}"#).await;
+    assert_eq!((status, &signed["name"]), (StatusCode::OK, &json!("Feature-Flags-Override")));
+    let header = signed["value"].as_str().unwrap();
+    let explained = async |header: &str| {
+        let question = json!({ "host": "shop", "headers": { "feature-flags-override": header } });
+        let (_, told) = served.ask(Method::POST, "/v1/explain", &[], &question.to_string()).await;
+        let told = &told["decision"];
+        (told["flags"]["header"].clone(), told["override_refused"].clone())
+    };
+    assert_eq!(explained(header).await, (json!("new-ui=?0;v=off"), Value::Null));
+    let (told, why) = explained(&header.replace("off", "on")).await;
+    assert_eq!((told, why), (json!("new-ui;v=on"), json!("not signed by a key of this mesh")));
+    for (body, path) in [
+        (r#"{"flags":{"none":"on"}}"#, "flags.none"),
+        (r#"{"flags":{"new-ui":"blue"}}"#, "flags.new-ui"),
+        (r#"{"flags":{"new-ui":"on"},"ttl":"31d"}"#, "ttl"),
+        (r#"{"flags":{"new-ui":"on"},"ttl":"soon"}"#, "ttl"),
+        (r#"{"flags":{}}"#, "flags"),
+    ] {
+        let (status, problem) = sign(body).await;
+        assert_eq!(
+            (status, &problem["problems"][0]["path"]),
+            (StatusCode::UNPROCESSABLE_ENTITY, &json!(path)),
+            "{problem}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn where_reasons_are_wanted_nothing_is_written_without_one() {
     let access = Access { reason_required: true, ..Access::default() };
     let served = Served::start_as("flags-reason", Patience::default(), access).await;
