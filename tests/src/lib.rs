@@ -2,7 +2,7 @@
 //!
 //! In reading order: how a test waits ([`eventually`]), where it writes ([`scratch`]), how it starts and ends
 //! programs ([`process`]), the programs themselves ([`proxy`], [`control_plane`], [`demo_app`]) and who types commands ([`operator`]), the two ends of
-//! a connection by hand ([`caller`], [`upstream`], [`sick`], [`h2_caller`]; over TLS: [`certificates`]; other people's: [`peer`]), many callers at once ([`load`]) and
+//! a connection by hand ([`caller`], [`upstream`], [`sick`], [`h2_caller`]; over TLS: [`certificates`]; other people's: [`peer`], [`envoy`]), many callers at once ([`load`]) and
 //! users who remember who answered ([`users`]), a service of two versions ([`shop`]), one whose
 //! keys move ([`moving`]), one of real processes in shards ([`profile`]) and who comes to it ([`visitors`]), and what is
 //! read off a running process ([`observe`]) or off the source tree ([`source_tree`]).
@@ -41,6 +41,8 @@ pub mod h2_caller;
 pub mod certificates;
 
 pub mod peer;
+
+pub mod envoy;
 
 pub mod load;
 
