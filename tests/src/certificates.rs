@@ -168,6 +168,17 @@ impl Authority {
         &self.der
     }
 
+    /// This one and no other.
+    ///
+    /// # Panics
+    /// When rustls refuses it.
+    #[must_use]
+    pub fn roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from(self.der.clone())).expect("a root");
+        roots
+    }
+
     /// # Panics
     /// When it cannot be made.
     #[must_use]
@@ -218,12 +229,10 @@ impl Leaf {
 /// When rustls refuses it.
 #[must_use]
 pub fn client_config(authority: &Authority, shows: Option<&Leaf>, alpn: &[&str]) -> Arc<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from(authority.der.clone())).expect("a root");
     let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("the default versions")
-        .with_root_certificates(roots);
+        .with_root_certificates(authority.roots());
     let mut config = match shows {
         None => builder.with_no_client_auth(),
         Some(leaf) => {

@@ -26,10 +26,10 @@ async fn profile(mesh: &str, app: SocketAddr) -> Proxy {
 }
 
 /// curl as one of the callers, with the path as it stands; the status and the headers.
-async fn call(proxy: &Proxy, who: &str, method: &str, path: &str) -> (String, String) {
+async fn call(proxy: &Proxy, protocol: &str, who: &str, method: &str, path: &str) -> (String, String) {
     let folder = proxy.scratch.path().display();
     let args = format!(
-        "-sS -k -i --max-time 15 --path-as-is -X {method} --cert {folder}/{who}.pem --key {folder}/{who}.key https://{}{path}",
+        "-sS -k -i --max-time 15 --{protocol} --path-as-is -X {method} --cert {folder}/{who}.pem --key {folder}/{who}.key https://{}{path}",
         proxy.inbound(0)
     );
     let output = run("curl", words(&args), "").await;
@@ -65,10 +65,12 @@ async fn only_who_may_calls_and_the_app_gets_the_path_that_was_allowed() {
         ("admin", "GET", "/users/a%20b", "200"),
         ("ads", "GET", "/users/7", "403"),
     ] {
-        let (told, text) = call(&proxy, who, method, path).await;
-        assert_eq!(told, status, "{who} {method} {path}: {text}");
-        if status == "403" {
-            assert!(text.contains("proxy-status: gilmok; error=http_request_denied"), "{text}");
+        for protocol in ["http1.1", "http2"] {
+            let (told, text) = call(&proxy, protocol, who, method, path).await;
+            assert_eq!(told, status, "{protocol} {who} {method} {path}: {text}");
+            if status == "403" {
+                assert!(text.contains("proxy-status: gilmok; error=http_request_denied"), "{text}");
+            }
         }
     }
     // Without an identity, whatever it says of itself.
@@ -81,19 +83,14 @@ async fn only_who_may_calls_and_the_app_gets_the_path_that_was_allowed() {
     let grpc = "POST /users HTTP/1.1\r\nHost: profile\r\nContent-Type: application/grpc\r\nContent-Length: 0\r\n\r\n";
     assert_eq!(caller::ask(proxy.inbound(0), grpc).await.header("grpc-status"), Some("7"));
     let seen: Vec<String> = app.requests().iter().map(|request| request.start.clone()).collect();
-    let expected = [
-        "DELETE /users/7",
-        "GET /users/../admin",
-        "GET /users/7?role=/../x",
-        "GET /users/a%20b",
-        "GET /healthz",
-    ];
-    assert_eq!(seen, expected.map(|start| format!("{start} HTTP/1.1")));
+    let both = ["DELETE /users/7", "GET /users/../admin", "GET /users/7?role=/../x", "GET /users/a%20b"];
+    let expected = both.iter().flat_map(|start| [start, start]).chain([&"GET /healthz"]);
+    assert_eq!(seen, expected.map(|start| format!("{start} HTTP/1.1")).collect::<Vec<_>>());
     for (caller, rule, count) in [
-        ("admin", "method", 1.0),
-        ("admin", "path", 4.0),
-        ("admin", "ambiguous_path", 8.0),
-        ("ads", "caller", 1.0),
+        ("admin", "method", 2.0),
+        ("admin", "path", 8.0),
+        ("admin", "ambiguous_path", 16.0),
+        ("ads", "caller", 2.0),
         ("(unidentified)", "path", 1.0),
         ("(unidentified)", "ambiguous_path", 1.0),
         ("(unidentified)", "method", 1.0),
@@ -110,7 +107,7 @@ async fn only_who_may_calls_and_the_app_gets_the_path_that_was_allowed() {
         assert_eq!(denied, count, "{caller} {rule}: {}", proxy.metrics().await);
     }
     let refused = ["listener=\"inbound\"", "service=\"profile\"", "code=\"refused\""];
-    assert_eq!(proxy.metric("gilmok_requests_total", &refused).await, 17.0);
+    assert_eq!(proxy.metric("gilmok_requests_total", &refused).await, 31.0);
 }
 
 #[tokio::test]
@@ -118,7 +115,7 @@ async fn a_dry_run_denies_nobody_and_tells_whom_it_would() {
     let app = Upstream::saying("fine").await;
     let proxy = profile("default_access = \"deny\"\naccess_mode = \"dry_run\"\n", app.address).await;
     for _ in 0..3 {
-        assert_eq!(call(&proxy, "ads", "GET", "/").await.0, "200");
+        assert_eq!(call(&proxy, "http1.1", "ads", "GET", "/").await.0, "200");
     }
     let denied = ["caller=\"ads\"", "rule=\"default\"", "mode=\"dry_run\""];
     assert_eq!(proxy.metric("gilmok_access_denied_total", &denied).await, 3.0);
@@ -131,7 +128,10 @@ async fn a_dry_run_denies_nobody_and_tells_whom_it_would() {
         .reload("default_access = \"deny\"\n[services.shop]\n[services.profile]\nallow = [\"shop\"]\n")
         .await;
     eventually("the rules in force", async || {
-        let (shop, ads) = (call(&proxy, "shop", "GET", "/").await.0, call(&proxy, "ads", "GET", "/").await.0);
+        let (shop, ads) = (
+            call(&proxy, "http1.1", "shop", "GET", "/").await.0,
+            call(&proxy, "http1.1", "ads", "GET", "/").await.0,
+        );
         if (shop.as_str(), ads.as_str()) == ("200", "403") { Ok(()) } else { Err(format!("{shop} {ads}")) }
     })
     .await;

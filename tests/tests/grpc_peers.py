@@ -1,10 +1,12 @@
 """gRPC's own server and client, on plain bytes: `server PORT_FILE`, or `client ADDRESS AUTHORITY CALL...`.
 
-The client prints one JSON object: what became of each call.
+The client prints one JSON object: what became of each call. As `tls-client FOLDER ADDRESS AUTHORITY CALL...` it believes
+root.pem in the folder and, where there is one, shows client.pem.
 """
 
 import json
 import os
+import pathlib
 import queue
 import sys
 import threading
@@ -152,9 +154,21 @@ def call_unknown(channel):
     channel.unary_unary(f"/{SERVICE}/Unknown")(b"", timeout=PATIENCE)
 
 
-def ask(address, authority, names):
+def connect(address, authority, folder):
+    options = [("grpc.default_authority", authority)]
+    if folder is None:
+        return grpc.insecure_channel(address, options=options)
+    options.append(("grpc.ssl_target_name_override", authority))
+    root, key, chain = (
+        path.read_bytes() if path.exists() else None
+        for path in (folder / "root.pem", folder / "client.key", folder / "client.pem")
+    )
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(root, key, chain), options=options)
+
+
+def ask(address, authority, names, folder=None):
     results = {}
-    with grpc.insecure_channel(address, options=[("grpc.default_authority", authority)]) as channel:
+    with connect(address, authority, folder) as channel:
         for name in names:
             try:
                 results[name] = globals()[f"call_{name}"](channel)
@@ -165,5 +179,7 @@ def ask(address, authority, names):
 
 if sys.argv[1] == "server":
     serve(sys.argv[2])
+elif sys.argv[1] == "tls-client":
+    ask(sys.argv[3], sys.argv[4], sys.argv[5:], pathlib.Path(sys.argv[2]))
 else:
     ask(sys.argv[2], sys.argv[3], sys.argv[4:])

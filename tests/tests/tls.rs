@@ -181,37 +181,6 @@ async fn each_name_has_its_certificate_and_both_are_spoken_while_migrating() {
 }
 
 #[tokio::test]
-async fn handshakes_that_never_end_keep_nobody_else_out() {
-    let upstream = Upstream::saying("fine").await;
-    let authority = Authority::new("office");
-    let leaf = authority.sign(&Spec::names(&["shop.example"]));
-    let proxy = edge(&[leaf], "", "handshakes = 50\nhandshake_timeout = \"1m\"", &upstream).await;
-    let (at, config) = (proxy.edge(), client_config(&authority, None, &[]));
-    let mut stuck = Vec::new();
-    for number in 0..500 {
-        let mut stream = TcpStream::connect(at).await.unwrap();
-        // Nothing, or the beginning of a hello.
-        if number % 2 == 0 {
-            stream.write_all(&[0x16, 3, 1, 2, 0, 1, 0]).await.unwrap();
-        }
-        stuck.push(stream);
-        if number % 50 == 0 {
-            let mut caller = TlsCaller::connect(&config, at, "shop.example").await.unwrap();
-            assert_eq!(caller.ask(caller::get("shop.example", "/")).await.unwrap().status(), 200);
-        }
-    }
-    let crowded = eventually("the oldest to be ended", async || {
-        let crowded = proxy.metric("gilmok_tls_handshakes_total", &["result=\"crowded_out\""]).await;
-        if crowded >= 450.0 { Ok(crowded) } else { Err(crowded) }
-    })
-    .await;
-    assert!(crowded <= 460.0, "{crowded}");
-    assert_eq!(stuck[0].read(&mut [0]).await.unwrap_or(0), 0, "the oldest is closed");
-    let open = proxy.metric("gilmok_connections", &["listener=\"edge\""]).await;
-    assert!(open <= 60.0, "what is ended is let go of: {open}");
-}
-
-#[tokio::test]
 async fn a_handshake_has_its_time_and_may_come_byte_by_byte() {
     let upstream = Upstream::saying("fine").await;
     let authority = Authority::new("office");
@@ -370,6 +339,49 @@ async fn a_caller_that_shows_who_it_is_is_believed_and_told_to_the_app() {
     for seen in &upstream.requests()[1..] {
         assert_eq!(seen.header("x-forwarded-client-cert"), None, "{seen:?}");
         assert_eq!(seen.header("x-forwarded-for"), Some("127.0.0.1"));
+    }
+}
+
+#[tokio::test]
+async fn openssl_and_python_come_in_with_a_certificate_and_are_known_when_they_come_again() {
+    let upstream = Upstream::saying("fine").await;
+    let authority = Authority::new("mesh");
+    let proxy = inbound(&authority, "inbound_tls = \"strict\"", &upstream).await;
+    let (at, folder) = (proxy.inbound(0), proxy.scratch.path());
+    authority.sign(&Spec::service("shop")).write(folder, "client");
+    let files = folder.display();
+    for version in ["-tls1_2", "-tls1_3"] {
+        for (shows, is_good) in
+            [(format!("-cert {files}/client.pem -key {files}/client.key"), true), (String::new(), false)]
+        {
+            let args = format!(
+                "s_client -connect {at} {version} {shows} -CAfile {files}/ca.pem -alpn http/1.1 -quiet -verify_return_error"
+            );
+            let request = "GET / HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n";
+            let output = run("openssl", words(&args), request).await;
+            assert_eq!(output.stdout.starts_with(b"HTTP/1.1 200"), is_good, "{version} {shows}: {output:?}");
+        }
+    }
+    let script = "import ssl,socket,sys\n\
+        port,folder=int(sys.argv[1]),sys.argv[2]\n\
+        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):\n\
+        \x20   c=ssl.create_default_context(cafile=folder+'/ca.pem'); c.minimum_version=c.maximum_version=version\n\
+        \x20   c.check_hostname=False; c.load_cert_chain(folder+'/client.pem', folder+'/client.key')\n\
+        \x20   session=None\n\
+        \x20   for turn in range(2):\n\
+        \x20       s=c.wrap_socket(socket.create_connection(('127.0.0.1',port)),session=session)\n\
+        \x20       s.sendall(b'GET / HTTP/1.1\\r\\nHost: app\\r\\n\\r\\n')\n\
+        \x20       assert s.recv(100).startswith(b'HTTP/1.1 200')\n\
+        \x20       print(s.version(), s.session_reused); session=s.session; s.close()\n";
+    let args = ["-c", script, &at.port().to_string(), &files.to_string()];
+    let output = run("python3", args.map(str::to_owned).to_vec(), "").await;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(said, "TLSv1.2 False\nTLSv1.2 True\nTLSv1.3 False\nTLSv1.3 True\n", "{output:?}");
+    let requests = upstream.requests();
+    assert_eq!(requests.len(), 6, "{requests:?}");
+    for request in requests {
+        let told = request.header("x-forwarded-client-cert").unwrap();
+        assert!(told.ends_with(";URI=spiffe://mesh/service/shop"), "{told}");
     }
 }
 
