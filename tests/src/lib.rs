@@ -6,7 +6,7 @@
 //! users who remember who answered ([`users`]), a service of two versions ([`shop`]), one whose
 //! keys move ([`moving`]), one of real processes in shards ([`profile`]) and who comes to it ([`visitors`]), and what is
 //! read off a running process ([`observe`]) or off the source tree ([`source_tree`]).
-//! Flags are asked for by a client of OpenFeature's ([`flag_client`]), also what scenarios of others say ([`gherkin`]).
+//! Flags are asked for by clients of OpenFeature's ([`flag_client`]), also what scenarios of others say ([`gherkin`]).
 
 pub mod eventually;
 
@@ -25,6 +25,8 @@ pub mod operator;
 pub mod consul;
 
 pub mod python;
+
+pub mod node;
 
 pub mod relay;
 

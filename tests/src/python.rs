@@ -1,6 +1,7 @@
 //! Peers written in Python: an interpreter with a package from PyPI, brought once into a folder below `target/`.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The interpreter of a virtual environment that has this package; or several, with spaces between.
@@ -19,15 +20,9 @@ pub fn with(package: &str) -> PathBuf {
 }
 
 fn bring(package: &str) -> Result<PathBuf, String> {
-    // Tests lie in target/PROFILE/deps.
-    let test = std::env::current_exe().map_err(|error| error.to_string())?;
-    let target = test.ancestors().nth(3).ok_or("the test lies in no target folder")?;
-    let folder = target.join("tools").join(format!("python-{}", package.replace(' ', "+")));
+    let folder = tools()?.join(format!("python-{}", package.replace(' ', "+")));
     let (python, whole) = (folder.join("bin/python3"), folder.join("whole"));
-    std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    // Tests in other processes wait here until the first one has it.
-    let lock = std::fs::File::create(folder.join("lock")).and_then(|file| file.lock().map(|()| file));
-    let _held = lock.map_err(|error| format!("{}: {error}", folder.display()))?;
+    let _held = hold(&folder)?;
     if whole.is_file() {
         return Ok(python);
     }
@@ -39,7 +34,21 @@ fn bring(package: &str) -> Result<PathBuf, String> {
     Ok(python)
 }
 
-fn run(command: &mut Command) -> Result<(), String> {
+/// Where what is brought lies.
+pub(crate) fn tools() -> Result<PathBuf, String> {
+    // Tests lie in target/PROFILE/deps.
+    let test = std::env::current_exe().map_err(|error| error.to_string())?;
+    Ok(test.ancestors().nth(3).ok_or("the test lies in no target folder")?.join("tools"))
+}
+
+/// Makes a folder and holds it: tests in other processes wait here until the first one has what belongs into it.
+pub(crate) fn hold(folder: &Path) -> Result<File, String> {
+    let told = |error: std::io::Error| format!("{}: {error}", folder.display());
+    std::fs::create_dir_all(folder).map_err(told)?;
+    File::create(folder.join("lock")).and_then(|file| file.lock().map(|()| file)).map_err(told)
+}
+
+pub(crate) fn run(command: &mut Command) -> Result<(), String> {
     let told = format!("{command:?}");
     let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{told}: {error}"))?;
     if output.status.success() {

@@ -264,6 +264,32 @@ async fn hears(stream: &mut Caller, heard: &mut String, what: &str) -> std::io::
 }
 
 #[tokio::test]
+async fn whoever_listens_beside_too_many_others_is_told_to_wait_in_whole_seconds() {
+    // A moment in words, as the protocol's example has it, would be read as 2026 seconds by some clients.
+    let proxy = proxy().await;
+    let at = proxy.port("ofrep");
+    let request = "GET /ofrep/v1/sse HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut streams = Vec::new();
+    for _ in 0..512 {
+        let mut stream = Caller::connect(at).await;
+        stream.send(request).await;
+        assert!(hears(&mut stream, &mut String::new(), "listening").await.is_ok());
+        streams.push(stream);
+    }
+    let refused = caller::ask(at, request).await;
+    let wait = refused.header("retry-after").and_then(|seconds| seconds.parse::<u32>().ok());
+    assert_eq!(refused.status(), 503, "{refused:?}");
+    assert!(wait.is_some_and(|seconds| seconds >= 1), "{refused:?}");
+    drop(streams);
+    eventually("a place", async || {
+        let mut stream = Caller::connect(at).await;
+        stream.send(request).await;
+        hears(&mut stream, &mut String::new(), "listening").await
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn web_pages_ask_only_where_they_are_listed() {
     let settings =
         ProxySettings::of_mesh(MESH).table("[ofrep]\nallowed_origins = [\"https://shop.example.com\"]");
