@@ -16,6 +16,8 @@ RUN useradd --uid 65532 --user-group --no-create-home --home-dir /nonexistent \
 USER 65532:65532
 WORKDIR /var/lib/gilmok
 STOPSIGNAL SIGTERM
+# Debian's authorities, for services that speak TLS with a certificate of one of them: the slim image has none.
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 
 # Serves as /etc/gilmok/proxy.toml says. Ready means: listeners bound and a snapshot in force.
 FROM base AS proxy

@@ -43,7 +43,7 @@ commit_image() {
 commit_image "debian:$suite-slim" "$work/slim"
 
 echo "== the stand-in of rust:1.95-$suite"
-debootstrap --variant=minbase --include=gcc,libc6-dev,make "$suite" "$work/rust" "$mirror" >"$work/log" 2>&1 \
+debootstrap --variant=minbase --include=gcc,libc6-dev,make,ca-certificates "$suite" "$work/rust" "$mirror" >"$work/log" 2>&1 \
     || { tail -n 20 "$work/log" >&2; fail "debootstrap failed"; }
 mkdir -p "$work/rust/usr/local/cargo"
 cp -a "$(rustc --print sysroot)/." "$work/rust/usr/local/rust"
@@ -65,6 +65,7 @@ for stage in proxy control-plane demo-app; do
     [ "$(buildah run "$container" -- id -u)" = 65532 ] || fail "$stage runs as root"
     buildah run "$container" -- "/usr/local/bin/gilmok-$stage" --help >/dev/null || fail "$stage cannot be run"
     buildah run "$container" -- test -w /var/lib/gilmok || fail "$stage cannot write its state"
+    buildah run "$container" -- grep -q 'BEGIN CERTIFICATE' /etc/ssl/certs/ca-certificates.crt || fail "$stage has no authorities"
     # The health check as the image tells it, against the program as the image starts it.
     if [ "$stage" != proxy ]; then
         check=$(buildah inspect --type image --format '{{index .Docker.Config.Healthcheck.Test 3}}' "localhost/gilmok-$stage")
