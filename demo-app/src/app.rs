@@ -19,7 +19,7 @@ use crate::copies::Copies;
 use crate::identity::{introduce, wants_html};
 use crate::page::page;
 use crate::shop;
-use crate::visits::{self, Slots, Visits};
+use crate::visits::{self, Visits};
 
 /// Longest that a hanging request is held: whoever still waits then has no limit of its own.
 const HANG_MAX: Duration = Duration::from_mins(30);
@@ -155,29 +155,33 @@ impl App {
         }
     }
 
-    /// Gives or takes the visits of the users in some slots.
+    /// Gives what is known of the users of a part, or takes it.
     async fn hand_over(&self, request: Request<Incoming>) -> Response<Body> {
-        let query = request.uri().query().unwrap_or_default();
-        let Some(slots) = query.strip_prefix("slots=").and_then(Slots::parse) else {
-            return respond(StatusCode::BAD_REQUEST, "text/plain", "say which: /visits?slots=0-4095,8192\n");
+        let method = request.method().clone();
+        let body = match body_of(request).await {
+            Ok(body) => body,
+            Err(refused) => return refused,
         };
-        match *request.method() {
-            Method::GET => {
-                let held = json!(self.visits().within(&slots));
-                respond(StatusCode::OK, "application/json", format!("{held}\n"))
-            }
-            Method::PUT => {
-                let body = match body_of(request).await {
-                    Ok(body) => body,
-                    Err(refused) => return refused,
-                };
-                match serde_json::from_slice(&body).map(|given| self.visits().replace(&slots, given)) {
-                    Ok(Ok(())) => respond(StatusCode::OK, "text/plain", "done\n"),
-                    Ok(Err(visits::Full)) => full(),
-                    Err(error) => respond(StatusCode::BAD_REQUEST, "text/plain", format!("{error}\n")),
+        let misunderstood =
+            |error: serde_json::Error| respond(StatusCode::BAD_REQUEST, "text/plain", format!("{error}\n"));
+        match method {
+            Method::POST => match serde_json::from_slice(&body) {
+                Ok(part) => {
+                    let held = json!(self.visits().within(&part));
+                    respond(StatusCode::OK, "application/json", format!("{held}\n"))
                 }
-            }
-            _ => respond(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET or PUT\n"),
+                Err(error) => misunderstood(error),
+            },
+            Method::PUT => match serde_json::from_slice(&body).map(|given| self.visits().replace(given)) {
+                Ok(Ok(())) => respond(StatusCode::OK, "text/plain", "done\n"),
+                Ok(Err(visits::Full)) => full(),
+                Err(error) => misunderstood(error),
+            },
+            _ => respond(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "text/plain",
+                "POST a part, or PUT one with its visits\n",
+            ),
         }
     }
 

@@ -11,10 +11,12 @@
 use anyhow::Context as _;
 use bytes::Bytes;
 use hyper::{Method, Request};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::calls::{CALL_TIMEOUT, send};
+use crate::part::Part;
+use crate::visits::Given;
 
 /// Which message was followed last: the number of its move, and its own. A tokio mutex, since it is held while one is
 /// followed.
@@ -34,13 +36,7 @@ struct Message {
 
 #[derive(Debug, Deserialize)]
 struct Batch {
-    detail: Detail,
-}
-
-#[derive(Debug, Deserialize)]
-struct Detail {
-    /// First and last ones.
-    slots: Vec<(u64, u64)>,
+    detail: Part,
 }
 
 /// Who serves the part now, and who will.
@@ -69,22 +65,22 @@ impl Copies {
         if event != "copy" && event != "fenced" {
             return Ok(());
         }
-        let slots = batch.iter().flat_map(|batch| &batch.detail.slots);
-        let slots: Vec<_> = slots.map(|(first, last)| format!("{first}-{last}")).collect();
-        let path = format!("/visits?slots={}", slots.join(","));
+        let part = batch.context("it names no part")?.detail;
         let address = |of: &[Endpoint], what| of.first().map(|at| at.address.clone()).context(what);
         let source = address(&endpoints.from, "nobody has the part")?;
         let target = address(&endpoints.to, "nobody takes the part")?;
-        let held = ask(Method::GET, &source, &path, Bytes::new()).await?;
-        ask(Method::PUT, &target, &path, held).await?;
+        let held = ask(Method::POST, &source, &part).await?;
+        let visits = serde_json::from_slice(&held).context("not what is known of users")?;
+        ask(Method::PUT, &target, &Given { part, visits }).await?;
         Ok(())
     }
 }
 
-async fn ask(method: Method, address: &str, path: &str, body: Bytes) -> anyhow::Result<Bytes> {
-    let what = format!("{method} {path} of {address}");
-    let request = Request::builder().method(method).uri(path).header("host", address);
-    let request = request.body(http_body_util::Full::new(body))?;
+/// Asks a shard for a part, or gives it one.
+async fn ask(method: Method, address: &str, body: &impl Serialize) -> anyhow::Result<Bytes> {
+    let what = format!("{method} /visits of {address}");
+    let request = Request::builder().method(method).uri("/visits").header("host", address);
+    let request = request.body(http_body_util::Full::new(Bytes::from(serde_json::to_vec(body)?)))?;
     let answer = tokio::time::timeout(CALL_TIMEOUT, send(address, request)).await;
     let (head, body) =
         answer.map_err(|_| anyhow::anyhow!("{what}: no answer"))?.with_context(|| what.clone())?;

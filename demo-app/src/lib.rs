@@ -2,7 +2,7 @@
 //!
 //! In reading order: the command line (`arguments`), the process (`serve`), what becomes of a request (`app`), how
 //! the app was told to behave (`behaviour`), what it says (`identity`, `page`), what `profile` remembers and how that moves
-//! (`visits`, `copies`), and how the shop calls the others (`shop`, `calls`).
+//! (`part`, `visits`, `copies`), and how the shop calls the others (`shop`, `calls`).
 
 mod arguments;
 
@@ -15,6 +15,8 @@ mod behaviour;
 mod identity;
 
 mod page;
+
+mod part;
 
 mod visits;
 

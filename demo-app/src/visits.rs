@@ -1,24 +1,27 @@
-//! What `profile` keeps of each user, in its memory and nowhere else: how often they came. And which of it is whose, since a
-//! part of it can be given to another shard.
+//! What `profile` keeps of each user, in its memory and nowhere else: how often they came. A part of it can be given to another
+//! shard.
 
 use std::collections::BTreeMap;
 
-use gilmok_config::hash::KeyHash;
+use serde::{Deserialize, Serialize};
+
+use crate::part::Part;
 
 /// The service that plays this part.
 pub(crate) const SERVICE: &str = "profile";
 /// Users that one app remembers.
 const USERS_MAX: usize = 100_000;
-/// Slots of the rule by which `profile` is sharded, as Redis Cluster has them.
-const SLOTS: u64 = 16_384;
 
 /// How often each user came.
 #[derive(Debug, Default)]
 pub(crate) struct Visits(BTreeMap<String, u64>);
 
-/// Some of the slots: what moves from one shard to another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Slots(Vec<(u64, u64)>);
+/// A part, and all that is known of its users.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Given {
+    pub(crate) part: Part,
+    pub(crate) visits: BTreeMap<String, u64>,
+}
 
 /// Why a visit was not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,41 +45,25 @@ impl Visits {
         self.0.get(user).copied().unwrap_or_default()
     }
 
-    /// What is known of the users in these slots.
-    pub(crate) fn within(&self, slots: &Slots) -> BTreeMap<String, u64> {
-        let within = self.0.iter().filter(|(user, _)| slots.hold(user));
+    /// What is known of the users of a part.
+    pub(crate) fn within(&self, part: &Part) -> BTreeMap<String, u64> {
+        let within = self.0.iter().filter(|(user, _)| part.holds(user));
         within.map(|(user, visits)| (user.clone(), *visits)).collect()
     }
 
-    /// Knows of these slots what is given, and nothing else; what belongs to other slots is left out.
+    /// Knows of this part what is given, and nothing else; what belongs to other parts is left out.
     ///
     /// # Errors
     /// When it would remember more users than it can; then nothing has changed.
-    pub(crate) fn replace(&mut self, slots: &Slots, given: BTreeMap<String, u64>) -> Result<(), Full> {
-        let others = self.0.keys().filter(|user| !slots.hold(user)).count();
-        if others + given.len() > USERS_MAX {
+    pub(crate) fn replace(&mut self, given: Given) -> Result<(), Full> {
+        let Given { part, visits } = given;
+        let others = self.0.keys().filter(|user| !part.holds(user)).count();
+        if others + visits.len() > USERS_MAX {
             return Err(Full);
         }
-        self.0.retain(|user, _| !slots.hold(user));
-        self.0.extend(given.into_iter().filter(|(user, _)| slots.hold(user)));
+        self.0.retain(|user, _| !part.holds(user));
+        self.0.extend(visits.into_iter().filter(|(user, _)| part.holds(user)));
         Ok(())
-    }
-}
-
-impl Slots {
-    /// Reads `0-4095,8192`; `None` when it is none of that.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        let run = |part: &str| {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let run: (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
-            (run.0 <= run.1 && run.1 < SLOTS).then_some(run)
-        };
-        text.split(',').map(run).collect::<Option<_>>().map(Self)
-    }
-
-    fn hold(&self, user: &str) -> bool {
-        let slot = KeyHash::Crc16.of(user.as_bytes()).map(|hash| hash % SLOTS);
-        slot.is_some_and(|slot| self.0.iter().any(|(first, last)| (*first..=*last).contains(&slot)))
     }
 }
 
@@ -91,37 +78,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_moves_is_what_its_slots_hold() {
+    fn what_moves_is_what_its_part_holds() {
         let mut visits = Visits::default();
         for user in ["ada", "bob", "ada"] {
             visits.add(user).unwrap();
         }
-        let all = Slots::parse("0-16383").unwrap();
-        assert_eq!(visits.within(&all), BTreeMap::from([("ada".to_owned(), 2), ("bob".to_owned(), 1)]));
-        let slot = KeyHash::Crc16.of(b"ada").unwrap() % SLOTS;
-        let of_ada = Slots::parse(&slot.to_string()).unwrap();
-        let moved = visits.within(&of_ada);
+        let part = |keys: &[&str]| Part::Keys { keys: keys.iter().map(ToString::to_string).collect() };
+        let both = BTreeMap::from([("ada".to_owned(), 2), ("bob".to_owned(), 1)]);
+        assert_eq!(visits.within(&part(&["ada", "bob", "eve"])), both);
+        let moved = visits.within(&part(&["ada"]));
         assert_eq!(moved, BTreeMap::from([("ada".to_owned(), 2)]));
 
+        let of_ada = |visits| Given { part: part(&["ada"]), visits };
         let mut target = Visits::default();
         target.add("bob").unwrap();
-        target.replace(&of_ada, BTreeMap::from([("ada".to_owned(), 1), ("bob".to_owned(), 7)])).unwrap();
-        target.replace(&of_ada, moved).unwrap();
+        target.replace(of_ada(BTreeMap::from([("ada".to_owned(), 1), ("bob".to_owned(), 7)]))).unwrap();
+        target.replace(of_ada(moved)).unwrap();
         assert_eq!(
             (target.of("ada"), target.of("bob")),
             (2, 1),
-            "the last copy counts, and only of its slots"
+            "the last copy counts, and only of its part"
         );
-        visits.replace(&of_ada, BTreeMap::new()).unwrap();
+        visits.replace(of_ada(BTreeMap::new())).unwrap();
         assert_eq!((visits.of("ada"), visits.of("bob")), (0, 1));
-    }
-
-    #[test]
-    fn slots_are_runs_within_their_number() {
-        assert_eq!(Slots::parse("0-4095,8192"), Some(Slots(vec![(0, 4_095), (8_192, 8_192)])));
-        for text in ["", "a", "5-4", "0-16384", "1,"] {
-            assert_eq!(Slots::parse(text), None, "{text}");
-        }
     }
 
     #[test]

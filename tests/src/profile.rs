@@ -165,7 +165,15 @@ impl Profile {
     /// # Panics
     /// When they do not come up.
     pub async fn start(shards: usize, owning: usize) -> Self {
-        let plane = Self::plane(owning).await;
+        Self::start_by(&slots(owning), shards).await
+    }
+
+    /// So many shards, and who holds what by this rule: all of `[sharding]` but the key.
+    ///
+    /// # Panics
+    /// When they do not come up.
+    pub async fn start_by(rule: &Json, shards: usize) -> Self {
+        let plane = Self::plane(rule).await;
         let mut up = Vec::new();
         for shard in 0..shards {
             up.push(Shard::start(&plane, shard).await);
@@ -179,7 +187,7 @@ impl Profile {
     /// # Panics
     /// When they do not come up.
     pub async fn start_without_sidecars(shards: usize, owning: usize) -> Self {
-        let plane = Self::plane(owning).await;
+        let plane = Self::plane(&slots(owning)).await;
         let mut apps = Vec::new();
         for shard in 0..shards {
             let app = DemoApp::start_shard("profile", &shard.to_string()).await;
@@ -192,11 +200,13 @@ impl Profile {
         Self { plane, shards: Vec::new(), apps, copier }
     }
 
-    async fn plane(owning: usize) -> ControlPlane {
+    async fn plane(rule: &Json) -> ControlPlane {
         let scratch = Scratch::new();
         scratch.write("webhook.secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
         let plane = ControlPlane::start_with(TABLES, scratch).await;
-        let table = json!({ "sharding": sharding(owning), "request_timeout": "10s" });
+        let mut sharding = rule.clone();
+        sharding["key"] = json!("path_segment:2");
+        let table = json!({ "sharding": sharding, "request_timeout": "10s" });
         plane.put("/v1/services/profile", &table).await;
         plane
     }
@@ -251,7 +261,16 @@ impl Profile {
     /// # Panics
     /// When it is refused.
     pub async fn begin(&self, shards: usize) -> String {
-        let body = json!({ "shards": names(shards), "webhooks": self.copier.webhooks() });
+        self.begin_to(json!({ "shards": names(shards) })).await
+    }
+
+    /// Begins a move to what is wanted, which must be taken; its id.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub async fn begin_to(&self, wanted: Json) -> String {
+        let mut body = wanted;
+        body["webhooks"] = self.copier.webhooks();
         let answer = self.plane.call("POST", &format!("{SHARDING}/moves"), Some(&body)).await;
         assert_eq!(answer.status(), 201, "{answer:?}");
         let told: Json = serde_json::from_slice(&answer.body).expect("an answer in JSON");
@@ -323,14 +342,16 @@ impl Shard {
     }
 }
 
-fn names(shards: usize) -> Vec<String> {
+/// The first so many shards.
+#[must_use]
+pub fn names(shards: usize) -> Vec<String> {
     (0..shards).map(|shard| shard.to_string()).collect()
 }
 
 /// A rule of slots, in equal parts.
-fn sharding(shards: usize) -> Json {
+fn slots(shards: usize) -> Json {
     let each = 16_384 / shards;
     let map = (0..shards)
         .map(|shard| (shard.to_string(), Json::from(format!("{}-{}", shard * each, (shard + 1) * each - 1))));
-    json!({ "key": "path_segment:2", "strategy": "slots", "map": map.collect::<serde_json::Map<_, _>>() })
+    json!({ "strategy": "slots", "map": map.collect::<serde_json::Map<_, _>>() })
 }
