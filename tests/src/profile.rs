@@ -13,12 +13,15 @@ use crate::control_plane::ControlPlane;
 use crate::demo_app::DemoApp;
 use crate::eventually::{eventually, eventually_within};
 use crate::message::Message;
+use crate::process::Signal;
 use crate::proxy::{Proxy, ProxySettings};
 use crate::scratch::Scratch;
 use crate::upstream::Upstream;
 
 /// Longest that a move is waited for.
 const MOVE_MAX: Duration = Duration::from_secs(60);
+/// Most pauses of a move that is to end.
+const PAUSES_MAX: usize = 30;
 const SHARDING: &str = "/v1/services/profile/sharding";
 
 /// The mesh of one sharded service.
@@ -292,6 +295,59 @@ impl Profile {
         self.plane.json("/v1/services/profile").await["sharding"].clone()
     }
 
+    /// Ends the sidecar of a shard the hard way.
+    pub async fn sidecar_dies(&self, shard: usize) {
+        self.shards[shard].sidecar.process.signal(Signal::Kill).await;
+    }
+
+    /// Starts the sidecar of a shard again, with what it had on its disk and where it was before. Ends it where it still runs.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub async fn sidecar_is_back(&mut self, shard: usize) {
+        let Shard { app, sidecar } = self.shards.remove(shard);
+        let inbound = sidecar.inbound(0).to_string();
+        let settings = Shard::settings(self.plane.address, app.address, shard, &inbound);
+        let sidecar = sidecar.restart_after(Signal::Kill, settings).await;
+        sidecar.is_ready().await;
+        self.shards.insert(shard, Shard { app, sidecar });
+    }
+
+    /// Resumes a move whenever it is paused, until something is true of it. `proxies` have to be heard of before it goes on.
+    ///
+    /// # Panics
+    /// When it pauses again and again, without a reason, or neither goes on nor pauses.
+    pub async fn goes_on_until(&self, id: &str, proxies: usize, is_there: impl AsyncFn() -> bool) {
+        for _ in 0..PAUSES_MAX {
+            let told = eventually_within(MOVE_MAX, "the move to go on or to pause", async || {
+                let told = self.told(id).await;
+                if told["state"] == "paused" || is_there().await { Ok(told) } else { Err(told) }
+            })
+            .await;
+            if told["state"] != "paused" {
+                return;
+            }
+            assert!(told["why"].as_str().is_some_and(|why| why.contains(' ')), "no reason: {told}");
+            self.hears_of(proxies).await;
+            assert_eq!(self.say(id, "resume").await.status(), 200);
+        }
+        panic!("paused again and again: {}", self.told(id).await);
+    }
+
+    /// Waits until this has happened in a move so often: a word of its history.
+    ///
+    /// # Panics
+    /// When it has not.
+    pub async fn happened(&self, id: &str, what: &str, times: usize) {
+        eventually_within(MOVE_MAX, &format!("{what} to happen"), async || {
+            let told = self.told(id).await;
+            let history = told["history"].as_array().cloned().unwrap_or_default();
+            let count = history.iter().filter(|event| event["what"] == what).count();
+            if count >= times { Ok(()) } else { Err(told) }
+        })
+        .await;
+    }
+
     /// Waits until a move is in this state.
     ///
     /// # Panics
@@ -322,23 +378,32 @@ impl Shard {
     /// When it does not come up.
     pub async fn start(plane: &ControlPlane, shard: usize) -> Self {
         let app = DemoApp::start_shard("profile", &shard.to_string()).await;
-        let sidecar = Proxy::start_with(Self::settings(plane, &app, shard)).await;
-        let address = sidecar.inbound(0).to_string();
+        let sidecar =
+            Proxy::start_with(Self::settings(plane.address, app.address, shard, "127.0.0.1:0")).await;
+        let shard = Self { app, sidecar };
+        shard.is_known(plane).await;
+        shard
+    }
+
+    /// The settings of its sidecar.
+    #[must_use]
+    pub fn settings(plane: SocketAddr, app: SocketAddr, shard: usize, inbound: &str) -> ProxySettings {
+        ProxySettings::of_control_planes(&[plane]).top(&format!("node = \"shard-{shard}\"")).table(&format!(
+            "[[apps]]\nservice = \"profile\"\naddress = \"{app}\"\ninbound = \"{inbound}\"\nshard = \"{shard}\"\n[workers]\ncount = 2"
+        ))
+    }
+
+    /// Waits until membership has it.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn is_known(&self, plane: &ControlPlane) {
+        let address = self.sidecar.inbound(0).to_string();
         eventually("the shard to be alive", async || {
             let told = plane.get("/v1/membership/profile").await.text();
             if told.contains(&address) { Ok(()) } else { Err(told) }
         })
         .await;
-        Self { app, sidecar }
-    }
-
-    /// The settings of its sidecar.
-    #[must_use]
-    pub fn settings(plane: &ControlPlane, app: &DemoApp, shard: usize) -> ProxySettings {
-        ProxySettings::of_control_planes(&[plane.address])
-            .top(&format!("node = \"shard-{shard}\""))
-            .app("profile", app.address, &format!("shard = \"{shard}\""))
-            .table("[workers]\ncount = 2")
     }
 }
 

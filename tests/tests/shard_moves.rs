@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use gilmok_tests::eventually::eventually;
 use gilmok_tests::process::Signal;
-use gilmok_tests::profile::{Profile, Shard, TABLES, caller_settings};
-use gilmok_tests::proxy::{Proxy, ProxySettings};
+use gilmok_tests::profile::{Profile, TABLES, caller_settings};
+use gilmok_tests::proxy::Proxy;
 use gilmok_tests::relay::Relay;
 use gilmok_tests::visitors::{Seen, Visitors};
 use serde_json::{Value, json};
@@ -72,22 +72,22 @@ async fn a_control_plane_that_is_killed_anywhere_goes_on_or_back() {
     profile.copier.heard("copy", 1).await;
     profile = killed(profile).await;
     profile.copier.hold("fenced");
-    goes_on_until(&profile, &id, async || profile.copier.has_heard("fenced") > 0).await;
+    profile.goes_on_until(&id, 6, async || profile.copier.has_heard("fenced") > 0).await;
     // While it is closed: it goes on if all are heard of in time, or opens the batch again and waits for a word.
     profile.is(&id, "handover").await;
     profile = killed(profile).await;
     profile.copier.release();
-    goes_on_until(&profile, &id, async || profile.told(&id).await["state"] == "done").await;
+    profile.goes_on_until(&id, 6, async || profile.told(&id).await["state"] == "done").await;
     expect_settled(&profile.rule().await, 4);
     visitors.go_on_for(VISITS).await;
     // Anywhere, again and again, on the way back.
     assert_eq!(profile.say(&id, "reverse").await.status(), 200);
     for pause in [40, 110, 230, 370] {
-        goes_on_until(&profile, &id, async || profile.told(&id).await["state"] != "paused").await;
+        profile.goes_on_until(&id, 6, async || profile.told(&id).await["state"] != "paused").await;
         tokio::time::sleep(Duration::from_millis(pause)).await;
         profile = killed(profile).await;
     }
-    goes_on_until(&profile, &id, async || profile.told(&id).await["state"] == "reversed").await;
+    profile.goes_on_until(&id, 6, async || profile.told(&id).await["state"] == "reversed").await;
     expect_settled(&profile.rule().await, 2);
     visitors.go_on_for(VISITS).await;
     let seen = visitors.leave().await;
@@ -103,24 +103,6 @@ async fn killed(mut profile: Profile) -> Profile {
         [rule["epoch"].as_u64(), profile.rule().await["epoch"].as_u64()].map(Option::unwrap_or_default);
     assert!(epochs[0] <= epochs[1], "{epochs:?}");
     profile
-}
-
-/// Resumes a move whenever it is paused, until something is true of it.
-async fn goes_on_until(profile: &Profile, id: &str, is_there: impl AsyncFn() -> bool) {
-    for _ in 0..30 {
-        let is_paused = eventually("the move to go on or to pause", async || {
-            let told = profile.told(id).await;
-            let is_paused = told["state"] == "paused";
-            if is_paused || is_there().await { Ok(is_paused) } else { Err(told) }
-        })
-        .await;
-        if !is_paused {
-            return;
-        }
-        profile.hears_of(6).await;
-        assert_eq!(profile.say(id, "resume").await.status(), 200);
-    }
-    panic!("paused again and again: {}", profile.told(id).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -207,19 +189,14 @@ async fn an_owner_that_dies_with_the_batch_closed_finds_it_closed() {
     // The fence is complete, so the owner has it on its disk; nobody is left who could open it again.
     profile.copier.heard("fenced", 1).await;
     profile.plane.process.signal(Signal::Kill).await;
-    let Shard { app, sidecar } = profile.shards.remove(0);
+    profile.sidecar_is_back(0).await;
+    let sidecar = &profile.shards[0].sidecar;
     let inbound = sidecar.inbound(0);
-    let settings = ProxySettings::of_control_planes(&[profile.plane.address]).top("node = \"shard-0\"").table(&format!(
-        "[[apps]]\nservice = \"profile\"\naddress = \"{}\"\ninbound = \"{inbound}\"\nshard = \"0\"\n[workers]\ncount = 2",
-        app.address
-    ));
-    let sidecar = sidecar.restart_after(Signal::Kill, settings).await;
-    sidecar.is_ready().await;
     let told = sidecar.admin_json("/config").await;
     assert_eq!(told["source"], "last known good", "{told}");
     // A caller of any age meets it: the half that moves is refused after a while, the other one is served.
-    let closed = user_of(&profile, &a, true).await;
-    let open = user_of(&profile, &a, false).await;
+    let closed = user_of(&a, true).await;
+    let open = user_of(&a, false).await;
     let post = async |user: &str| {
         let request = format!("POST /users/{user} HTTP/1.1\r\nHost: profile\r\nContent-Length: 0\r\n\r\n");
         gilmok_tests::caller::ask(inbound, request).await
@@ -227,7 +204,6 @@ async fn an_owner_that_dies_with_the_batch_closed_finds_it_closed() {
     let refused = post(&closed).await;
     assert_eq!((refused.status(), refused.header("retry-after")), (503, Some("1")), "{refused:?}");
     assert_eq!(post(&open).await.status(), 200);
-    profile.shards.insert(0, Shard { app, sidecar });
     profile.copier.release();
     profile.plane = profile.plane.restart_after(Signal::Kill, TABLES).await;
     let told = profile.is(&id, "paused").await;
@@ -243,7 +219,7 @@ async fn an_owner_that_dies_with_the_batch_closed_finds_it_closed() {
 }
 
 /// A user whose shard is another one by the next rule, or not.
-async fn user_of(_profile: &Profile, caller: &Proxy, moves: bool) -> String {
+async fn user_of(caller: &Proxy, moves: bool) -> String {
     for user in 0..USERS {
         let user = format!("user-0-{user}");
         let told = caller.admin_json(&format!("/explain?service=profile&key={user}")).await;
