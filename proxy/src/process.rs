@@ -175,7 +175,9 @@ async fn serve(
     }
     if let Some(socket) = sockets.ofrep {
         // Ends when the drain is over; nobody waits for it, as it holds nothing that would have to be finished.
-        flags::start(socket, ofrep_access(settings), Arc::clone(&in_force), drain.phases())?;
+        let freshness =
+            flags::Freshness { status: Arc::clone(&sources.status), stale_after: settings.ofrep.stale_after };
+        flags::start(socket, ofrep_access(settings), freshness, Arc::clone(&in_force), drain.phases())?;
     }
     tracing::info!("{} listens: {addresses}", settings.node);
 
@@ -350,7 +352,7 @@ fn advertised(app: &App, bound: SocketAddr) -> Address {
 }
 
 fn ofrep_access(settings: &Settings) -> flags::Access {
-    let OfrepSettings { allowed_origins, token_file } = settings.ofrep.clone();
+    let OfrepSettings { allowed_origins, token_file, .. } = settings.ofrep.clone();
     flags::Access { origins: allowed_origins, token_file, trusted: settings.listen.trusted.clone() }
 }
 

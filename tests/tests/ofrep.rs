@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use gilmok_tests::caller::{self, Caller};
+use gilmok_tests::control_plane::ControlPlane;
 use gilmok_tests::eventually::{eventually, eventually_within};
 use gilmok_tests::message::Message;
+use gilmok_tests::process::Signal;
 use gilmok_tests::proxy::{Proxy, ProxySettings};
 use gilmok_tests::scratch::Scratch;
 use serde_json::{Value, json};
@@ -358,4 +360,35 @@ async fn without_flags_there_are_none() {
         if status == 200 { Ok(()) } else { Err(told.to_string()) }
     })
     .await;
+}
+
+#[tokio::test]
+async fn flags_of_a_silent_control_plane_are_stale_and_have_their_values() {
+    let plane = ControlPlane::start().await;
+    plane.put("/v1/flags", &json!({ "flags": { "new-ui": set()["flags"]["new-ui"] } })).await;
+    let table = "[ofrep]\nstale_after = \"5s\"";
+    let settings =
+        ProxySettings::of_control_planes(&[plane.address]).table(table).listen("ofrep = \"127.0.0.1:0\"");
+    let proxy = Proxy::start_with(settings).await;
+    let at = proxy.port("ofrep");
+    let gold = json!({ "tier": "gold" });
+    let is = async |reason: &str| {
+        let gold = gold.clone();
+        eventually("the flag to have another reason", async || {
+            let (status, told) = one(at, "new-ui", gold.clone()).await;
+            assert_eq!((status, &told["value"], &told["variant"]), (200, &json!(true), &json!("on")));
+            if told["reason"] == reason { Ok(()) } else { Err(told) }
+        })
+        .await;
+    };
+    is("TARGETING_MATCH").await;
+    let fresh = all(at, "", gold.clone()).await;
+    let tag = fresh.header("etag").expect("a tag").to_owned();
+    plane.process.signal(Signal::Stop).await;
+    is("STALE").await;
+    let stale = all(at, &format!("If-None-Match: {tag}\r\n"), gold.clone()).await;
+    assert_eq!(stale.status(), 200, "the reasons are others: {stale:?}");
+    plane.process.signal(Signal::Continue).await;
+    is("TARGETING_MATCH").await;
+    assert_eq!(all(at, &format!("If-None-Match: {tag}\r\n"), gold.clone()).await.status(), 304);
 }

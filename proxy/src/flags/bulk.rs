@@ -45,7 +45,8 @@ pub(super) fn answer(evaluator: &Evaluator<'_>, headers: &HeaderMap) -> Response
 /// By what the answer is known: the flags and for whom they are. A client that changes anything of its context, and keeps
 /// its tag, gets another answer.
 fn tag(evaluator: &Evaluator<'_>) -> String {
-    let asked = json!([evaluator.selector.as_str(), sorted_map(evaluator.attributes)]).to_string();
+    let asked = json!([evaluator.selector.as_str(), sorted_map(evaluator.attributes), evaluator.is_stale])
+        .to_string();
     format!("{}.{}", evaluator.current.flag_revision, content_hash(asked.as_bytes()))
 }
 

@@ -33,6 +33,7 @@ use self::question::{Evaluator, Selector};
 use crate::aside::{self, Allows};
 use crate::current::InForce;
 use crate::drain::Phase;
+use crate::source::status::Status;
 
 /// Change events are among the connections, each of which costs about 10 KiB; the pools of common clients keep one for less
 /// than the time.
@@ -52,9 +53,23 @@ const STREAM: &str = "/ofrep/v1/sse";
 #[derive(Debug)]
 pub(crate) struct Ofrep {
     access: Access,
+    freshness: Freshness,
     in_force: Arc<InForce>,
     /// One permit for each stream of change events.
     streams: Arc<Semaphore>,
+}
+
+/// Whether what is in force is what its source still says.
+#[derive(Debug)]
+pub(crate) struct Freshness {
+    pub(crate) status: Arc<Status>,
+    pub(crate) stale_after: Duration,
+}
+
+impl Freshness {
+    fn is_stale(&self) -> bool {
+        self.status.age_seconds().is_none_or(|age| age > self.stale_after.as_secs_f64())
+    }
 }
 
 /// Serves on a thread of its own until the drain is over.
@@ -64,11 +79,13 @@ pub(crate) struct Ofrep {
 pub(crate) fn start(
     socket: std::net::TcpListener,
     access: Access,
+    freshness: Freshness,
     in_force: Arc<InForce>,
     mut phases: watch::Receiver<Phase>,
 ) -> std::io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ofrep = Arc::new(Ofrep { access, in_force, streams: Arc::new(Semaphore::new(STREAMS_MAX)) });
+    let ofrep =
+        Arc::new(Ofrep { access, freshness, in_force, streams: Arc::new(Semaphore::new(STREAMS_MAX)) });
     std::thread::Builder::new().name("ofrep".to_owned()).spawn(move || {
         runtime.block_on(async move {
             let listener = match TcpListener::from_std(socket) {
@@ -142,7 +159,8 @@ async fn route(
     if current.generation == 0 {
         return Err(Refused::not_ready());
     }
-    let evaluator = Evaluator::new(&current, &context, &selector, ofrep.in_force.workers());
+    let writer = ofrep.in_force.workers();
+    let evaluator = Evaluator::new(&current, &context, &selector, writer, ofrep.freshness.is_stale());
     match key {
         Some(key) => evaluator.one(&key).map(|told| answer::json(StatusCode::OK, &told)),
         None => Ok(bulk::answer(&evaluator, &head.headers)),

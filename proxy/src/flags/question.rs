@@ -26,6 +26,8 @@ pub(super) struct Evaluator<'c> {
     /// The number under which this thread counts.
     writer: usize,
     now: u64,
+    /// Whether the source has not said for long that this is still so.
+    pub(super) is_stale: bool,
 }
 
 /// The flag that a path asks for: what stands behind the last prefix, percent-decoded. What is not encoded right stays as
@@ -95,9 +97,10 @@ impl<'c> Evaluator<'c> {
         attributes: &'c Map<String, Json>,
         selector: &'c Selector,
         writer: usize,
+        is_stale: bool,
     ) -> Self {
         let context = Context::of_json(attributes);
-        Self { current, attributes, selector, context, writer, now: clock::unix_seconds() }
+        Self { current, attributes, selector, context, writer, now: clock::unix_seconds(), is_stale }
     }
 
     /// One flag by its key.
@@ -112,7 +115,7 @@ impl<'c> Evaluator<'c> {
             let refused = Refused::new(StatusCode::NOT_FOUND, "FLAG_NOT_FOUND", "there is no such flag");
             return Err(refused.about(Some(key)));
         };
-        self.evaluate(set, place).map(|evaluation| told(&evaluation)).map_err(|failure| {
+        self.evaluate(set, place).map(|evaluation| told(&evaluation, self.is_stale)).map_err(|failure| {
             let status = match failure.code {
                 ErrorCode::FlagNotFound => StatusCode::NOT_FOUND,
                 ErrorCode::General | ErrorCode::ParseError | ErrorCode::TypeMismatch => {
@@ -128,7 +131,7 @@ impl<'c> Evaluator<'c> {
         let Some(set) = self.current.snapshot.flags() else { return Vec::new() };
         let places = (0..set.flags().len()).filter(|at| self.selector.takes(set, &set.flags()[*at]));
         let each = places.map(|at| match self.evaluate(set, at) {
-            Ok(evaluation) => told(&evaluation),
+            Ok(evaluation) => told(&evaluation, self.is_stale),
             Err(Failure { code, what }) => {
                 json!({ "key": set.flags()[at].key(), "errorCode": code.as_str(), "errorDetails": what })
             }
@@ -149,12 +152,13 @@ impl<'c> Evaluator<'c> {
     }
 }
 
-/// An evaluation in OFREP's words. There is always a `variant`: a client fails without one.
-fn told(evaluation: &Evaluation<'_>) -> Json {
+/// An evaluation in OFREP's words. There is always a `variant`: a client fails without one. What may be out of date has its
+/// value still.
+fn told(evaluation: &Evaluation<'_>, is_stale: bool) -> Json {
     let flag = evaluation.flag();
     let mut told = json!({
         "key": flag.key(),
-        "reason": evaluation.reason.as_str(),
+        "reason": if is_stale { "STALE" } else { evaluation.reason.as_str() },
         "variant": evaluation.variant().map_or("", |variant| variant.name()),
         "metadata": evaluation.metadata(),
     });
@@ -218,8 +222,9 @@ mod tests {
             );
             let set = FlagSet::parse(text.as_bytes()).unwrap();
             let nobody = Context::default();
-            let found =
-                set.evaluate("f", &Asked::of(&nobody, 0)).map(|found| told(&found)["value"].to_string());
+            let found = set
+                .evaluate("f", &Asked::of(&nobody, 0))
+                .map(|found| told(&found, false)["value"].to_string());
             found.unwrap()
         };
         for (variants, expected) in [

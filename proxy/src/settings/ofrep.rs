@@ -1,6 +1,7 @@
 //! `[ofrep]`: who may ask the OFREP listener beside the applications on this machine.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use gilmok_config::grammar::Value;
 use http::Uri;
@@ -9,14 +10,27 @@ use super::read_path;
 
 /// Most web pages that may ask.
 const ORIGINS_MAX: usize = 1_000;
+/// A control plane says something every few seconds, and a restart of one takes less than this.
+const STALE_AFTER: Duration = Duration::from_mins(1);
+/// Two of its words may be late.
+const STALE_AFTER_MIN: Duration = Duration::from_secs(5);
+const STALE_AFTER_MAX: Duration = Duration::from_hours(24 * 365);
 
 /// Who may ask for flags.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OfrepSettings {
     /// Origins of web pages, such as `https://shop.example.com`; `*` is every page.
     pub allowed_origins: Vec<String>,
     /// The token that callers need; without one, applications on this machine and trusted addresses may ask.
     pub token_file: Option<PathBuf>,
+    /// After how long without a word of the source every reason is `STALE`.
+    pub stale_after: Duration,
+}
+
+impl Default for OfrepSettings {
+    fn default() -> Self {
+        Self { allowed_origins: Vec::new(), token_file: None, stale_after: STALE_AFTER }
+    }
 }
 
 impl OfrepSettings {
@@ -24,8 +38,14 @@ impl OfrepSettings {
         let Some(mut table) = value.table() else { return Self::default() };
         let origins = table.optional("allowed_origins");
         let token_file = table.optional("token_file").and_then(|v| read_path(&v, base));
+        let stale_after = table.optional("stale_after");
         table.finish();
-        Self { allowed_origins: origins.and_then(|v| read_origins(&v)).unwrap_or_default(), token_file }
+        let stale_after = stale_after.and_then(|v| v.duration(STALE_AFTER_MIN, STALE_AFTER_MAX));
+        Self {
+            allowed_origins: origins.and_then(|v| read_origins(&v)).unwrap_or_default(),
+            token_file,
+            stale_after: stale_after.unwrap_or(STALE_AFTER),
+        }
     }
 }
 

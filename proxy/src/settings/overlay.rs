@@ -34,7 +34,7 @@ const fn row(path: &'static str, flag: &'static str, form: Form, help: &'static 
     Overridable { path, flag, form, help }
 }
 
-pub(super) const OVERRIDABLE: [Overridable; 49] = [
+pub(super) const OVERRIDABLE: [Overridable; 50] = [
     row("node", "node", Form::Text, "Name of this proxy, stable over restarts"),
     row("zone", "zone", Form::Text, "Zone of this proxy, for zone preference"),
     row("log", "log", Form::Text, "error, warn, info, debug or trace"),
@@ -74,6 +74,12 @@ pub(super) const OVERRIDABLE: [Overridable; 49] = [
         "ofrep-token-file",
         Form::Path,
         "File with the token that callers of the OFREP listener need",
+    ),
+    row(
+        "ofrep.stale_after",
+        "ofrep-stale-after",
+        Form::Text,
+        "How long without a word of the source until flags are called stale",
     ),
     row("source.mesh_file", "source-mesh-file", Form::Path, "The mesh document as a file"),
     row(
