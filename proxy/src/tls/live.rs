@@ -20,7 +20,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::handshake::{Outcome, RESULTS, Refused};
 use super::mesh::{IdentityFiles, Mesh};
-use super::pair::{Pair, PairFiles, read};
+use super::pair::{Pair, PairFiles, read, tickets};
 use super::{Mode, edge, unix_now};
 
 /// How often the files are looked at, as the mesh file is.
@@ -368,10 +368,6 @@ fn fit(new: Pair, old_end: &u64, watched: &mut Watched) -> Result<Pair, String> 
         return Err(format!("the new certificate begins only on {}", format_moment(new.facts.not_before)));
     }
     Err(format!("the new certificate has ended already, on {}", format_moment(new.facts.not_after)))
-}
-
-fn tickets() -> Result<Arc<dyn ProducesTickets>, String> {
-    rustls::crypto::ring::Ticketer::new().map_err(|error| error.to_string())
 }
 
 /// Files that belong together, and by what a change of them is noticed.

@@ -6,8 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use rustls::crypto::CryptoProvider;
+#[cfg(feature = "aws-lc")]
+use rustls::crypto::aws_lc_rs as cryptography;
+// Whose cryptography it is, is said here and nowhere else.
+#[cfg(not(feature = "aws-lc"))]
+use rustls::crypto::ring as cryptography;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::ProducesTickets;
 use rustls::sign::CertifiedKey;
 use rustls::{
     ClientConfig, ConfigBuilder, Error, InconsistentKeys, RootCertStore, ServerConfig, WantsVerifier,
@@ -22,11 +28,18 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 const CHAIN_MAX: usize = 16;
 
 /// Passed wherever one is needed, never process-global: no other part of the process can change it.
-static PROVIDER: LazyLock<Arc<CryptoProvider>> =
-    LazyLock::new(|| Arc::new(rustls::crypto::ring::default_provider()));
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(cryptography::default_provider()));
 
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::clone(&PROVIDER)
+}
+
+/// What sessions are kept in by clients themselves, under keys that change.
+///
+/// # Errors
+/// When there is no randomness.
+pub(super) fn tickets() -> Result<Arc<dyn ProducesTickets>, String> {
+    cryptography::Ticketer::new().map_err(|error| error.to_string())
 }
 
 /// The beginning of every client's configuration.
