@@ -337,3 +337,28 @@ async fn where_apps_are_called_themselves_every_caller_closes_the_batch() {
     let seen = visitors.leave().await;
     expect_exact(&seen, &[&a, &b]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_proxies_of_one_name_do_not_speak_for_each_other() {
+    let profile = Profile::start_without_sidecars(2, 1).await;
+    let (a, b) = (profile.caller("caller").await, profile.caller("caller").await);
+    profile.hears_of(2).await;
+    let visitors = Visitors::start(&[a.outbound(), b.outbound()], USERS);
+    visitors.go_on_for(VISITS).await;
+    profile.copier.hold_answer("copy");
+    let id = profile.begin(2).await;
+    profile.copier.copied("copy", 1).await;
+    a.process.signal(Signal::Stop).await;
+    profile.copier.release();
+    let told = profile.is(&id, "paused").await;
+    assert!(told["why"].as_str().is_some_and(|why| why.contains("caller (has not closed it yet)")), "{told}");
+    a.process.signal(Signal::Continue).await;
+    profile.hears_of(2).await;
+    assert_eq!(profile.say(&id, "resume").await.status(), 200);
+    profile.is(&id, "done").await;
+    visitors.go_on_for(VISITS).await;
+    let log = profile.plane.process.log();
+    assert_eq!(log.matches("two proxies say that they are").count(), 1, "{log}");
+    let seen = visitors.leave().await;
+    expect_exact(&seen, &[&a, &b]).await;
+}

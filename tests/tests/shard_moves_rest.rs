@@ -38,7 +38,7 @@ fn address(shard: usize) -> String {
 enum Manner {
     /// Closes them and says so.
     Prompt,
-    /// Says that it runs what it ran before.
+    /// Runs what names them, and never says that it has closed one.
     Stubborn,
 }
 
@@ -65,13 +65,18 @@ impl Sidecars {
 
     async fn report(plane: SocketAddr, manner: Manner) -> Option<()> {
         let limit = Duration::from_secs(5);
-        let answer = call(plane, "GET", "/v1/services/profile/sharding", None, limit).await.ok()?;
-        let told: Json = serde_json::from_slice(&answer.body).ok()?;
+        let get = async |path: &str| {
+            let answer = call(plane, "GET", path, None, limit).await.ok()?;
+            serde_json::from_slice::<Json>(&answer.body).ok()
+        };
+        let status = get("/v1/status").await?;
+        let told = get("/v1/services/profile/sharding").await?;
         let closed = told["sharding"]["next"]["closed"].as_u64().filter(|_| manner == Manner::Prompt);
         let fence = closed.map(|closed| json!({ "service": "profile", "closed": closed, "persisted": true }));
         for shard in 0..4 {
             let ack = json!({
                 "node": format!("sidecar-{shard}"), "instance": "1", "wire": 1,
+                "applied": { "store": status["store"], "revision": status["revision"], "hash": status["hash"] },
                 "apps": [{ "service": "profile", "shard": shard.to_string(), "address": address(shard) }],
                 "fences": fence.iter().collect::<Vec<_>>(),
             });

@@ -70,7 +70,12 @@ fn list(remote: &Remote) -> Result<(), Trouble> {
 fn row(proxy: &Json) -> [String; 6] {
     let text = |value: &Json| or_dash(value.as_str().unwrap_or_default());
     let live = proxy["live"].as_bool().unwrap_or(false);
-    let state = if live { text(&proxy["state"]) } else { "SILENT".to_owned() };
+    let is_replaced = proxy["replaced"].as_bool().unwrap_or(false);
+    let state = match (live, is_replaced) {
+        (true, _) => text(&proxy["state"]),
+        (false, true) => "replaced".to_owned(),
+        (false, false) => "SILENT".to_owned(),
+    };
     let applied = &proxy["applied"];
     let mut revision =
         applied["revision"].as_u64().map_or_else(|| "-".to_owned(), |number| number.to_string());

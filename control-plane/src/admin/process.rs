@@ -1,5 +1,6 @@
 //! The process itself: alive, ready, its state at a glance, its metrics.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -87,11 +88,16 @@ pub(super) async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     text.push_str("# HELP gilmok_feed_lag_revisions Revisions that a proxy is behind.\n");
     text.push_str("# TYPE gilmok_feed_lag_revisions gauge\n");
     let now = Instant::now();
-    for report in state.publisher.acks.all().iter().filter(|report| report.is_live(now)) {
+    let mut lags: BTreeMap<String, u64> = BTreeMap::new();
+    for report in state.publisher.acks.all().into_iter().filter(|report| report.is_live(now)) {
         let applied = report.ack.applied.as_ref().filter(|applied| applied.store == state.store.id());
         let lag = revision.saturating_sub(applied.map_or(0, |applied| applied.revision));
+        // Where a node has two processes, of the one that is further behind.
+        lags.entry(report.ack.node).and_modify(|most| *most = lag.max(*most)).or_insert(lag);
+    }
+    for (node, lag) in lags {
         // Names were checked when the ack was taken and need no escaping.
-        text.push_str(&format!("gilmok_feed_lag_revisions{{proxy=\"{}\"}} {lag}\n", report.ack.node));
+        text.push_str(&format!("gilmok_feed_lag_revisions{{proxy=\"{node}\"}} {lag}\n"));
     }
     rollout::render(&admin, &mut text);
     moves::render(&admin, &mut text);

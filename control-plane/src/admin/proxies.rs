@@ -122,6 +122,7 @@ pub(super) async fn list(State(admin): State<Arc<Admin>>) -> Json<Value> {
             "wire": report.ack.wire,
             "state": report.ack.state,
             "live": report.is_live(now),
+            "replaced": report.is_replaced,
             "heard_ms_ago": u64::try_from(heard_ms).unwrap_or(u64::MAX),
             "applied": report.ack.applied,
             "refused": report.ack.refused,

@@ -115,7 +115,7 @@ mod tests {
             fences: Vec::new(),
             flags: Vec::new(),
         };
-        ProxyReport { ack, heard: Instant::now(), is_heard: true }
+        ProxyReport::new(ack, Instant::now(), true)
     }
 
     fn name(text: &str) -> Name {

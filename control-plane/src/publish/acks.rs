@@ -12,14 +12,21 @@ use tokio::time::{Instant, timeout};
 pub const LIVE: Duration = Duration::from_secs(15);
 /// A proxy that was not heard of for so long is forgotten.
 const FORGOTTEN: Duration = Duration::from_hours(1);
+/// So is one that another process of its node has followed, if it is silent for so long: one that runs beside that one, whose
+/// words were not taken for a while, has spoken again by then.
+const REPLACED: Duration = Duration::from_secs(10);
 /// Most proxies that are remembered; beyond it, the one that was heard of longest ago makes room.
 const PROXIES_MAX: usize = 20_000;
+
+/// A process: its node, and which start of it this is. Two processes may have one node, by mistake or while one takes over from
+/// the other, and each has calls of its own under way.
+type Process = (String, String);
 
 /// The newest word of every proxy.
 #[derive(Debug)]
 pub struct Acks {
     /// A mutex: taken for a look-up per ack, one a second from each proxy.
-    proxies: Mutex<BTreeMap<String, ProxyReport>>,
+    proxies: Mutex<BTreeMap<Process, ProxyReport>>,
     news: watch::Sender<()>,
     /// Changes with who is known and what is beside whom: what the next start wants to know. A watch, as `news` is: whoever
     /// follows wants the newest state, and waits for nobody.
@@ -35,13 +42,29 @@ pub struct ProxyReport {
     /// Whether this process has heard of it. Until then it is not live; how long it is silent nobody can tell, so its silence
     /// begins with this process.
     pub is_heard: bool,
+    /// Whether another process of its node was heard of for the first time since: it has probably ended.
+    pub is_replaced: bool,
+    /// Whether it was said that it runs beside another process of its node.
+    is_twin: bool,
 }
 
 impl ProxyReport {
+    pub(crate) fn new(ack: Ack, heard: Instant, is_heard: bool) -> Self {
+        Self { ack, heard, is_heard, is_replaced: false, is_twin: false }
+    }
+
     /// Whether it was heard of recently.
     #[must_use]
     pub fn is_live(&self, now: Instant) -> bool {
-        self.is_heard && now.saturating_duration_since(self.heard) <= LIVE
+        self.is_heard && !self.is_replaced && self.silent(now) <= LIVE
+    }
+
+    fn silent(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.heard)
+    }
+
+    fn is_forgotten(&self, now: Instant) -> bool {
+        self.silent(now) > if self.is_replaced { REPLACED } else { FORGOTTEN }
     }
 
     /// Whether it runs this revision of this store, or a later one.
@@ -65,14 +88,35 @@ impl Acks {
     pub fn note(&self, ack: Ack) {
         let now = Instant::now();
         let mut proxies = self.lock();
-        if proxies.len() >= PROXIES_MAX && !proxies.contains_key(&ack.node) {
-            let oldest = proxies.iter().min_by_key(|(_, report)| report.heard).map(|(node, _)| node.clone());
-            oldest.and_then(|node| proxies.remove(&node));
+        let process = (ack.node.clone(), ack.instance.clone());
+        if proxies.len() >= PROXIES_MAX && !proxies.contains_key(&process) {
+            let oldest =
+                proxies.iter().min_by_key(|(_, report)| report.heard).map(|(oldest, _)| oldest.clone());
+            oldest.and_then(|oldest| proxies.remove(&oldest));
         }
-        let is_as_known = proxies.get(&ack.node).is_some_and(|known| {
-            known.ack.instance == ack.instance && known.ack.state == ack.state && known.ack.apps == ack.apps
-        });
-        proxies.insert(ack.node.clone(), ProxyReport { ack, heard: now, is_heard: true });
+        let known = proxies.get(&process);
+        let is_as_known =
+            known.is_some_and(|known| known.ack.state == ack.state && known.ack.apps == ack.apps);
+        let is_first = known.is_none_or(|known| !known.is_heard);
+        let mut report = ProxyReport::new(ack, now, true);
+        report.is_twin = known.is_some_and(|known| known.is_twin);
+        let others = of_node(&mut proxies, &process.0).filter(|other| other.ack.instance != process.1);
+        for other in others {
+            // Whoever still runs says so again.
+            other.is_replaced |= is_first;
+            let both_serve = [&*other, &report].iter().all(|one| one.ack.state != ProxyState::Draining);
+            if !is_first && both_serve && other.is_live(now) {
+                let is_told = other.is_twin && report.is_twin;
+                (other.is_twin, report.is_twin) = (true, true);
+                if !is_told {
+                    tracing::warn!(
+                        "two proxies say that they are {:?}; give each a `node` of its own, else nobody can tell them apart",
+                        process.0
+                    );
+                }
+            }
+        }
+        proxies.insert(process, report);
         drop(proxies);
         if !is_as_known {
             self.roster.send_replace(());
@@ -109,7 +153,8 @@ impl Acks {
         let now = Instant::now();
         let mut proxies = self.lock();
         for ack in known.into_iter().take(PROXIES_MAX) {
-            proxies.entry(ack.node.clone()).or_insert(ProxyReport { ack, heard: now, is_heard: false });
+            let process = (ack.node.clone(), ack.instance.clone());
+            proxies.entry(process).or_insert(ProxyReport::new(ack, now, false));
         }
     }
 
@@ -118,8 +163,8 @@ impl Acks {
     pub fn ask<T>(&self, mut make: impl FnMut(&ProxyReport, Duration) -> T) -> Vec<T> {
         let now = Instant::now();
         let mut proxies = self.lock();
-        proxies.retain(|_, report| now.saturating_duration_since(report.heard) <= FORGOTTEN);
-        proxies.values().map(|report| make(report, now.saturating_duration_since(report.heard))).collect()
+        proxies.retain(|_, report| !report.is_forgotten(now));
+        proxies.values().map(|report| make(report, report.silent(now))).collect()
     }
 
     /// Every proxy that is remembered, by name.
@@ -136,7 +181,9 @@ impl Acks {
         let lagging = proxies.values().filter(|report| {
             report.is_live(now) && report.ack.state != ProxyState::Draining && !report.runs(store, revision)
         });
-        lagging.map(|report| report.ack.node.clone()).collect()
+        let mut lagging: Vec<String> = lagging.map(|report| report.ack.node.clone()).collect();
+        lagging.dedup();
+        lagging
     }
 
     /// Waits until every live proxy runs a revision; answers who does not when the time is up.
@@ -150,10 +197,19 @@ impl Acks {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, ProxyReport>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Process, ProxyReport>> {
         // Whoever panicked left whole reports: each is replaced in one step.
         self.proxies.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The processes of one node.
+fn of_node<'p>(
+    proxies: &'p mut BTreeMap<Process, ProxyReport>,
+    node: &'p str,
+) -> impl Iterator<Item = &'p mut ProxyReport> {
+    let from = (node.to_owned(), String::new());
+    proxies.range_mut(from..).take_while(move |((other, _), _)| other == node).map(|(_, report)| report)
 }
 
 #[cfg(test)]
@@ -224,6 +280,57 @@ mod tests {
         tokio::time::advance(FORGOTTEN + LIVE).await;
         acks.note(ack("b", 2));
         assert_eq!(acks.all().len(), 1, "nor for ever");
+    }
+
+    fn process(node: &str, instance: &str) -> Ack {
+        Ack { instance: instance.to_owned(), ..ack(node, 1) }
+    }
+
+    fn known(acks: &Acks) -> Vec<(String, bool)> {
+        acks.ask(|report, _| (report.ack.instance.clone(), report.is_live(Instant::now())))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_another_one_has_followed_is_remembered_for_a_moment() {
+        let acks = Acks::default();
+        acks.note(process("a", "1"));
+        acks.note(process("ab", "1"));
+        acks.note(process("a", "2"));
+        assert_eq!(known(&acks), [("1".into(), false), ("2".into(), true), ("1".into(), true)]);
+        assert_eq!(acks.lagging("s", 2), ["a", "ab"]);
+        tokio::time::advance(REPLACED).await;
+        acks.note(process("a", "2"));
+        assert_eq!(known(&acks).len(), 3);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(known(&acks), [("2".into(), true), ("1".into(), true)], "it was silent, so it has ended");
+        // The next control plane hears of the newest one first.
+        let next = Acks::default();
+        next.remember(vec![process("a", "1"), process("a", "2")]);
+        next.note(process("a", "2"));
+        tokio::time::advance(REPLACED + Duration::from_secs(1)).await;
+        assert_eq!(known(&next), [("2".into(), true)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_proxies_of_one_node_are_two() {
+        let acks = Acks::default();
+        acks.note(process("a", "1"));
+        for _ in 0..30 {
+            acks.note(process("a", "2"));
+            acks.note(Ack { fences: Vec::new(), ..process("a", "1") });
+            assert_eq!(known(&acks), [("1".into(), true), ("2".into(), true)]);
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(acks.lagging("s", 2), ["a"]);
+        assert!(acks.all().iter().any(|report| report.is_twin));
+        // While one takes over from the other nothing is wrong.
+        let acks = Acks::default();
+        for instance in ["1", "2", "1", "2"] {
+            let state = if instance == "1" { ProxyState::Draining } else { ProxyState::Ready };
+            acks.note(Ack { state, ..process("b", instance) });
+        }
+        assert_eq!(known(&acks), [("1".into(), true), ("2".into(), true)]);
+        assert!(!acks.all().iter().any(|report| report.is_twin));
     }
 
     #[tokio::test(start_paused = true)]

@@ -19,6 +19,10 @@ pub struct Report {
     pub silent: Duration,
     /// Whether it has said good-bye.
     pub is_leaving: bool,
+    /// Whether another process of its node was heard of since, and it was not: it has ended, or is forgotten before long.
+    pub is_replaced: bool,
+    /// The revision of this store that all of its workers run.
+    pub runs: Option<u64>,
     /// The service's apps that callers reach through it.
     pub apps: Vec<InboundApp>,
     /// How it stands to the batch that is closed in the snapshot it runs.
@@ -60,6 +64,7 @@ pub struct Waiting {
 }
 
 impl Report {
+    /// Of a process that no other one has followed.
     #[must_use]
     pub fn of(ack: &Ack, silent: Duration, service: &ServiceName, store: &str) -> Self {
         // By another store's numbers it has closed something else.
@@ -69,10 +74,23 @@ impl Report {
             node: ack.node.clone(),
             silent,
             is_leaving: ack.state == ProxyState::Draining,
+            is_replaced: false,
+            runs: ack.applied.as_ref().filter(|_| is_ours).map(|applied| applied.revision),
             apps: ack.apps.iter().filter(|app| app.service == *service).cloned().collect(),
             fence: fences.find(|fence| fence.service == *service).cloned(),
         }
     }
+
+    /// Whether callers reach one of the service's apps through it at this address.
+    pub(super) fn is_at(&self, address: &Address) -> bool {
+        self.apps.iter().any(|app| is_at(app, address))
+    }
+}
+
+/// Whether callers reach an app at this address.
+fn is_at(app: &InboundApp, address: &Address) -> bool {
+    let said = app.address.as_deref().and_then(|text| text.parse::<Address>().ok());
+    said.as_ref() == Some(address)
 }
 
 /// Asks.
@@ -84,17 +102,13 @@ impl Report {
 pub fn fence(scene: &Scene<'_>) -> Fence {
     let of_shard: Vec<&Endpoint> =
         scene.endpoints.iter().filter(|endpoint| endpoint.shard == *scene.source).collect();
-    let is_barrier = of_shard.iter().any(|endpoint| !endpoint.inbound);
+    let is_barrier = is_barrier(&of_shard);
     let mut waits = Vec::new();
     let mut by: Vec<String> = Vec::new();
     if of_shard.is_empty() && !scene.forced {
         waits.push(words::nobody(scene.source));
     }
-    for report in scene.reports.iter().filter(|report| scene.counts(report)) {
-        let is_owner = report.apps.iter().any(|app| app.shard == *scene.source);
-        if !is_owner && !is_barrier {
-            continue;
-        }
+    for (report, is_owner) in scene.bound(is_barrier) {
         by.push(report.node.clone());
         let why = scene.lacks(report, is_owner, is_barrier);
         waits.extend(why.map(|why| Waiting { who: report.node.clone(), why }));
@@ -110,7 +124,31 @@ pub fn fence(scene: &Scene<'_>) -> Fence {
     }
 }
 
+/// A process that another one of its node has followed and that may still run: it would not close a batch, and is gone before
+/// long, so that a batch is better closed then. What is closed is of no meaning here.
+#[must_use]
+pub fn replaced(scene: &Scene<'_>) -> Option<Waiting> {
+    let of_shard: Vec<&Endpoint> =
+        scene.endpoints.iter().filter(|endpoint| endpoint.shard == *scene.source).collect();
+    let mut bound = scene.bound(is_barrier(&of_shard)).map(|(report, _)| report);
+    let replaced = bound.find(|report| report.is_replaced)?;
+    Some(Waiting { who: replaced.node.clone(), why: words::replaced(replaced.silent) })
+}
+
+/// Whether callers reach an app of the shard itself.
+fn is_barrier(of_shard: &[&Endpoint]) -> bool {
+    of_shard.iter().any(|endpoint| !endpoint.inbound)
+}
+
 impl Scene<'_> {
+    /// Those who have to close the batch, each with whether it is an owner.
+    fn bound(&self, is_barrier: bool) -> impl Iterator<Item = (&Report, bool)> {
+        self.reports.iter().filter(|report| self.counts(report)).filter_map(move |report| {
+            let is_owner = report.apps.iter().any(|app| app.shard == *self.source);
+            (is_owner || is_barrier).then_some((report, is_owner))
+        })
+    }
+
     /// Whether a proxy may still serve or call by what it knows. One that is cut off goes on; one that has said good-bye and
     /// is silent since has ended.
     fn counts(&self, report: &Report) -> bool {
@@ -121,8 +159,13 @@ impl Scene<'_> {
     /// What a proxy still has to do.
     fn lacks(&self, report: &Report, is_owner: bool, is_barrier: bool) -> Option<String> {
         let Some(fence) = report.fence.as_ref().filter(|fence| fence.closed == self.closed) else {
-            let is_silent = report.silent > self.silent_max;
-            return Some(if is_silent { words::silent(report.silent) } else { words::OPEN.to_owned() });
+            return Some(if report.is_replaced {
+                words::replaced(report.silent)
+            } else if report.silent > self.silent_max {
+                words::silent(report.silent)
+            } else {
+                words::OPEN.to_owned()
+            });
         };
         let serving = if is_owner { fence.serving } else { 0 };
         let calling = if is_barrier { fence.calling } else { 0 };
@@ -135,10 +178,8 @@ impl Scene<'_> {
 
     /// Who should be at a sidecar's address, where no proxy says that it guards the shard there.
     fn uncovered(&self, address: &Address) -> Option<Waiting> {
-        let at = |report: &&Report, app: &InboundApp| {
-            let said = app.address.as_deref().and_then(|text| text.parse::<Address>().ok());
-            said.as_ref() == Some(address) && (self.forced || self.counts(report))
-        };
+        let at =
+            |report: &&Report, app: &InboundApp| is_at(app, address) && (self.forced || self.counts(report));
         let mut known = self.reports.iter().flat_map(|report| {
             report.apps.iter().filter(move |app| at(&report, app)).map(move |app| (report, app))
         });
@@ -185,6 +226,8 @@ mod tests {
             node: node.to_owned(),
             silent: Duration::ZERO,
             is_leaving: false,
+            is_replaced: false,
+            runs: Some(CLOSED),
             apps: Vec::new(),
             fence: Some(fence),
         }
@@ -254,10 +297,13 @@ mod tests {
             "fences": [{ "service": "profile", "closed": 41 }],
         }))
         .unwrap();
-        let closed = |ack: &Ack| Report::of(ack, Duration::ZERO, &profile(), "ours").fence.is_some();
-        assert!(closed(&ack));
+        let told = |ack: &Ack| {
+            let report = Report::of(ack, Duration::ZERO, &profile(), "ours");
+            (report.fence.is_some(), report.runs)
+        };
+        assert_eq!(told(&ack), (true, Some(41)));
         ack.applied.as_mut().unwrap().store = "theirs".to_owned();
-        assert!(!closed(&ack));
+        assert_eq!(told(&ack), (false, None));
     }
 
     #[test]
@@ -326,6 +372,35 @@ mod tests {
             told(&endpoints, &[there], false),
             ["the sidecar at 10.0.0.1:80: no proxy says that it is there"]
         );
+    }
+
+    #[test]
+    fn every_process_of_a_node_closes_the_batch() {
+        let endpoints = [endpoint("10.0.0.1:80", "0", false)];
+        let twins = [caller("a"), with(caller("a"), |fence| fence.calling = 1)];
+        assert_eq!(
+            told(&endpoints, &twins, false),
+            ["a: 1 request of it, or from before it was known, is under way"]
+        );
+        let seconds = Duration::from_secs(3);
+        let before = Report { is_replaced: true, fence: None, silent: seconds, ..caller("a") };
+        let why = "an earlier process of it may still run, silent for 3s";
+        assert_eq!(told(&endpoints, &[before.clone(), caller("a")], false), [format!("a: {why}")]);
+        let source = name("0");
+        let soon = |endpoints: &[Endpoint]| {
+            let reports = [before.clone(), caller("a")];
+            let scene = Scene {
+                source: &source,
+                closed: 0,
+                endpoints,
+                reports: &reports,
+                silent_max: SILENT_MAX,
+                forced: false,
+            };
+            replaced(&scene).map(|waiting| waiting.why)
+        };
+        assert_eq!(soon(&endpoints).as_deref(), Some(why));
+        assert_eq!(soon(&[endpoint("10.0.0.1:80", "0", true)]), None, "it is no owner");
     }
 
     #[test]

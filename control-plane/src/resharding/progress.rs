@@ -30,6 +30,7 @@ impl ShardMove {
             started_ms: hand.now_ms,
             since_ms: hand.now_ms,
             ended_ms: None,
+            announced: 0,
             copied: false,
             fenced: None,
             forced: false,
@@ -117,6 +118,7 @@ impl ShardMove {
 
     fn announce(&mut self, hand: &Hand<'_>) -> Edit {
         self.enter(Stage::Copying, hand.now_ms);
+        self.announced = hand.revision;
         self.note(What::Announced, hand, Some(hand.revision));
         self.owe(Occasion::Copy);
         Edit::Announce
@@ -172,6 +174,7 @@ impl ShardMove {
 
     /// What was said of a batch is of no meaning any more.
     pub(super) fn forget_batch(&mut self) {
+        self.announced = 0;
         self.copied = false;
         self.forced = false;
         self.fenced = None;

@@ -37,6 +37,9 @@ pub struct ShardMove {
     pub since_ms: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_ms: Option<u64>,
+    /// The revision that announced the batch; zero before that.
+    #[serde(default)]
+    pub announced: u64,
     /// Whether somebody has said that the batch is copied.
     #[serde(default)]
     pub copied: bool,

@@ -22,6 +22,11 @@ pub(super) fn silent(silent: Duration) -> String {
     format!("not heard of for {}", format_duration(Duration::from_secs(silent.as_secs())))
 }
 
+pub(super) fn replaced(silent: Duration) -> String {
+    let silent = format_duration(Duration::from_secs(silent.as_secs()));
+    format!("an earlier process of it may still run, silent for {silent}")
+}
+
 pub(super) fn underway(requests: u64) -> String {
     match requests {
         1 => "1 request of it, or from before it was known, is under way".to_owned(),
@@ -65,6 +70,11 @@ pub(super) fn primaries(target: &Name, version: Option<&Name>, primaries: usize)
             Some(format!("shard {target} has {many} primaries{of}, so nobody knows who is to be written to"))
         }
     }
+}
+
+/// Why a sidecar of the target would not serve what moves.
+pub(super) fn unheard(target: &Name, address: &Address) -> String {
+    format!("the sidecar of shard {target} at {address} has not said that it knows of the batch")
 }
 
 /// What a batch that is copied waits for.

@@ -291,6 +291,7 @@ impl Pieces {
         moving.history.clear();
         moving.happened = 0;
         moving.messages = 0;
+        moving.announced = 0;
         moving.why.clear();
         (moving.since_ms, moving.started_ms, moving.ended_ms) = (0, 0, None);
         for owed in &mut moving.owed {
@@ -368,7 +369,15 @@ impl Pieces {
             serving: if self.way == Way::Sidecars { busy } else { 0 },
             persisted: said.persisted || self.fault == Fault::NotPersisted,
         });
-        Report { node: format!("proxy-{at}"), silent: Duration::ZERO, is_leaving: false, apps, fence }
+        Report {
+            node: format!("proxy-{at}"),
+            silent: Duration::ZERO,
+            is_leaving: false,
+            is_replaced: false,
+            runs: None,
+            apps,
+            fence,
+        }
     }
 }
 

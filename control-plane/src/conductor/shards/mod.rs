@@ -18,8 +18,8 @@ use crate::compile::Published;
 use crate::intent::{Command, ConductMove, endpoints_of};
 use crate::publish::LIVE;
 use crate::record::Record;
-use crate::resharding::fence::{Fence, Report, Scene, Waiting, fence};
-use crate::resharding::state::{Direction, Edit, Event, Hand, Leg, Seen, ShardMove, What};
+use crate::resharding::fence::{self, Fence, Report, Scene, Waiting};
+use crate::resharding::state::{Direction, Edit, Event, Hand, Leg, Seen, ShardMove, Stage, What};
 use crate::resharding::target;
 use crate::state::{Author, State, WriteError};
 use crate::store::now_ms;
@@ -219,20 +219,32 @@ impl Mover {
         let endpoints = endpoints_of(published.intent(), &view.endpoints, service);
         let by_version = published.intent().services.get(service)?.traffic.is_some();
         let leg = moving.leg();
-        let lack = leg.and_then(|leg| target::lack(leg.source, leg.target, endpoints, by_version));
-        let fence = match leg.zip(moving.closed()) {
-            None => Fence::Waits(Vec::new()),
-            Some((Leg { source, .. }, closed)) => {
-                let store = self.state.store.id();
-                let reports = self
-                    .state
-                    .publisher
-                    .acks
-                    .ask(|report, silent| Report::of(&report.ack, silent, service, store));
-                let forced = moving.forced;
-                fence(&Scene { source, closed, endpoints, reports: &reports, silent_max: LIVE, forced })
+        let mut lack = leg.and_then(|leg| target::lack(leg.source, leg.target, endpoints, by_version));
+        let mut fence = Fence::Waits(Vec::new());
+        if let Some(Leg { source, target, .. }) = leg.filter(|_| moving.stage != Stage::Prepare) {
+            let store = self.state.store.id();
+            let acks = &self.state.publisher.acks;
+            let reports = acks.ask(|known, silent| Report {
+                is_replaced: known.is_replaced,
+                ..Report::of(&known.ack, silent, service, store)
+            });
+            let closed = moving.closed();
+            let scene = Scene {
+                source,
+                closed: closed.unwrap_or_default(),
+                endpoints,
+                reports: &reports,
+                silent_max: LIVE,
+                forced: moving.forced,
+            };
+            lack = lack.or_else(|| target::unheard(target, endpoints, &reports, moving.announced, LIVE));
+            if closed.is_some() {
+                fence = fence::fence(&scene);
+            } else {
+                let replaced = || fence::replaced(&scene).map(|Waiting { who, why }| format!("{who}: {why}"));
+                lack = lack.or_else(replaced);
             }
-        };
+        }
         Some(Sight { lack, fence, closed_for: self.closed_for(service, moving) })
     }
 

@@ -1,7 +1,7 @@
 //! Moves of shards conducted over a real store, with what proxies would say: who acts, when it gives up, what a killed process
 //! leaves.
 
-use gilmok_config::wire::{Ack, FenceReport, InboundApp, ProxyState, Registration, WIRE_LEVEL};
+use gilmok_config::wire::{Ack, Applied, FenceReport, InboundApp, ProxyState, Registration, WIRE_LEVEL};
 
 use super::super::tests::Folder;
 use super::*;
@@ -84,8 +84,26 @@ fn fenced(state: &State) -> Option<FenceReport> {
 fn sidecar(state: &State, shard: usize, fence: Option<FenceReport>) {
     let app =
         InboundApp { service: profile(), shard: name(&shard.to_string()), address: Some(address(shard)) };
-    let ack = Ack { apps: vec![app], ..ack(&format!("sidecar-{shard}"), fence) };
+    let ack = Ack { apps: vec![app], ..ack_of(state, &format!("sidecar-{shard}"), fence) };
     state.publisher.acks.note(ack);
+}
+
+/// The sidecar of a shard says that it runs what the control plane has.
+fn ack_of(state: &State, node: &str, fence: Option<FenceReport>) -> Ack {
+    let head = state.store.head().unwrap();
+    let applied = Applied {
+        store: state.store.id().to_owned(),
+        revision: head.number,
+        hash: head.hash.clone(),
+        last_known_good: false,
+    };
+    Ack { applied: Some(applied), ..ack(node, fence) }
+}
+
+/// The sidecars of the targets, where there are any, follow the document.
+fn targets_follow(state: &State) {
+    let has_sidecars = state.view().endpoints[&profile()].iter().any(|endpoint| endpoint.inbound);
+    (2..4).filter(|_| has_sidecars).for_each(|shard| sidecar(state, shard, None));
 }
 
 /// Every sidecar has closed what is closed.
@@ -104,6 +122,7 @@ async fn closed(state: &State, mover: &Mover) {
     begin(state).await;
     ticks(mover, 1).await;
     say(state, MoveDeed::Resume).await;
+    targets_follow(state);
     ticks(mover, 1).await;
     assert_eq!(moving(state).state(), "handover", "{}", moving(state).why);
 }
@@ -127,6 +146,15 @@ async fn a_move_goes_on_by_what_its_sidecars_close() {
     assert_eq!((moving(&state).moved, &table(&state)["epoch"]), (1, &json!(1)));
     ticks(&mover, 1).await;
     say(&state, MoveDeed::Resume).await;
+    ticks(&mover, 1).await;
+    assert_eq!(
+        moving(&state).state(),
+        "copying",
+        "its target's sidecar has not said that it knows of the batch"
+    );
+    let (shown, _) = mover.current(&profile()).unwrap();
+    assert!(shown.why.contains("shard 3 at 10.0.0.4:15006 has not said"), "{}", shown.why);
+    targets_follow(&state);
     ticks(&mover, 1).await;
     all_close(&state);
     ticks(&mover, 1).await;
@@ -203,6 +231,7 @@ async fn every_word_of_a_proxy_counts_at_once_while_a_batch_is_closed() {
     };
     is_in("copying").await;
     let before = Instant::now();
+    targets_follow(&state);
     say(&state, MoveDeed::Resume).await;
     is_in("handover").await;
     all_close(&state);
@@ -210,6 +239,7 @@ async fn every_word_of_a_proxy_counts_at_once_while_a_batch_is_closed() {
     assert!(before.elapsed() < TICK, "no tick was waited for: {:?}", before.elapsed());
     assert_eq!(moving(&state).moved, 1);
     // And nobody who is silent is waited for longer than that.
+    targets_follow(&state);
     say(&state, MoveDeed::Resume).await;
     is_in("handover").await;
     let closed = Instant::now();
@@ -230,6 +260,7 @@ async fn a_killed_control_plane_goes_on_or_back_wherever_it_stood() {
                 ticks(&mover, 1).await;
                 if moving(&state).state() == "copying" && steps > 1 {
                     say(&state, MoveDeed::Resume).await;
+                    targets_follow(&state);
                 }
             }
             assert_eq!(moving(&state).state(), name);
@@ -240,6 +271,7 @@ async fn a_killed_control_plane_goes_on_or_back_wherever_it_stood() {
         if name != "handover" {
             ticks(&mover, 1).await;
             say(&state, MoveDeed::Resume).await;
+            targets_follow(&state);
             ticks(&mover, 1).await;
         }
         // Nobody has said anything to this process yet.
