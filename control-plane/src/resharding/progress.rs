@@ -116,6 +116,12 @@ impl ShardMove {
         false
     }
 
+    /// What it came to would be no sound document: it does not go on. A closed batch is open at its source again.
+    pub fn refused(&mut self, why: &str, hand: &Hand<'_>) -> Option<Edit> {
+        self.pause(words::refused(why), hand);
+        self.closed().map(|_| self.reopen(hand))
+    }
+
     fn announce(&mut self, hand: &Hand<'_>) -> Edit {
         self.enter(Stage::Copying, hand.now_ms);
         self.announced = hand.revision;

@@ -96,3 +96,8 @@ pub(super) fn not_fenced(waits: &[Waiting]) -> String {
 pub(super) fn not_agreed() -> String {
     format!("the webhook `fenced` did not agree within {} s", HOLD_MAX.as_secs())
 }
+
+/// Why a move does not go on although nobody is waited for.
+pub(super) fn refused(why: &str) -> String {
+    format!("the document would not be sound: {why}")
+}

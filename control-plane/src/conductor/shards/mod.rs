@@ -15,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::notify::{Answer, Notice, Teller};
 use crate::compile::Published;
-use crate::intent::{Command, ConductMove, endpoints_of};
+use crate::intent::{Command, ConductMove, Refusal, endpoints_of};
 use crate::publish::LIVE;
 use crate::record::Record;
 use crate::resharding::fence::{self, Fence, Report, Scene, Waiting};
@@ -149,27 +149,54 @@ impl Mover {
             moving.answered(&answer.owed, &answer.answer, &hand)
         });
         let edit = answered.or_else(|| moving.tick(&sight.seen(), revision));
-        let events = moving.happened - before.happened;
-        let kept = match edit {
-            Some(edit) => self.carry_out(service, record.seq, &moving, edit, published.revision).await,
-            // In which words it waits is nothing to keep.
-            None if (ShardMove { why: before.why.clone(), ..moving.clone() }) == *before => return,
-            None => {
-                let record = Record { moving: Some(Box::new(moving.clone())), ..record.clone() };
-                self.state.store.keep_records(vec![(service.clone(), record)]).await.unwrap_or_else(|error| {
-                    tracing::error!("the move of shards of {service} is not kept: {error}");
-                    false
-                })
-            }
-        };
+        let mut kept = self.keep(service, record, &moving, edit, published.revision).await;
+        if let Err(why) = &kept
+            && edit != Some(Edit::Reopen)
+        {
+            let hand = Hand { by: "move", why: "", now_ms: now_ms(), revision };
+            moving = before.clone();
+            let edit = moving.refused(why, &hand);
+            kept = self.keep(service, record, &moving, edit, published.revision).await;
+        }
         // What was not kept is decided anew by the next tick.
-        if kept {
+        if kept == Ok(true) {
+            let events = moving.happened - before.happened;
             let known = moving.history.len().saturating_sub(events);
             tell_of(service, &moving, &moving.history[known..]);
         }
     }
 
+    /// Keeps where a move stands, and writes what becomes of the document; whether that was done.
+    ///
+    /// # Errors
+    /// Why it would be no sound document.
+    async fn keep(
+        &self,
+        service: &ServiceName,
+        record: &Record,
+        moving: &ShardMove,
+        edit: Option<Edit>,
+        number: u64,
+    ) -> Result<bool, String> {
+        if let Some(edit) = edit {
+            return self.carry_out(service, record.seq, moving, edit, number).await;
+        }
+        let before = record.moving.as_deref();
+        // In which words it waits is nothing to keep.
+        if before.is_some_and(|before| ShardMove { why: before.why.clone(), ..moving.clone() } == *before) {
+            return Ok(false);
+        }
+        let record = Record { moving: Some(Box::new(moving.clone())), ..record.clone() };
+        Ok(self.state.store.keep_records(vec![(service.clone(), record)]).await.unwrap_or_else(|error| {
+            tracing::error!("the move of shards of {service} is not kept: {error}");
+            false
+        }))
+    }
+
     /// Writes what becomes of the document; whether that was done.
+    ///
+    /// # Errors
+    /// Why it would be no sound document.
     async fn carry_out(
         &self,
         service: &ServiceName,
@@ -177,13 +204,13 @@ impl Mover {
         moving: &ShardMove,
         edit: Edit,
         number: u64,
-    ) -> bool {
+    ) -> Result<bool, String> {
         if edit == Edit::Close
             && let Err(error) = self.state.keep_proxies().await
         {
             // Should this process end now, the next one would not know whom to wait for.
             tracing::error!("the move of shards of {service} waits: {error}");
-            return false;
+            return Ok(false);
         }
         let conduct = ConductMove { service: service.clone(), seq, moving: Box::new(moving.clone()), edit };
         let author = Author {
@@ -198,17 +225,22 @@ impl Mover {
                     let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
                     closed.insert(service.clone(), (written.revision, Instant::now()));
                 }
-                true
+                Ok(true)
             }
             // Somebody else wrote meanwhile.
-            Err(WriteError::Behind { .. } | WriteError::Contended) => false,
+            Err(
+                WriteError::Behind { .. } | WriteError::Contended | WriteError::Refused(Refusal::Conflict(_)),
+            ) => Ok(false),
             Err(WriteError::Refused(refusal)) => {
                 tracing::warn!("the move of shards of {service} cannot go on: {refusal:?}");
-                false
+                Err(match refusal {
+                    Refusal::Faulty(problems) | Refusal::Warned(problems) => problems.to_string(),
+                    other => format!("{other:?}"),
+                })
             }
             Err(WriteError::Store(error)) => {
                 tracing::error!("the move of shards of {service} is not written: {error}");
-                false
+                Ok(false)
             }
         }
     }

@@ -36,7 +36,11 @@ fn plane(folder: &Folder, inbound: bool) -> Arc<State> {
 }
 
 async fn begin(state: &State) {
-    let rule = json!({"key": "host", "strategy": "slots", "slots": 4, "map": {"0": "0-1", "1": "2-3"}});
+    begin_at(state, 0).await;
+}
+
+async fn begin_at(state: &State, epoch: i64) {
+    let rule = json!({"key": "host", "strategy": "slots", "slots": 4, "map": {"0": "0-1", "1": "2-3"}, "epoch": epoch});
     let commands = [
         Command::PutService(profile(), json!({ "sharding": rule })),
         Command::BeginMove(profile(), json!({"shards": ["0", "1", "2", "3"], "last_copy": "none"})),
@@ -171,6 +175,31 @@ async fn a_move_goes_on_by_what_its_sidecars_close() {
             "move of shards of profile: slot 1 moved",
         ]
     );
+}
+
+#[tokio::test]
+async fn a_batch_that_cannot_be_handed_over_is_open_again_and_says_why() {
+    let folder = Folder::new("no-epoch");
+    let state = plane(&folder, true);
+    let mover = Mover::new(Arc::clone(&state), None);
+    begin_at(&state, i64::MAX).await;
+    ticks(&mover, 1).await;
+    say(&state, MoveDeed::Resume).await;
+    targets_follow(&state);
+    ticks(&mover, 1).await;
+    all_close(&state);
+    ticks(&mover, 1).await;
+    let (told, table) = (moving(&state), table(&state));
+    assert_eq!((told.state(), told.moved, &table["epoch"]), ("paused", 0, &json!(i64::MAX)));
+    assert!(table["next"]["map"].is_object() && table["next"].get("closed").is_none(), "{table}");
+    assert!(
+        told.why.contains("the document would not be sound") && told.why.contains("epoch"),
+        "{}",
+        told.why
+    );
+    let happened = told.happened;
+    ticks(&mover, 3).await;
+    assert_eq!(moving(&state).happened, happened, "it is said once");
 }
 
 #[tokio::test]
