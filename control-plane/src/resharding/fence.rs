@@ -38,6 +38,8 @@ pub struct Scene<'a> {
     pub closed: u64,
     /// Of the whole service.
     pub endpoints: &'a [Endpoint],
+    /// Whether callers have reached an app of the source itself since the move began.
+    pub was_direct: bool,
     /// Every proxy that is remembered.
     pub reports: &'a [Report],
     /// How long a proxy is silent before it is one that is not heard of.
@@ -97,20 +99,20 @@ fn is_at(app: &InboundApp, address: &Address) -> bool {
 ///
 /// Every sidecar of the source has to have closed the batch by this revision, to have nothing of it under way, and to find it
 /// closed after a restart: those that say that an app of the shard is beside them, and whoever is at an address that
-/// membership calls a sidecar's. Where callers reach an app of the shard itself, every proxy has to have done so as a caller.
+/// membership calls a sidecar's. Where callers reach an app of the shard itself, or have done so since the move began, every
+/// proxy has to have done so as a caller.
 #[must_use]
 pub fn fence(scene: &Scene<'_>) -> Fence {
     let of_shard: Vec<&Endpoint> =
         scene.endpoints.iter().filter(|endpoint| endpoint.shard == *scene.source).collect();
-    let is_barrier = is_barrier(&of_shard);
     let mut waits = Vec::new();
     let mut by: Vec<String> = Vec::new();
     if of_shard.is_empty() && !scene.forced {
         waits.push(words::nobody(scene.source));
     }
-    for (report, is_owner) in scene.bound(is_barrier) {
+    for (report, is_owner) in scene.bound() {
         by.push(report.node.clone());
-        let why = scene.lacks(report, is_owner, is_barrier);
+        let why = scene.lacks(report, is_owner);
         waits.extend(why.map(|why| Waiting { who: report.node.clone(), why }));
     }
     for endpoint in of_shard.iter().filter(|endpoint| endpoint.inbound) {
@@ -128,21 +130,21 @@ pub fn fence(scene: &Scene<'_>) -> Fence {
 /// long, so that a batch is better closed then. What is closed is of no meaning here.
 #[must_use]
 pub fn replaced(scene: &Scene<'_>) -> Option<Waiting> {
-    let of_shard: Vec<&Endpoint> =
-        scene.endpoints.iter().filter(|endpoint| endpoint.shard == *scene.source).collect();
-    let mut bound = scene.bound(is_barrier(&of_shard)).map(|(report, _)| report);
+    let mut bound = scene.bound().map(|(report, _)| report);
     let replaced = bound.find(|report| report.is_replaced)?;
     Some(Waiting { who: replaced.node.clone(), why: words::replaced(replaced.silent) })
 }
 
-/// Whether callers reach an app of the shard itself.
-fn is_barrier(of_shard: &[&Endpoint]) -> bool {
-    of_shard.iter().any(|endpoint| !endpoint.inbound)
-}
-
 impl Scene<'_> {
+    /// Whether callers reach an app of the shard itself, or may still do so by what they knew.
+    fn is_barrier(&self) -> bool {
+        let of_shard = self.endpoints.iter().filter(|endpoint| endpoint.shard == *self.source);
+        self.was_direct || of_shard.into_iter().any(|endpoint| !endpoint.inbound)
+    }
+
     /// Those who have to close the batch, each with whether it is an owner.
-    fn bound(&self, is_barrier: bool) -> impl Iterator<Item = (&Report, bool)> {
+    fn bound(&self) -> impl Iterator<Item = (&Report, bool)> {
+        let is_barrier = self.is_barrier();
         self.reports.iter().filter(|report| self.counts(report)).filter_map(move |report| {
             let is_owner = report.apps.iter().any(|app| app.shard == *self.source);
             (is_owner || is_barrier).then_some((report, is_owner))
@@ -157,7 +159,7 @@ impl Scene<'_> {
     }
 
     /// What a proxy still has to do.
-    fn lacks(&self, report: &Report, is_owner: bool, is_barrier: bool) -> Option<String> {
+    fn lacks(&self, report: &Report, is_owner: bool) -> Option<String> {
         let Some(fence) = report.fence.as_ref().filter(|fence| fence.closed == self.closed) else {
             return Some(if report.is_replaced {
                 words::replaced(report.silent)
@@ -168,7 +170,7 @@ impl Scene<'_> {
             });
         };
         let serving = if is_owner { fence.serving } else { 0 };
-        let calling = if is_barrier { fence.calling } else { 0 };
+        let calling = if self.is_barrier() { fence.calling } else { 0 };
         match serving.saturating_add(calling) {
             0 if fence.persisted => None,
             0 => Some(words::NOT_KEPT.to_owned()),
@@ -244,6 +246,7 @@ mod tests {
             source: &source,
             closed: CLOSED,
             endpoints,
+            was_direct: false,
             reports,
             silent_max: SILENT_MAX,
             forced,
@@ -375,6 +378,25 @@ mod tests {
     }
 
     #[test]
+    fn who_may_have_called_the_app_itself_is_asked_although_a_sidecar_stands_before_it_by_now() {
+        let (source, endpoints) = (name("0"), [endpoint("10.0.0.1:80", "0", true)]);
+        let reports = [sidecar("a", "0", "10.0.0.1:80"), with(caller("b"), |fence| fence.calling = 1)];
+        let is_complete = |was_direct| {
+            let scene = Scene {
+                source: &source,
+                closed: CLOSED,
+                endpoints: &endpoints,
+                was_direct,
+                reports: &reports,
+                silent_max: SILENT_MAX,
+                forced: false,
+            };
+            matches!(fence(&scene), Fence::Complete { .. })
+        };
+        assert!(is_complete(false) && !is_complete(true));
+    }
+
+    #[test]
     fn every_process_of_a_node_closes_the_batch() {
         let endpoints = [endpoint("10.0.0.1:80", "0", false)];
         let twins = [caller("a"), with(caller("a"), |fence| fence.calling = 1)];
@@ -393,6 +415,7 @@ mod tests {
                 source: &source,
                 closed: 0,
                 endpoints,
+                was_direct: false,
                 reports: &reports,
                 silent_max: SILENT_MAX,
                 forced: false,
@@ -427,6 +450,7 @@ mod tests {
                 source: &source,
                 closed: CLOSED,
                 endpoints: &endpoints,
+                was_direct: false,
                 reports,
                 silent_max: SILENT_MAX,
                 forced: false,

@@ -1,5 +1,7 @@
 //! How a move of shards goes on by itself: batch by batch, with time, acks and answers as arguments.
 
+use std::collections::BTreeSet;
+
 use gilmok_config::sharding::moving::HOLD_MAX;
 use serde_json::Value as Json;
 
@@ -33,6 +35,7 @@ impl ShardMove {
             announced: 0,
             copied: false,
             fenced: None,
+            direct: BTreeSet::new(),
             forced: false,
             owed: Vec::new(),
             messages: 0,

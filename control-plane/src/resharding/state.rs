@@ -1,7 +1,9 @@
 //! Where a move of shards stands: what is kept of it, what a tick brings, and what becomes of the document.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use gilmok_config::endpoint::Endpoint;
 use gilmok_config::name::Name;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -46,6 +48,9 @@ pub struct ShardMove {
     /// Who was fenced when `fenced` was asked for, and whether what was written last is copied since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fenced: Option<Fenced>,
+    /// Shards of which callers have reached an app itself since the move began: some may still, whoever is beside it by now.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub direct: BTreeSet<Name>,
     /// Whether proxies that are not heard of count as gone: an operator has said so of this batch.
     #[serde(default)]
     pub forced: bool,
@@ -212,6 +217,15 @@ impl ShardMove {
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.end.is_none()
+    }
+
+    /// Takes in who serves the shards at this moment.
+    pub fn saw(&mut self, endpoints: &[Endpoint]) {
+        for endpoint in endpoints.iter().filter(|endpoint| !endpoint.inbound) {
+            if !self.direct.contains(&endpoint.shard) {
+                self.direct.insert(endpoint.shard.clone());
+            }
+        }
     }
 
     /// The batch that is moved now; none where all is done.

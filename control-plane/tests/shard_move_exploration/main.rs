@@ -13,8 +13,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use gilmok_control_plane::resharding::state::End;
 
-use pieces::{Fault, Pieces, Verdict, WORDS, Way, Word};
-use world::{Model, PROXIES, Said, State, Step};
+use pieces::{Fault, Heard, Pieces, Verdict, WORDS, Way, Word};
+use world::{Model, Said, State, Step};
 
 /// Most states of one exploration: beyond it a bound is wrong.
 const STATES_MAX: usize = 5_000_000;
@@ -111,8 +111,7 @@ fn back((mut moving, mut table): (u8, u8), mut head: u8, pieces: &mut Pieces) ->
         if pieces.table_at(table).closed == 0 {
             return None;
         }
-        let heard = [Said::default(); PROXIES];
-        let [_, late] = pieces.ticks(moving, table, heard, true, head + 1);
+        let [_, late] = pieces.ticks(moving, table, Heard::all(Said::default()), head + 1);
         let Some((next, written)) = late else { break };
         moving = next;
         if let Some(written) = written {
@@ -134,8 +133,8 @@ fn on(
             break;
         }
         let closed = pieces.table_at(table).closed;
-        let heard = [Said { closed, busy: false, persisted: closed > 0 }; PROXIES];
-        let [tick, _] = pieces.ticks(moving, table, heard, true, head + 1);
+        let heard = Heard::all(Said { closed, busy: false, persisted: closed > 0 });
+        let [tick, _] = pieces.ticks(moving, table, heard, head + 1);
         let words = pieces.words(moving, table, head + 1).into_iter().zip(WORDS);
         let said =
             words.filter(|(_, word)| matches!(word, Word::Copied | Word::Resume)).find_map(|(done, _)| done);
@@ -155,7 +154,7 @@ fn on(
 }
 
 fn model(way: Way, callers: u8, revisions: u8) -> Model {
-    Model { way, fault: Fault::None, callers, revisions, reverses: false, pauses: true }
+    Model { way, fault: Fault::None, callers, revisions, reverses: false, pauses: true, fronts: false }
 }
 
 fn shown(way: &[Step]) -> String {
@@ -233,6 +232,13 @@ fn where_apps_are_called_themselves_nothing_is_lost_however_often_it_is_tried() 
 fn where_apps_are_called_themselves_nothing_is_lost_there_and_back() {
     let back = Model { reverses: true, pauses: false, ..model(Way::Direct, 2, 5) };
     nothing("apps themselves, two callers, there and back", &back, &[&ALWAYS[..], &["reverse"]].concat());
+}
+
+#[test]
+fn apps_that_were_called_themselves_may_get_sidecars_meanwhile() {
+    let fronts = Model { fronts: true, ..model(Way::Direct, 2, 2) };
+    nothing("apps themselves, two callers, then sidecars", &fronts, &["tick", "sidecars appear"]);
+    something(&fronts, &[Fault::DirectForgotten]);
 }
 
 #[test]

@@ -47,6 +47,8 @@ pub(crate) enum Fault {
     NoLastCopy,
     /// A control plane that starts anew does not know whom the one before it knew.
     RosterForgotten,
+    /// Once a sidecar is in front of an app, nobody remembers that the app was called itself.
+    DirectForgotten,
     /// A proxy finds an older snapshot after a restart than the one that it had on its disk.
     DiskGoesBack,
 }
@@ -123,7 +125,24 @@ pub(crate) enum Word {
 pub(crate) const WORDS: [Word; 5] = [Word::Pause, Word::Resume, Word::Reverse, Word::Copied, Word::NotCopied];
 
 /// What a tick goes by.
-type TickKey = (u8, u8, [Said; PROXIES], bool, u8);
+type TickKey = (u8, u8, Heard, u8);
+
+/// What a control plane has heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Heard {
+    pub(crate) said: [Said; PROXIES],
+    /// Whether it knows every proxy.
+    pub(crate) knows: bool,
+    /// Whether a sidecar stands before each app that was called itself; it has closed whatever is closed.
+    pub(crate) fronted: bool,
+}
+
+impl Heard {
+    /// All proxies are known, and say this.
+    pub(crate) fn all(said: Said) -> Self {
+        Self { said: [said; PROXIES], knows: true, fronted: false }
+    }
+}
 
 #[derive(Debug)]
 pub(crate) struct Pieces {
@@ -158,6 +177,11 @@ fn address(shard: usize) -> String {
     format!("10.0.0.{}:80", shard + 1)
 }
 
+/// What the sidecar of a shard says is beside it.
+fn app(at: usize) -> InboundApp {
+    InboundApp { service: service(), shard: name(SHARDS[at]), address: Some(address(at)) }
+}
+
 impl Pieces {
     /// A move of one batch that is announced and copied, and the table that says so.
     pub(crate) fn new(way: Way, fault: Fault, callers: usize) -> (Self, Done) {
@@ -181,8 +205,7 @@ impl Pieces {
         let moving = ShardMove::new(rule(&table), batches, asked.webhooks, &hand(0));
         let first = pieces.keep(moving);
         let before = pieces.table(table);
-        let heard = [Said::default(); PROXIES];
-        let [announced, _] = pieces.ticks(first, before, heard, true, 1);
+        let [announced, _] = pieces.ticks(first, before, Heard::all(Said::default()), 1);
         let (announced, after) = announced.expect("it is announced");
         let after = after.expect("in the table");
         let copied = pieces.say(announced, after, Word::Resume, 1);
@@ -216,22 +239,20 @@ impl Pieces {
     }
 
     /// A tick of whoever conducts the move, at once or when the batch has been closed for too long; nothing where it changes
-    /// nothing. `knows` is whether every proxy is known.
-    pub(crate) fn ticks(
-        &mut self,
-        moving: u8,
-        table: u8,
-        heard: [Said; PROXIES],
-        knows: bool,
-        revision: u8,
-    ) -> [Option<Done>; 2] {
-        let key = (moving, table, heard, knows, revision);
+    /// nothing.
+    pub(crate) fn ticks(&mut self, moving: u8, table: u8, heard: Heard, revision: u8) -> [Option<Done>; 2] {
+        let key = (moving, table, heard, revision);
         if let Some(done) = self.ticks.get(&key) {
             return *done;
         }
-        let fence = self.fence(moving, &heard, knows);
+        let mut seen = self.moving(moving).state.clone();
+        let endpoints = self.endpoints(heard.fronted);
+        if self.fault != Fault::DirectForgotten {
+            seen.saw(&endpoints);
+        }
+        let fence = self.fence(&seen, &endpoints, &heard);
         let done = [Duration::ZERO, HOLD_MAX].map(|closed_for| {
-            let mut next = self.moving(moving).state.clone();
+            let mut next = seen.clone();
             let seen = Seen { now_ms: 0, closed_for, lack: None, fence: &fence };
             let edit = next.tick(&seen, u64::from(revision));
             self.done(moving, next, table, edit, revision)
@@ -318,36 +339,44 @@ impl Pieces {
         self.tables.place(json.to_string(), || Table::new(json))
     }
 
+    /// Who serves the shards.
+    fn endpoints(&self, fronted: bool) -> Vec<Endpoint> {
+        let endpoint = |(at, shard): (usize, &&str)| Endpoint {
+            shard: name(shard),
+            inbound: fronted || self.way == Way::Sidecars,
+            ..Endpoint::at(address(at).parse().expect("an address"))
+        };
+        SHARDS.iter().enumerate().map(endpoint).collect()
+    }
+
     /// What the real fence says of what was heard.
-    fn fence(&self, moving: u8, heard: &[Said; PROXIES], knows: bool) -> Fence {
-        let moving = &self.moving(moving).state;
+    fn fence(&self, moving: &ShardMove, endpoints: &[Endpoint], heard: &Heard) -> Fence {
         let (Some(leg), Some(closed)) = (moving.leg(), moving.closed()) else {
             return Fence::Waits(Vec::new());
         };
-        let inbound = self.way == Way::Sidecars;
-        let endpoints: Vec<Endpoint> = SHARDS
+        let proxies = if self.way == Way::Sidecars { SHARDS.len() } else { self.callers };
+        let mut reports: Vec<Report> = heard.said[..proxies]
             .iter()
             .enumerate()
-            .map(|(at, shard)| Endpoint {
-                shard: name(shard),
-                inbound,
-                ..Endpoint::at(address(at).parse().expect("an address"))
-            })
-            .collect();
-        let proxies = if inbound { SHARDS.len() } else { self.callers };
-        let reports: Vec<Report> = heard[..proxies]
-            .iter()
-            .enumerate()
-            .filter(|(_, said)| knows || **said != Said::default())
+            .filter(|(_, said)| heard.knows || **said != Said::default())
             .map(|(at, said)| self.report(at, *said, closed))
             .collect();
+        if heard.fronted {
+            let closed = u8::try_from(closed).expect("few");
+            let sidecar = |at| Report {
+                apps: vec![app(at)],
+                ..self.report(PROXIES + at, Said { closed, busy: false, persisted: true }, u64::from(closed))
+            };
+            reports.extend((0..SHARDS.len()).map(sidecar));
+        }
         if self.fault == Fault::NoFence {
             return Fence::Complete { by: String::new() };
         }
         fence(&Scene {
             source: leg.source,
             closed,
-            endpoints: &endpoints,
+            endpoints,
+            was_direct: moving.direct.contains(leg.source),
             reports: &reports,
             silent_max: Duration::from_secs(15),
             forced: false,
@@ -356,11 +385,7 @@ impl Pieces {
 
     /// What a proxy said, as the control plane keeps it.
     fn report(&self, at: usize, said: Said, closed: u64) -> Report {
-        let apps = if self.way == Way::Sidecars {
-            vec![InboundApp { service: service(), shard: name(SHARDS[at]), address: Some(address(at)) }]
-        } else {
-            Vec::new()
-        };
+        let apps = if self.way == Way::Sidecars { vec![app(at)] } else { Vec::new() };
         let busy = u64::from(said.busy && self.fault != Fault::InFlightIgnored);
         let fence = (said.closed > 0).then(|| FenceReport {
             service: service(),

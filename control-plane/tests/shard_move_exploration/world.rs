@@ -6,7 +6,7 @@
 
 use gilmok_config::hash::short_hash;
 
-use crate::pieces::{EPOCHS, Fault, Moving, Pieces, Verdict, WORDS, Way, Word};
+use crate::pieces::{EPOCHS, Fault, Heard, Moving, Pieces, Verdict, WORDS, Way, Word};
 
 /// Most proxies that report: two sidecars, or three callers.
 pub(crate) const PROXIES: usize = 3;
@@ -77,6 +77,8 @@ pub(crate) struct State {
     copied: bool,
     /// Whether the control plane knows every proxy.
     knows: bool,
+    /// Whether a sidecar stands before each app by now.
+    fronted: bool,
     proxies: [Proxy; PROXIES],
     writes: [Write; WRITES],
 }
@@ -97,6 +99,8 @@ pub(crate) struct Model {
     pub(crate) reverses: bool,
     /// Whether they pause it.
     pub(crate) pauses: bool,
+    /// Whether apps that are called themselves get a sidecar.
+    pub(crate) fronts: bool,
 }
 
 impl Model {
@@ -118,6 +122,7 @@ impl State {
             past: 0,
             copied: false,
             knows: true,
+            fronted: false,
             proxies: [proxy; PROXIES],
             writes: Default::default(),
         };
@@ -136,8 +141,8 @@ impl State {
         self.table(self.head)
     }
 
-    fn heard(&self) -> [Said; PROXIES] {
-        self.proxies.map(|proxy| proxy.heard)
+    fn heard(&self) -> Heard {
+        Heard { said: self.proxies.map(|proxy| proxy.heard), knows: self.knows, fronted: self.fronted }
     }
 
     /// Whoever does not report may go by the newest revision from now on, for ever.
@@ -164,7 +169,7 @@ impl State {
         put(self.moving);
         put(past);
         put(past_too);
-        put(u8::from(self.copied) << 1 | u8::from(self.knows));
+        put(u8::from(self.fronted) << 2 | u8::from(self.copied) << 1 | u8::from(self.knows));
         for proxy in &self.proxies {
             put(proxy.seen);
             put(proxy.disk);
@@ -253,7 +258,7 @@ impl State {
     /// What the control plane, its operators and their copy jobs may do.
     fn plane(&self, model: &Model, pieces: &mut Pieces, next: &mut Vec<(Step, Self)>) {
         let (moving, newest, revision) = (self.moving, self.newest(), self.head + 1);
-        let ticks = pieces.ticks(moving, newest, self.heard(), self.knows, revision);
+        let ticks = pieces.ticks(moving, newest, self.heard(), revision);
         for (done, step) in ticks.into_iter().zip(["tick", "tick, two seconds later"]) {
             let done = done.and_then(|done| self.written(done, model, pieces));
             next.extend(done.map(|state| (Step(step, 0), state)));
@@ -277,6 +282,10 @@ impl State {
                 write.stored[usize::from(target)] = write.stored[usize::from(source)];
             }
             next.push((Step("what was written last is copied", 0), state));
+        }
+        if model.fronts && !self.fronted {
+            // Callers go on as they knew: whoever goes through it is no worse off than through any sidecar.
+            next.push((Step("sidecars appear", 0), Self { fronted: true, ..*self }));
         }
         if self.knows != pieces.remembers() || self.proxies.iter().any(|proxy| proxy.heard.closed > 0) {
             let mut state = Self { knows: pieces.remembers(), ..*self };

@@ -58,8 +58,9 @@ impl Mover {
     /// A service's last move, with what it waits for at this moment.
     #[must_use]
     pub fn current(&self, service: &ServiceName) -> Option<(Box<ShardMove>, Vec<Waiting>)> {
-        let moving = self.state.store.records().get(service)?.moving.clone()?;
-        let Some(sight) = self.state.publisher.current().and_then(|now| self.sight(service, &moving, &now))
+        let mut moving = self.state.store.records().get(service)?.moving.clone()?;
+        let Some(sight) =
+            self.state.publisher.current().and_then(|now| self.sight(service, &mut moving, &now))
         else {
             return Some((moving, Vec::new()));
         };
@@ -141,9 +142,9 @@ impl Mover {
         answer: Option<&Answer>,
     ) {
         let Some(published) = self.state.publisher.current() else { return };
-        let Some(sight) = self.sight(service, before, &published) else { return };
-        let revision = published.revision + 1;
         let mut moving = before.clone();
+        let Some(sight) = self.sight(service, &mut moving, &published) else { return };
+        let revision = published.revision + 1;
         let answered = answer.and_then(|answer| {
             let hand = Hand { by: "webhook", why: "", now_ms: now_ms(), revision };
             moving.answered(&answer.owed, &answer.answer, &hand)
@@ -245,11 +246,12 @@ impl Mover {
         }
     }
 
-    /// What a move goes by at this moment.
-    fn sight(&self, service: &ServiceName, moving: &ShardMove, published: &Published) -> Option<Sight> {
+    /// What a move goes by at this moment, which it takes in.
+    fn sight(&self, service: &ServiceName, moving: &mut ShardMove, published: &Published) -> Option<Sight> {
         let view = self.state.view();
         let endpoints = endpoints_of(published.intent(), &view.endpoints, service);
         let by_version = published.intent().services.get(service)?.traffic.is_some();
+        moving.saw(endpoints);
         let leg = moving.leg();
         let mut lack = leg.and_then(|leg| target::lack(leg.source, leg.target, endpoints, by_version));
         let mut fence = Fence::Waits(Vec::new());
@@ -265,6 +267,7 @@ impl Mover {
                 source,
                 closed: closed.unwrap_or_default(),
                 endpoints,
+                was_direct: moving.direct.contains(source),
                 reports: &reports,
                 silent_max: LIVE,
                 forced: moving.forced,

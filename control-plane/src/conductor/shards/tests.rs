@@ -357,6 +357,31 @@ async fn whoever_called_an_app_itself_is_waited_for_also_by_the_next_control_pla
 }
 
 #[tokio::test]
+async fn callers_of_an_app_itself_are_waited_for_when_it_has_a_sidecar_by_now() {
+    let folder = Folder::new("fronted");
+    {
+        let state = plane(&folder, false);
+        let mover = Mover::new(Arc::clone(&state), None);
+        begin(&state).await;
+        ticks(&mover, 1).await;
+        assert!(moving(&state).direct.contains(&name("0")));
+    }
+    // The same addresses, with sidecars.
+    let state = plane(&folder, true);
+    state.publisher.acks.note(ack("caller", None));
+    let mover = Mover::new(Arc::clone(&state), None);
+    say(&state, MoveDeed::Resume).await;
+    targets_follow(&state);
+    ticks(&mover, 1).await;
+    all_close(&state);
+    ticks(&mover, 1).await;
+    assert_eq!(moving(&state).moved, 0);
+    state.publisher.acks.note(ack("caller", fenced(&state)));
+    ticks(&mover, 1).await;
+    assert_eq!(moving(&state).moved, 1);
+}
+
+#[tokio::test]
 async fn moves_are_in_a_backup() {
     let (folder, other) = (Folder::new("moves-backup"), Folder::new("moves-restored"));
     let state = plane(&folder, true);
