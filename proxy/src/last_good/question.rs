@@ -90,8 +90,9 @@ impl Role {
             | "x-forwarded-email"
             | "x-forwarded-user"
             | "x-remote-user" => Self::Credential,
-            // Flags emitted to the application, and what changes the URL or the method behind our back.
+            // Flags emitted to the application, what a tester sees further on, and what changes the URL or the method behind our back.
             "feature-flags"
+            | "feature-flags-override"
             | "host"
             | "x-forwarded-host"
             | "x-forwarded-prefix"
