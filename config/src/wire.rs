@@ -131,7 +131,7 @@ pub struct Ack {
     /// How it stands to batches that are closed; at most [`FENCES_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fences: Vec<FenceReport>,
-    /// Flags that were evaluated lately; at most [`FLAG_COUNTS_MAX`].
+    /// Flags that were evaluated and have not been told of yet; at most [`FLAG_COUNTS_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flags: Vec<FlagCounts>,
 }
@@ -139,8 +139,8 @@ pub struct Ack {
 /// Most counts of flags that one ack tells; where more have grown, acks take turns.
 pub const FLAG_COUNTS_MAX: usize = 1_000;
 
-/// How often a flag came to a variant for a reason, since the process started. It is told while it grows and for 10 s after,
-/// so that an ack may be lost.
+/// How often a flag came to a variant for a reason since this control plane last took an ack that said so. What grows is told
+/// within 10 s. An ack whose answer is lost is told again, so that a count may be a little too large and never too small.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlagCounts {
     pub flag: String,

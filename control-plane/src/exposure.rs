@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 /// How long ago proxies must have said anything of any flag for their silence about one to mean something, in milliseconds.
 const HEARD_WITHIN_MS: u64 = 24 * 60 * 60 * 1_000;
 
+/// What is counted apart: others are no reasons.
+const REASONS: [&str; 6] = ["DEFAULT", "DISABLED", "ERROR", "SPLIT", "STATIC", "TARGETING_MATCH"];
+
 /// What is known of the use of a set's flags. All times are in milliseconds since 1970.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -30,10 +33,13 @@ struct FlagExposure {
 }
 
 /// Of one variant.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VariantExposure {
     pub first_ms: u64,
     pub last_ms: u64,
+    /// How often it was come to, by reason in OpenFeature's words.
+    #[serde(default)]
+    pub evaluations: BTreeMap<String, u64>,
 }
 
 /// Why a flag could go.
@@ -72,8 +78,13 @@ impl Exposure {
                 .flags
                 .entry(counted.flag.clone())
                 .or_insert_with(|| FlagExposure { since_ms: now_ms, ..FlagExposure::default() });
-            let first = VariantExposure { first_ms: now_ms, last_ms: now_ms };
-            known.variants.entry(counted.variant.clone()).or_insert(first).last_ms = now_ms;
+            let first = || VariantExposure { first_ms: now_ms, ..VariantExposure::default() };
+            let variant = known.variants.entry(counted.variant.clone()).or_insert_with(first);
+            variant.last_ms = now_ms;
+            if let Some(reason) = REASONS.iter().find(|reason| **reason == counted.reason) {
+                let sum = variant.evaluations.entry((*reason).to_owned()).or_default();
+                *sum = sum.saturating_add(counted.count);
+            }
         }
     }
 
@@ -197,8 +208,12 @@ mod tests {
         let (set, mut exposure) = (set("{}"), Exposure::default());
         exposure.hear(&[counted("z", "on"), counted("a", "blue")], &set, DAY);
         assert_eq!(exposure, Exposure::default());
-        exposure.hear(&[counted("a", ""), counted("a", "on")], &set, DAY);
-        assert_eq!(exposure.variants("a").unwrap().len(), 2);
+        let odd = FlagCounts { reason: "BECAUSE".to_owned(), ..counted("a", "on") };
+        exposure.hear(&[counted("a", ""), counted("a", "on"), odd], &set, DAY);
+        exposure.hear(&[FlagCounts { count: 4, ..counted("a", "on") }], &set, DAY);
+        let variants = exposure.variants("a").unwrap();
+        let evaluations = BTreeMap::from([("STATIC".to_owned(), 5)]);
+        assert_eq!((variants.len(), &variants["on"].evaluations), (2, &evaluations));
         exposure.know(None, DAY);
         assert_eq!(exposure.last_ms("a"), None);
     }

@@ -62,11 +62,16 @@ impl FlagCounts {
 
     /// Every count above 0: flag, variant (empty where there is none) and reason.
     pub(crate) fn each(&self, set: &FlagSet, told: &mut dyn FnMut(&str, &str, &str, u64)) {
+        self.each_of(set, told);
+        self.unknown.each(&mut |_, reason, count| told(UNKNOWN, "", reason, count));
+    }
+
+    /// The same of flags that the set has.
+    pub(crate) fn each_of(&self, set: &FlagSet, told: &mut dyn FnMut(&str, &str, &str, u64)) {
         for (flag, counts) in set.flags().iter().zip(&self.flags) {
             let name = |at: usize| flag.variants().get(at).map_or("", |variant| variant.name());
             counts.each(&mut |variant, reason, count| told(flag.key(), name(variant), reason, count));
         }
-        self.unknown.each(&mut |_, reason, count| told(UNKNOWN, "", reason, count));
     }
 }
 

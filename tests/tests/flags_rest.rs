@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use gilmok_tests::caller;
 use gilmok_tests::control_plane::ControlPlane;
 use gilmok_tests::demo_app::DemoApp;
 use gilmok_tests::eventually::{SOON, eventually};
@@ -142,6 +143,60 @@ async fn applications_that_rely_on_a_flag_are_spared_unless_it_is_forced() {
     let plane = plane.restart_after(Signal::Terminate, "").await;
     assert_eq!(plane.call("DELETE", flag, None).await.status(), 409);
     assert_eq!(plane.call("DELETE", &format!("{flag}?force=true"), None).await.status(), 200);
+}
+
+#[tokio::test]
+async fn what_is_in_use_is_what_proxies_evaluate_by_header_and_by_ofrep() {
+    let plane = ControlPlane::start().await;
+    let app = DemoApp::start("shop", "v1").await;
+    let mut document = mesh();
+    document["services"]["shop"]["flags"]["emit"] = json!(["new-ui"]);
+    for key in ["asked", "unused"] {
+        document["flags"]["set"]["flags"][key] = new_ui();
+    }
+    plane.put("/v1/mesh", &document).await;
+    plane.put("/v1/membership/shop/v1", &app.endpoint("v1")).await;
+    let settings = ProxySettings::of_control_planes(&[plane.address]).listen("ofrep = \"127.0.0.1:0\"");
+    let proxy = Proxy::start_with(settings.clone()).await;
+    let use_both = async |proxy: &Proxy| {
+        let request = "GET / HTTP/1.1\r\nHost: shop\r\nX-User-Id: ann\r\n\r\n";
+        eventually("the shop", async || {
+            let status = caller::ask(proxy.outbound(), request).await.status();
+            if status == 200 { Ok(()) } else { Err(status) }
+        })
+        .await;
+        let asked =
+            "POST /ofrep/v1/evaluate/flags/asked HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n";
+        assert_eq!(caller::ask(proxy.port("ofrep"), asked).await.status(), 200);
+    };
+    let counted = async |of_header: u64, of_ofrep: u64| {
+        eventually("the counts", async || {
+            let overview = plane.json("/v1/flags?overview=true").await;
+            let count = |key: &str| {
+                let row = overview["flags"].as_array()?.iter().find(|row| row["flag"] == key)?;
+                row["seen"]["on"]["evaluations"]["STATIC"].as_u64()
+            };
+            let counts = (count("new-ui"), count("asked"), count("unused"));
+            if counts == (Some(of_header), Some(of_ofrep), None) { Ok(()) } else { Err(overview) }
+        })
+        .await;
+    };
+    use_both(&proxy).await;
+    counted(1, 1).await;
+    // Another start of the proxy counts from 0, and that is added.
+    let proxy = proxy.restart_after(Signal::Terminate, settings).await;
+    use_both(&proxy).await;
+    counted(2, 2).await;
+    let shown = gilmok(&plane, &["flags", "show", "asked"]).await;
+    assert!(shown.out.contains("2 by static"), "{shown:?}");
+    for key in ["new-ui", "asked"] {
+        let path = format!("/v1/flags/{key}");
+        let answer = plane.call("DELETE", &path, None).await;
+        assert_eq!(answer.status(), 409, "{key}: {answer:?}");
+    }
+    assert_eq!(plane.call("DELETE", "/v1/flags/unused", None).await.status(), 200);
+    let answer = plane.call("DELETE", "/v1/flags/asked?force=true", None).await;
+    assert_eq!(answer.status(), 200, "{answer:?}");
 }
 
 #[tokio::test]

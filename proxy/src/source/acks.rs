@@ -9,11 +9,12 @@ use gilmok_config::wire::{ACK_MS, Ack, COUNTED_SERVICES_MAX, ProxyState, Service
 use http::Method;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Here;
 use super::feed::{Feed, Identity, ToRemember};
 use super::fences::{self, Closed};
+use super::flag_news::FlagNews;
 use super::http::{Client, HttpError, TokenHeader};
 use super::last_known_good::Keeper;
 use super::status::Status;
@@ -117,11 +118,16 @@ impl Reporter {
 /// Tells one control plane on every change and each [`EVERY`].
 async fn tell(mut client: Client, mut news: watch::Receiver<Ack>, in_force: Arc<InForce>) {
     let mut pause = EVERY;
+    let mut flags = FlagNews::default();
     loop {
         let mut ack = news.borrow_and_update().clone();
-        ack.counts = counts(&in_force);
+        let current = in_force.load();
+        ack.counts = counts(&current);
+        ack.flags = flags.next(&current, Instant::now());
+        drop(current);
         match send(&mut client, &ack).await {
             Ok(()) => {
+                flags.arrived(Instant::now());
                 if pause > EVERY {
                     tracing::info!("control plane {}: takes acks again", client.server());
                 }
@@ -141,8 +147,7 @@ async fn tell(mut client: Client, mut news: watch::Receiver<Ack>, in_force: Arc<
 }
 
 /// What was counted of the services whose traffic names versions.
-fn counts(in_force: &InForce) -> Vec<ServiceCounts> {
-    let current = in_force.load();
+fn counts(current: &Current) -> Vec<ServiceCounts> {
     let counted = current.upstreams.iter().filter_map(|upstream| upstream.counts());
     counted.take(COUNTED_SERVICES_MAX).collect()
 }

@@ -1,11 +1,13 @@
 //! Where snapshots come from, and what is told to where they come from.
 //!
 //! A mesh file ([`mod@file`]), or control planes ([`feed`]) with the last known good state behind them
-//! ([`last_known_good`]). Back go [`acks`], with how batches of keys that are closed stand ([`fences`]), and the [`registration`] of the apps beside this proxy.
+//! ([`last_known_good`]). Back go [`acks`], with how batches of keys that are closed stand ([`fences`]) and which flags were evaluated ([`flag_news`]), and the [`registration`] of the apps beside this proxy.
 
 mod acks;
 
 mod fences;
+
+mod flag_news;
 
 mod feed;
 

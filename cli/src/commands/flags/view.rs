@@ -49,7 +49,10 @@ pub(super) fn shown(row: &Json, flag: &Json, now_ms: u64) -> String {
     for (variant, seen) in row["seen"].as_object().into_iter().flatten() {
         let name = if variant.is_empty() { "the code's default" } else { variant };
         let last = ago(now_ms.saturating_sub(seen["last_ms"].as_u64().unwrap_or_default()));
-        rows.push(("seen", format!("{name}, {last}")));
+        let by_reason = seen["evaluations"].as_object().into_iter().flatten();
+        let by_reason: Vec<_> =
+            by_reason.map(|(reason, count)| format!("{count} by {}", reason.to_lowercase())).collect();
+        rows.push(("seen", [vec![name.to_owned(), last], by_reason].concat().join(", ")));
     }
     if let Some(expires) = row["expires"].as_u64() {
         rows.push(("expires", format_moment(expires)));
@@ -240,6 +243,15 @@ size    enabled  number   -        by rule    -          yes
 warning: flags.set: odd";
         assert_eq!(told, expected);
         assert!(listed(&json!({}), 0).starts_with("there are no flags"));
+    }
+
+    #[test]
+    fn what_was_observed_of_a_flag_is_told_by_variant() {
+        let seen = json!({ "on": { "last_ms": 1_000, "evaluations": { "SPLIT": 7, "TARGETING_MATCH": 2 } },
+            "": { "last_ms": 4_000, "evaluations": { "ERROR": 1 } } });
+        let told = shown(&json!({ "flag": "a", "seen": seen }), &json!({}), 6_000);
+        assert!(told.contains("on, 5 s ago, 7 by split, 2 by targeting_match\n"), "{told}");
+        assert!(told.contains("the code's default, 2 s ago, 1 by error\n"), "{told}");
     }
 
     #[test]
