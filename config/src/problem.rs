@@ -86,7 +86,8 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 /// What of a text may stand in a message: bounded, and without control characters.
-pub(crate) fn shown(text: &str) -> String {
+#[must_use]
+pub fn shown(text: &str) -> String {
     const SHOWN_CHARS_MAX: usize = 60;
     let mut out: String = text.chars().take(SHOWN_CHARS_MAX).flat_map(char::escape_debug).collect();
     if text.chars().nth(SHOWN_CHARS_MAX).is_some() {

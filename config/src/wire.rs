@@ -134,6 +134,9 @@ pub struct Ack {
     /// Flags that were evaluated and have not been told of yet; at most [`FLAG_COUNTS_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flags: Vec<FlagCounts>,
+    /// What guarded flags' variants came to; those of which anything was counted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guarded: Vec<GuardedCounts>,
 }
 
 /// Most counts of flags that one ack tells; where more have grown, acks take turns.
@@ -150,6 +153,27 @@ pub struct FlagCounts {
     /// In OpenFeature's words, [`crate::flag::Reason::as_str`]; `ERROR` where there was no evaluation.
     pub reason: String,
     pub count: u64,
+}
+
+/// What a proxy counted of one guarded flag.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardedCounts {
+    pub flag: String,
+    pub variants: Vec<VariantCounts>,
+}
+
+/// What a proxy counted of one variant: of requests that the flag was told with. All only grow while the process lives and
+/// the flag has the same variants.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VariantCounts {
+    pub variant: String,
+    /// Subjects' first requests to a service in ten minutes for which a share had decided on the variant.
+    pub trials: u64,
+    /// Trials that failed.
+    pub failures: u64,
+    /// Trials by how long they took, as [`VersionCounts::latency`] has it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub latency: Vec<(u16, u64)>,
 }
 
 /// Most batches that one ack speaks of.

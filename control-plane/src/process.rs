@@ -17,7 +17,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::admin::{self, Access, Admin, Patience, router};
-use crate::conductor::{Conductor, Mover, keep_time};
+use crate::conductor::{Conductor, Guardian, Mover, keep_time};
 use crate::membership::consul;
 use crate::settings::Settings;
 use crate::state::State;
@@ -64,11 +64,13 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
     };
     let conductor = Conductor::new(Arc::clone(&state), settings.webhook_secret_file.clone());
     let mover = Mover::new(Arc::clone(&state), settings.webhook_secret_file);
+    let guardian = Guardian::new(Arc::clone(&state));
     let (stop, stopped) = watch::channel(false);
     let background = [
         // Each ends with the runtime.
         tokio::spawn(Arc::clone(&conductor).conduct()),
         tokio::spawn(Arc::clone(&mover).conduct()),
+        tokio::spawn(Arc::clone(&guardian).watch()),
         tokio::spawn(keep_time(Arc::clone(&state))),
         tokio::spawn(follow(Arc::clone(&state), mirror.as_ref().map(|mirror| mirror.view.clone()))),
         tokio::spawn(keep(Arc::clone(&state))),
@@ -79,6 +81,7 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
         state: Arc::clone(&state),
         conductor,
         mover,
+        guardian,
         access: Access { token_file: settings.token_file, reason_required: settings.reason_required },
         stop: stopped.clone(),
         contacts: mirror.map(|mirror| mirror.contacts),

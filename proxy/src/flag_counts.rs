@@ -5,6 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use gilmok_config::flag::{Finding, Flag, FlagSet, Reason};
 
+use crate::flag_outcomes::{FlagOutcomes, Watched};
+
 /// Why, as the label `reason` tells it.
 const REASONS: [&str; 6] = ["DEFAULT", "DISABLED", "SPLIT", "STATIC", "TARGETING_MATCH", "ERROR"];
 /// Counters of one thread are a multiple of this many, so that two threads seldom write to one line of the cache.
@@ -27,6 +29,8 @@ struct OfFlag {
     variants: usize,
     // Atomics, because another thread reads them; no two threads write the same.
     all: OnceLock<Box<[AtomicU64]>>,
+    /// What came of requests that it was told with, where it has a guard.
+    outcomes: OnceLock<Arc<FlagOutcomes>>,
 }
 
 impl FlagCounts {
@@ -55,6 +59,22 @@ impl FlagCounts {
         }
     }
 
+    /// A guarded flag is told with a request, whose outcome counts for its variant.
+    pub(crate) fn watch(&self, finding: Finding, subject: Option<u32>, now_ms: u64) -> Option<Watched> {
+        let flag = self.flags.get(finding.flag)?;
+        let made = || Arc::new(FlagOutcomes::new(flag.writers, flag.variants));
+        flag.outcomes.get_or_init(made).begin(finding, subject, now_ms)
+    }
+
+    /// What came of the requests that guarded flags were told with.
+    pub(crate) fn outcomes<'s>(
+        &'s self,
+        set: &'s FlagSet,
+    ) -> impl Iterator<Item = (&'s Flag, &'s FlagOutcomes)> {
+        let guarded = set.flags().iter().zip(&self.flags).filter(|(flag, _)| flag.guard().is_some());
+        guarded.filter_map(|(flag, counts)| Some((flag, &**counts.outcomes.get()?)))
+    }
+
     /// Counts a question for a flag that there is none of.
     pub(crate) fn note_unknown(&self, writer: usize) {
         self.unknown.note(writer, None, None);
@@ -77,7 +97,7 @@ impl FlagCounts {
 
 impl OfFlag {
     fn new(writers: usize, variants: usize) -> Self {
-        Self { writers, variants, all: OnceLock::new() }
+        Self { writers, variants, all: OnceLock::new(), outcomes: OnceLock::new() }
     }
 
     /// Counters of one thread.

@@ -50,7 +50,20 @@ const OUTCOMES: [(Outcome, &str); 8] = [
     (Outcome::Timeout, "timeout"),
     (Outcome::Tls, "tls"),
 ];
-const CODES: [&str; 7] = ["1xx", "2xx", "3xx", "4xx", "5xx", "fallback", "refused"];
+impl Code {
+    /// Every value of the label, in the order of [`Code::place`].
+    pub(crate) const LABELS: [&str; 7] = ["1xx", "2xx", "3xx", "4xx", "5xx", "fallback", "refused"];
+
+    /// Its place in [`Code::LABELS`].
+    pub(crate) fn place(self) -> usize {
+        match self {
+            Self::Hundred(hundred) => usize::from(hundred.clamp(1, 5)) - 1,
+            Self::Fallback => Self::LABELS.len() - 2,
+            Self::Refused => Self::LABELS.len() - 1,
+        }
+    }
+}
+
 /// What a fallback is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -105,7 +118,7 @@ struct Block {
 
 #[derive(Debug, Default)]
 struct PerListener {
-    codes: [AtomicU64; CODES.len()],
+    codes: [AtomicU64; Code::LABELS.len()],
     durations: Histogram,
 }
 
@@ -132,12 +145,7 @@ impl TargetSeries {
     /// Counts a request that has ended.
     pub(crate) fn request(&self, worker: usize, listener: Listener, code: Code, took: Duration) {
         let per_listener = &self.block(worker).listeners[place(listener)];
-        let code = match code {
-            Code::Hundred(hundred) => usize::from(hundred.clamp(1, 5)) - 1,
-            Code::Fallback => CODES.len() - 2,
-            Code::Refused => CODES.len() - 1,
-        };
-        add(&per_listener.codes[code], 1);
+        add(&per_listener.codes[code.place()], 1);
         per_listener.durations.note(took);
     }
 
@@ -305,7 +313,7 @@ impl Rendering {
         let TargetSeries { version, shard, .. } = like;
         let same = |target: &&&TargetSeries| target.version == *version && target.shard == *shard;
         for listener in LISTENERS {
-            for (at, code) in CODES.iter().enumerate() {
+            for (at, code) in Code::LABELS.iter().enumerate() {
                 let count: u64 = targets
                     .iter()
                     .filter(same)

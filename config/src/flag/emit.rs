@@ -9,6 +9,7 @@ use super::evaluate::{Asked, Evaluation, Finding};
 use super::header::FEATURE_FLAGS;
 use super::{Flag, FlagSet};
 use crate::grammar::Value;
+use crate::hash::short_hash;
 use crate::problem::shown;
 use crate::subject::{Asker, Inputs};
 
@@ -55,6 +56,8 @@ pub struct Emission {
     /// What the first of them came to that are told.
     fixed_findings: Vec<Finding>,
     dropped: usize,
+    /// Whether any of those that are evaluated has a guard.
+    is_guarded: bool,
 }
 
 /// What became of flags that were to be told.
@@ -62,6 +65,8 @@ pub struct Emission {
 pub struct Told {
     /// Flags that did not fit into the header.
     pub dropped: usize,
+    /// A hash of the targeting key, where there is one and any of the flags is guarded.
+    pub subject: Option<u64>,
 }
 
 impl Default for Emit {
@@ -206,7 +211,8 @@ impl Emission {
             let what = format!("{} flags to be evaluated for each request", dynamic.len());
             value.fault(what, format!("at most {DYNAMIC_MAX}; name those that the service asks for"));
         }
-        let mut emission = Self { dynamic, ..Self::default() };
+        let is_guarded = dynamic.iter().any(|at| set.flags[*at].guard().is_some());
+        let mut emission = Self { dynamic, is_guarded, ..Self::default() };
         emission.write_fixed(set, fixed_flags);
         emission
     }
@@ -244,6 +250,12 @@ impl Emission {
         !self.dynamic.is_empty()
     }
 
+    /// Whether any flag that is evaluated for each request has a guard.
+    #[must_use]
+    pub fn is_guarded(&self) -> bool {
+        self.is_guarded
+    }
+
     /// Whether nothing is told.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -273,14 +285,15 @@ impl Emission {
             if let Some(whole) = &self.whole {
                 headers.insert(FEATURE_FLAGS, whole.clone());
             }
-            return Told { dropped };
+            return Told { dropped, subject: None };
         }
         let mut text =
             String::with_capacity(HEADER_BYTES_MAX.min(self.fixed.len() + 32 * self.dynamic.len()));
         text.push_str(&self.fixed);
         dropped += evaluate_each(&self.dynamic, set, asked, &mut text, headers, seen);
         put(headers, text);
-        Told { dropped }
+        let key = asked.context.targeting_key().filter(|key| self.is_guarded && !key.is_empty());
+        Told { dropped, subject: key.map(|key| short_hash(key.as_bytes())) }
     }
 
     /// The same for a tester, to whom nothing is told as it is told to everybody.
@@ -295,7 +308,8 @@ impl Emission {
         let dropped = [&self.fixed_flags, &self.dynamic]
             .map(|flags| evaluate_each(flags, set, asked, &mut text, headers, seen));
         put(headers, text);
-        Told { dropped: dropped.into_iter().sum() }
+        // What comes of a tester's choice says nothing of what users get.
+        Told { dropped: dropped.into_iter().sum(), subject: None }
     }
 }
 

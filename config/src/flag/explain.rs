@@ -48,7 +48,12 @@ impl FlagSet {
         let mut steps = Vec::new();
         if let Some(extension) = &flag.extension {
             let off = extension.off.map(|at| flag.variant_name(at));
-            steps.push(json!({ "step": "kill", "active": extension.is_killed(), "variant": off }));
+            let mut step = json!({ "step": "kill", "active": extension.is_killed(), "variant": off });
+            if let Some((by, why)) = flag.killed_by() {
+                step["by"] = Json::from(by);
+                step["why"] = Json::from(why);
+            }
+            steps.push(step);
             if extension.is_killed() {
                 return steps;
             }

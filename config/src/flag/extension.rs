@@ -17,13 +17,17 @@ use crate::problem::shown;
 const PREREQUISITES_MAX: usize = 16;
 /// Longest salt and longest name of an attribute, in bytes.
 const TEXT_BYTES_MAX: usize = 256;
+/// Longest word of who pulled a kill switch and why, in bytes.
+pub const WHY_BYTES_MAX: usize = 1_000;
+/// Most variants of a guarded flag: of each it is remembered who got it.
+const GUARDED_VARIANTS_MAX: usize = 8;
 
 /// What a flag says of itself beyond flagd's format.
 #[derive(Debug, Default)]
 pub(super) struct Extension {
     pub(super) purpose: Option<Purpose>,
     pub(super) expires: Option<u64>,
-    kill: Option<Kill>,
+    pub(super) kill: Option<Kill>,
     /// Served when the flag is killed, or a prerequisite is not met; place in the variants.
     pub(super) off: Option<usize>,
     pub(super) prerequisites: Vec<Prerequisite>,
@@ -45,8 +49,12 @@ pub enum Purpose {
 }
 
 #[derive(Debug)]
-struct Kill {
+pub(super) struct Kill {
     active: bool,
+    /// Who pulled it, where that is told.
+    pub(super) by: Option<Box<str>>,
+    /// And why.
+    pub(super) why: Option<Box<str>>,
 }
 
 /// Another flag that has to have a variant.
@@ -157,15 +165,20 @@ impl Extension {
         let follow = follow.and_then(|v| Follow::read(&v, variants)).map(Share::Follow);
         let (header_name, single) =
             table.optional("header").map(|v| read_header(&v, variants)).unwrap_or_default();
-        let guard = table.optional("guard").and_then(|v| Guard::read(&v));
+        let guarded = table.optional("guard");
+        let guard = guarded.as_ref().and_then(Guard::read);
         table.finish();
         let (kill, killed_to) = kill.unzip();
         let named_off = variants.binary_search_by(|variant| (*variant.name).cmp("off")).ok();
+        let off = killed_to.flatten().or(named_off).or(default);
+        if let Some(value) = guarded {
+            check_guarded(&value, variants, off);
+        }
         let extension = Self {
             purpose,
             expires,
             kill,
-            off: killed_to.flatten().or(named_off).or(default),
+            off,
             prerequisites: Vec::new(),
             share: buckets.or(follow),
             header_name,
@@ -259,8 +272,34 @@ fn read_kill(value: &Value<'_>, variants: &[Variant]) -> Option<(Kill, Option<us
     let mut table = value.table()?;
     let active = table.required("active").and_then(|v| v.boolean());
     let variant = table.optional("variant").map(|v| read_variant(&v, variants));
+    let [by, why] = ["by", "why"].map(|key| table.optional(key).and_then(|v| read_why(&v)));
     table.finish();
-    Some((Kill { active: active? }, variant.flatten()))
+    Some((Kill { active: active?, by, why }, variant.flatten()))
+}
+
+fn read_why(value: &Value<'_>) -> Option<Box<str>> {
+    let text = value.text()?;
+    if text.len() > WHY_BYTES_MAX {
+        value.fault(format!("{} bytes", text.len()), format!("at most {WHY_BYTES_MAX}"));
+        return None;
+    }
+    Some(text.into())
+}
+
+/// A guard compares variants with the one that is served when the flag is killed.
+fn check_guarded(value: &Value<'_>, variants: &[Variant], off: Option<usize>) {
+    if off.is_none() {
+        value.fault(
+            "there is no variant to compare with, nor one to go back to",
+            "`kill.variant`, a variant named `off`, or a `defaultVariant`",
+        );
+    }
+    if variants.len() > GUARDED_VARIANTS_MAX {
+        value.fault(
+            format!("{} variants of a guarded flag", variants.len()),
+            format!("at most {GUARDED_VARIANTS_MAX}"),
+        );
+    }
 }
 
 fn read_prerequisites<'d>(value: &Value<'d>, key: &str) -> Option<Vec<Requirement<'d>>> {

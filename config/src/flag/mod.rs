@@ -19,7 +19,7 @@ mod tests;
 pub use context::{Context, TARGETING_KEY};
 pub use emit::{Emission, Emit, HEADER_BYTES_MAX, ServiceFlags, Told};
 pub use evaluate::{Asked, Detail, ErrorCode, Evaluation, Expected, Failure, Finding, Reason};
-pub use extension::{Guard, Metric, Purpose};
+pub use extension::{Guard, Metric, Purpose, WHY_BYTES_MAX};
 pub use header::FEATURE_FLAGS;
 pub use overrides::{
     FEATURE_FLAGS_OVERRIDE, OVERRIDE_TTL_MAX, OVERRIDES_MAX, OverrideFault, OverrideKey, Overrides,
@@ -43,6 +43,8 @@ pub const FLAGS_MAX: usize = 20_000;
 pub const VARIANTS_MAX: usize = 1_000;
 /// Longest key of a flag and longest name of a variant, in bytes.
 pub const KEY_BYTES_MAX: usize = 256;
+/// Most guarded flags of one set.
+pub const GUARDED_MAX: usize = 256;
 /// The metadata that says to which set a flag belongs.
 const FLAG_SET_ID: &str = "flagSetId";
 
@@ -234,6 +236,21 @@ impl Flag {
     #[must_use]
     pub fn is_killed(&self) -> bool {
         self.extension.as_ref().is_some_and(|extension| extension.is_killed())
+    }
+
+    /// What it is served to everybody while it is killed.
+    #[must_use]
+    pub fn off_variant(&self) -> Option<&Variant> {
+        let off = self.extension.as_ref().map_or(self.default, |extension| extension.off);
+        off.map(|at| &self.variants[at])
+    }
+
+    /// Who pulled its kill switch and why, where it was pulled and that was said.
+    #[must_use]
+    pub fn killed_by(&self) -> Option<(&str, &str)> {
+        let kill = self.extension.as_ref().filter(|extension| extension.is_killed())?.kill.as_ref()?;
+        let (by, why) = (kill.by.as_deref().unwrap_or_default(), kill.why.as_deref().unwrap_or_default());
+        (!by.is_empty() || !why.is_empty()).then_some((by, why))
     }
 
     /// Whether everybody gets the same, as long as the set does not change.

@@ -6,7 +6,9 @@ use serde_json::{Map, Value as Json};
 
 use super::extension::{Extension, Prerequisite, Requirement};
 use super::rule::{Compiler, Evaluators, Hashing};
-use super::{FLAGS_MAX, Flag, FlagSet, FlagType, KEY_BYTES_MAX, Targeting, VARIANTS_MAX, Variant, header};
+use super::{
+    FLAGS_MAX, Flag, FlagSet, FlagType, GUARDED_MAX, KEY_BYTES_MAX, Targeting, VARIANTS_MAX, Variant, header,
+};
 use crate::grammar::{Faults, Value};
 use crate::hash::content_hash;
 use crate::node::{Kind, Node};
@@ -322,6 +324,7 @@ impl Reader {
             }
         }
         check_prerequisites(&flags, requirements);
+        check_guards(&flags, value);
         let single_headers = check_headers(&flags, value)?;
         Some(FlagSet {
             flags: flags.into(),
@@ -413,6 +416,14 @@ fn cost(of: usize, flags: &[Flag], costs: &mut [Option<Cost>]) -> Cost {
         }
     }
     costs[of].unwrap_or(Cost::Endless)
+}
+
+/// Of each guarded flag it is remembered who got what.
+fn check_guards(flags: &[Flag], value: &Value<'_>) {
+    let guarded = flags.iter().filter(|flag| flag.guard().is_some()).count();
+    if guarded > GUARDED_MAX {
+        value.fault(format!("{guarded} flags with a guard"), format!("at most {GUARDED_MAX}"));
+    }
 }
 
 /// Two flags with one name would overwrite each other. The headers that single flags have.

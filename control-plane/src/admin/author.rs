@@ -258,8 +258,17 @@ mod tests {
         let access = Access::default();
         let conductor = crate::conductor::Conductor::new(Arc::clone(&state), None);
         let mover = crate::conductor::Mover::new(Arc::clone(&state), None);
-        let admin =
-            Admin { state: Arc::clone(&state), conductor, mover, access, stop, contacts: None, metrics };
+        let guardian = crate::conductor::Guardian::new(Arc::clone(&state));
+        let admin = Admin {
+            state: Arc::clone(&state),
+            conductor,
+            mover,
+            guardian,
+            access,
+            stop,
+            contacts: None,
+            metrics,
+        };
         let command = Command::PutService(ServiceName::parse("ads").unwrap(), serde_json::json!({}));
         let author = Author { author: state::Author::default(), wait: None, dry_run: false };
         tokio::select! {

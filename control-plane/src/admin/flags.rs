@@ -87,7 +87,10 @@ fn overview(admin: &Admin, revision: u64, after: Duration) -> Value {
     for change in schedule.iter() {
         *waiting.entry(change.flag.as_str()).or_default() += 1;
     }
+    // Taken one after the other: whoever watches flags waits for nobody who reads.
+    drop(exposure);
     for row in &mut flags {
+        row["guard"] = json!(row["flag"].as_str().and_then(|key| admin.guardian.of(key)));
         row["scheduled"] = json!(row["flag"].as_str().and_then(|key| waiting.get(key)).unwrap_or(&0));
     }
     json!({ "revision": revision, "flags": flags, "warnings": set.map(|set| set.warnings()) })
@@ -101,6 +104,7 @@ fn row(flag: &Flag, exposure: &Exposure, now_ms: u64, after_ms: u64) -> Value {
         "variants": flag.variants().iter().map(Variant::name).collect::<Vec<_>>(),
         "default_variant": flag.default_variant().map(Variant::name),
         "killed": flag.is_killed(),
+        "killed_by": flag.killed_by().map(|(by, why)| json!({ "by": by, "why": why })),
         "static": flag.is_static(),
         "purpose": flag.purpose().map(Purpose::as_str),
         "expires": flag.expires(),
@@ -248,5 +252,6 @@ fn explain(admin: &Admin, key: &str, asker: Asker) -> Result<Json<Value>, Proble
     let explained = snapshot.flags().and_then(|set| set.explain(key, &asked));
     let mut explained = explained.ok_or_else(|| none_of(key))?;
     explained["revision"] = json!(published.revision);
+    explained["guard"] = json!(admin.guardian.of(key));
     Ok(Json(explained))
 }

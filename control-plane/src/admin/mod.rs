@@ -57,7 +57,7 @@ use gilmok_config::wire::ACK_BYTES_MAX;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
-use crate::conductor::{Conductor, Mover};
+use crate::conductor::{Conductor, Guardian, Mover};
 use crate::membership::consul::Contacts;
 use crate::state::State;
 
@@ -76,6 +76,7 @@ pub struct Admin {
     pub state: Arc<State>,
     pub conductor: Arc<Conductor>,
     pub mover: Arc<Mover>,
+    pub guardian: Arc<Guardian>,
     pub access: Access,
     /// True when the process ends: feeds are ended then.
     pub stop: watch::Receiver<bool>,

@@ -114,6 +114,7 @@ mod tests {
             apps: Vec::new(),
             fences: Vec::new(),
             flags: Vec::new(),
+            guarded: Vec::new(),
         };
         ProxyReport::new(ack, Instant::now(), true)
     }

@@ -1,9 +1,11 @@
 //! Conducts rollouts: hears each second what proxies counted, lets each rollout go on, writes what it came to, tells others.
 //!
 //! What decides is pure and lives in [`crate::rollout`]; that nobody acts twice is the store's compare-and-set. Moves of shards
-//! are conducted beside them (`shards`), and flags that change at a time (`timetable`).
+//! are conducted beside them (`shards`), flags that change at a time (`timetable`), and those that are watched (`guardian`).
 
 mod drain;
+
+mod guardian;
 
 mod notify;
 
@@ -25,11 +27,13 @@ use crate::intent::{Command, Conduct, drain_timeout, versions_alive};
 use crate::publish::ProxyReport;
 use crate::record::{Record, Release};
 use crate::rollout::state::{Event, Hand, Rollout, Seen, Shift};
+use crate::rollout::tally::Both;
 use crate::state::{Author, State, WriteError};
 use crate::store::now_ms;
 use crate::webhook::Owed;
 
 pub use drain::{Drain, Waiting, drain};
+pub use guardian::Guardian;
 use notify::{Answer, Notice, Teller};
 pub use shards::Mover;
 pub use timetable::keep_time;
@@ -159,7 +163,8 @@ impl Conductor {
             let hand = Hand { by: "webhook", why: "", now_ms, revision, alive };
             rollout.answered(&answer.owed, answer.answer.clone().map(drop), &hand);
         }
-        let news = rollout.tally.hear(acks.iter().copied(), service, &stable, &candidate);
+        let said = acks.iter().map(|ack| (*ack, Both::of_versions(ack, service, &stable, &candidate)));
+        let news = rollout.tally.hear(said);
         let settled = self.started.elapsed() >= SETTLED_AFTER;
         let shift = rollout.tick(&Seen { now_ms, elapsed, alive, settled, news: &news }, revision);
         let events = rollout.happened - before.rollout.happened;

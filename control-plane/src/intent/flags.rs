@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use gilmok_config::document::Document;
-use gilmok_config::flag::{FlagSet, FlagType};
+use gilmok_config::flag::{FlagSet, FlagType, WHY_BYTES_MAX};
 use gilmok_config::problem::{Problem, Problems};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -63,12 +63,16 @@ pub(super) fn told(
         FlagDeed::Put(table) => Some(table.clone()),
         FlagDeed::Patch(patch) => Some(merge(known()?, patch)),
         FlagDeed::Delete => known().map(|_| None)?,
-        FlagDeed::Kill => Some(merge(known()?, &kill(true))),
+        // Once is enough: who did it first and why stays.
+        FlagDeed::Kill if known()?.pointer("/x-gilmok/kill/active") == Some(&Value::Bool(true)) => {
+            return Ok(Changed::nothing(current));
+        }
+        FlagDeed::Kill => Some(merge(known()?, &kill(true, context))),
         // A flag that has no switch is not killed; it gets none by being brought back.
         FlagDeed::Unkill if known()?.pointer("/x-gilmok/kill").is_none() => {
             return Ok(Changed::nothing(current));
         }
-        FlagDeed::Unkill => Some(merge(known()?, &kill(false))),
+        FlagDeed::Unkill => Some(merge(known()?, &kill(false, context))),
         FlagDeed::Schedule { at_ms, patch } => return timed::said(current, key, *at_ms, patch, context),
         FlagDeed::Unschedule(id) => return timed::taken_back(current, key, *id, context),
         FlagDeed::CarryOut(id) => return timed::carried_out(current, key, *id, context),
@@ -84,8 +88,13 @@ pub(super) fn told(
     Ok(Changed::document(with_set(current, Value::Object(set))))
 }
 
-fn kill(active: bool) -> Value {
-    json!({ "x-gilmok": { "kill": { "active": active } } })
+/// A switch that is pulled says who did it and why, so that whoever wonders need not look for it.
+fn kill(active: bool, context: &Context<'_>) -> Value {
+    let told = |text: &str| {
+        let text = &text[..text.floor_char_boundary(WHY_BYTES_MAX)];
+        Some(Value::from(text)).filter(|_| active && !text.is_empty()).unwrap_or_default()
+    };
+    json!({ "x-gilmok": { "kill": { "active": active, "by": told(context.by), "why": told(context.why) } } })
 }
 
 /// The document with its flags by key, where they stood in a list: the form in which single ones are found. A list that is

@@ -144,6 +144,7 @@ impl Acks {
             counts: Vec::new(),
             fences: Vec::new(),
             flags: Vec::new(),
+            guarded: Vec::new(),
             ..report.ack.clone()
         })
     }
@@ -233,6 +234,7 @@ mod tests {
             apps: Vec::new(),
             fences: Vec::new(),
             flags: Vec::new(),
+            guarded: Vec::new(),
         }
     }
 

@@ -12,7 +12,7 @@ pub mod tally;
 
 pub mod analysis;
 
-mod words;
+pub(crate) mod words;
 
 pub mod state;
 

@@ -252,8 +252,10 @@ impl Rollout {
         let evidence = self.evidence()?;
         match evidence.verdict() {
             Verdict::NotWorse => None,
-            Verdict::Worse(_) => words::why_worse(&evidence, &self.plan.candidate, &self.stable),
-            Verdict::Unsure => Some(words::what_is_missing(&evidence, judging, &self.plan.candidate)),
+            Verdict::Worse(_) => {
+                words::why_worse(&evidence, self.plan.candidate.as_str(), self.stable.as_str())
+            }
+            Verdict::Unsure => Some(words::what_is_missing(&evidence, judging, self.plan.candidate.as_str())),
         }
     }
 
@@ -292,7 +294,7 @@ impl Rollout {
         if evidence.failures.candidate.trials < judging.min_trials {
             return None;
         }
-        words::why_worse(&evidence, candidate, &self.stable)
+        words::why_worse(&evidence, candidate.as_str(), self.stable.as_str())
     }
 
     fn fail(&mut self, fault: String, hand: &Hand<'_>) -> Option<Shift> {

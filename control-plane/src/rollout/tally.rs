@@ -1,10 +1,10 @@
-//! What the proxies counted of a rollout's two versions, added up from numbers that only grow while a process lives.
+//! What the proxies counted of a rollout's two versions, or of two variants of a flag, added up from numbers that only grow while a process lives.
 
 use std::collections::BTreeMap;
 
 use gilmok_config::name::Name;
 use gilmok_config::name::ServiceName;
-use gilmok_config::wire::{Ack, VersionCounts};
+use gilmok_config::wire::{Ack, VariantCounts, VersionCounts};
 use serde::{Deserialize, Serialize};
 
 use super::analysis::Came;
@@ -61,7 +61,7 @@ fn is_zero(number: &u16) -> bool {
 }
 
 impl Counted {
-    fn of(counts: Option<&VersionCounts>) -> Self {
+    fn of_version(counts: Option<&VersionCounts>) -> Self {
         let Some(counts) = counts else { return Self::default() };
         Self {
             requests: counts.requests,
@@ -70,6 +70,17 @@ impl Counted {
             trials: counts.trials,
             failures: counts.failures,
             latency: counts.latency.iter().copied().collect(),
+        }
+    }
+
+    /// Of a flag's variant: only its trials are counted.
+    pub(crate) fn of_variant(counts: Option<&VariantCounts>) -> Self {
+        let Some(counts) = counts else { return Self::default() };
+        Self {
+            trials: counts.trials,
+            failures: counts.failures,
+            latency: counts.latency.iter().copied().collect(),
+            ..Self::default()
         }
     }
 
@@ -117,27 +128,27 @@ impl Counted {
     }
 }
 
+impl Both {
+    /// What a proxy says of a service's two versions.
+    #[must_use]
+    pub fn of_versions(ack: &Ack, service: &ServiceName, stable: &Name, candidate: &Name) -> Self {
+        let counts = ack.counts.iter().find(|counts| counts.service == *service);
+        let of = |version: &Name| {
+            let mut versions = counts.iter().flat_map(|counts| &counts.versions);
+            Counted::of_version(versions.find(|of| of.version == *version))
+        };
+        Self { stable: of(stable), candidate: of(candidate) }
+    }
+}
+
 impl Tally {
     /// Takes what the proxies say now, each with what it counted since its process began; answers what is new.
-    pub fn hear<'a>(
-        &mut self,
-        acks: impl IntoIterator<Item = &'a Ack>,
-        service: &ServiceName,
-        stable: &Name,
-        candidate: &Name,
-    ) -> Both {
+    pub fn hear<'a>(&mut self, said: impl IntoIterator<Item = (&'a Ack, Both)>) -> Both {
         let mut news = Both::default();
         for heard in self.heard.values_mut() {
             heard.absent = heard.absent.saturating_add(1);
         }
-        for ack in acks {
-            let counts = ack.counts.iter().find(|counts| counts.service == *service);
-            let of = |version: &Name| {
-                Counted::of(
-                    counts.and_then(|counts| counts.versions.iter().find(|of| of.version == *version)),
-                )
-            };
-            let now = Both { stable: of(stable), candidate: of(candidate) };
+        for (ack, now) in said {
             let key = format!("{} {}", ack.node, ack.instance);
             if let Some(Heard { counted: before, .. }) = self.heard.get(&key) {
                 news.stable.add(&now.stable.since(&before.stable));
@@ -190,12 +201,14 @@ mod tests {
             apps: Vec::new(),
             fences: Vec::new(),
             flags: Vec::new(),
+            guarded: Vec::new(),
         }
     }
 
     fn hear(tally: &mut Tally, acks: &[Ack]) -> (u64, u64) {
         let shop = ServiceName::parse("shop").unwrap();
-        let news = tally.hear(acks, &shop, &name("v1"), &name("v2"));
+        let of = |ack| (ack, Both::of_versions(ack, &shop, &name("v1"), &name("v2")));
+        let news = tally.hear(acks.iter().map(of));
         assert_eq!(news.candidate.latency.get(&7).copied().unwrap_or_default(), news.candidate.trials);
         (news.candidate.trials, news.candidate.failures)
     }

@@ -1,12 +1,10 @@
 //! What evidence says, in a sentence for people.
 
-use gilmok_config::name::Name;
-
 use super::analysis::{Comparison, Evidence, Finding, LatencyComparison};
 use super::plan::Judging;
 
 /// Why the candidate is worse, if it is.
-pub(super) fn why_worse(evidence: &Evidence, candidate: &Name, stable: &Name) -> Option<String> {
+pub(crate) fn why_worse(evidence: &Evidence, candidate: &str, stable: &str) -> Option<String> {
     if evidence.failures.finding == Finding::Worse {
         let Comparison { stable: base, candidate: new, e_value, e_value_needed, .. } = &evidence.failures;
         return Some(format!(
@@ -27,7 +25,7 @@ pub(super) fn why_worse(evidence: &Evidence, candidate: &Name, stable: &Name) ->
 }
 
 /// What is still missing before the candidate is known to be as good.
-pub(super) fn what_is_missing(evidence: &Evidence, judging: &Judging, candidate: &Name) -> String {
+pub(super) fn what_is_missing(evidence: &Evidence, judging: &Judging, candidate: &str) -> String {
     let slow = evidence.latency.iter().find(|latency| latency.comparison.finding != Finding::NotWorse);
     if evidence.failures.finding == Finding::NotWorse
         && let Some(LatencyComparison { percentile, comparison, .. }) = slow

@@ -17,6 +17,7 @@ use crate::clock;
 use crate::current::Current;
 use crate::metrics::{Rendering, TargetSeries};
 use crate::upstream::endpoint::{Health, Peer};
+use crate::upstream::latencies::Latencies;
 
 /// Endpoints of a service that nobody has called for so long are not told.
 const CALLED_WITHIN_MS: u64 = 10 * 60 * 1_000;
@@ -225,6 +226,21 @@ pub(super) fn add_family(out: &mut String, name: &str, kind: &str, help: &str, l
         line(out, format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
         out.push_str(lines);
     }
+}
+
+/// One histogram of a family, if anything was counted.
+pub(super) fn add_histogram(out: &mut String, name: &str, labels: &str, latencies: &Latencies) {
+    let (count, sum) = latencies.total();
+    if count == 0 {
+        return;
+    }
+    for (bound, below) in latencies.below() {
+        let le = bound.as_secs_f64();
+        line(out, format_args!("{name}_bucket{{{labels},le=\"{le}\"}} {below}"));
+    }
+    line(out, format_args!("{name}_bucket{{{labels},le=\"+Inf\"}} {count}"));
+    let sum = sum.as_secs_f64();
+    line(out, format_args!("{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}"));
 }
 
 pub(super) fn line(out: &mut String, text: std::fmt::Arguments<'_>) {

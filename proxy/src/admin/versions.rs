@@ -2,7 +2,7 @@
 
 use gilmok_config::name::ServiceName;
 
-use super::scrape::{add_family, line};
+use super::scrape::{add_family, add_histogram, line};
 use crate::current::Current;
 use crate::upstream::latencies::Latencies;
 use crate::upstream::version::VersionState;
@@ -63,19 +63,8 @@ fn add_durations(
     of: &str,
     latencies: &Latencies,
 ) {
-    let (count, sum) = latencies.total();
-    if count == 0 {
-        return;
-    }
     let labels = format!("service=\"{service}\",version=\"{}\",of=\"{of}\"", state.name);
-    for (bound, below) in latencies.below() {
-        let le = bound.as_secs_f64();
-        line(out, format_args!("gilmok_mirrored_duration_seconds_bucket{{{labels},le=\"{le}\"}} {below}"));
-    }
-    line(out, format_args!("gilmok_mirrored_duration_seconds_bucket{{{labels},le=\"+Inf\"}} {count}"));
-    let sum = sum.as_secs_f64();
-    line(out, format_args!("gilmok_mirrored_duration_seconds_sum{{{labels}}} {sum}"));
-    line(out, format_args!("gilmok_mirrored_duration_seconds_count{{{labels}}} {count}"));
+    add_histogram(out, "gilmok_mirrored_duration_seconds", &labels, latencies);
 }
 
 fn add_cuts(out: &mut String, current: &Current) {

@@ -219,7 +219,8 @@ fn route(
         set.map(AsRef::as_ref),
     );
     if let Some(told) = flags {
-        flags::put(&mut head.headers, *told);
+        flags::put(&mut head.headers, told.headers);
+        record.watch(told.watched);
     }
     if let Some(visitor) = record.new_visitor() {
         visitor.tell_endpoint(&mut head.headers);
@@ -260,7 +261,7 @@ struct Destination {
     subject_hash: Option<u64>,
     key: Key,
     /// What it is told of its flags.
-    flags: Option<Box<HeaderMap>>,
+    flags: Option<Box<flags::Told>>,
     strip_prefix: Option<String>,
     timeout: std::time::Duration,
 }
@@ -280,7 +281,7 @@ impl Key {
 
 impl Destination {
     /// The app at this place beside this proxy.
-    fn app(at: usize, app: &Upstream, key: Key, flags: Option<Box<HeaderMap>>) -> Self {
+    fn app(at: usize, app: &Upstream, key: Key, flags: Option<Box<flags::Told>>) -> Self {
         let (place, timeout) = (Place::App(at), app.policy.request_timeout);
         Self { place, split: None, shard: None, subject_hash: None, key, flags, strip_prefix: None, timeout }
     }

@@ -23,12 +23,13 @@ use super::trying::is_grpc_failure;
 use crate::access_log::Entry;
 use crate::caller::Caller;
 use crate::clock;
+use crate::flag_outcomes::Watched;
 use crate::last_good::{Answered, Question, Recorder};
 use crate::metrics::{Code, Kind, TargetSeries};
 use crate::upstream::endpoint::EndpointState;
+use crate::upstream::outcomes::Trial;
 use crate::upstream::passages::Passage;
 use crate::upstream::service::Upstream;
-use crate::upstream::trials::Trial;
 use crate::upstream::upload::Progress;
 use crate::upstream::version::Over;
 use crate::visitor::NewVisitor;
@@ -76,6 +77,8 @@ pub(crate) struct Record {
     said: Option<String>,
     /// Whether what becomes of it counts for its version.
     trial: Option<Trial>,
+    /// The guarded flags that are told with it.
+    watched: Option<Box<[Watched]>>,
     /// What the answer is compared with, where a copy of the request goes to another version.
     pub(super) comparison: Option<Rc<Comparison>>,
     /// The cookie that the caller is to get.
@@ -127,6 +130,7 @@ impl Record {
             passage: None,
             said: None,
             trial: None,
+            watched: None,
             comparison: None,
             visitor: None,
             log,
@@ -169,6 +173,11 @@ impl Record {
             self.visitor = Some(new);
         }
         self.split = Some(split);
+    }
+
+    /// These guarded flags are told with it.
+    pub(super) fn watch(&mut self, watched: Option<Box<[Watched]>>) {
+        self.watched = watched;
     }
 
     /// A shard was decided on.
@@ -353,9 +362,12 @@ impl Record {
         }
     }
 
-    /// What became of the version's trial; the first word counts.
+    /// What became of the version's trial, and of those of flags; the first word counts.
     fn tried(&mut self, failed: bool) {
         let took = self.decided.elapsed();
+        for watched in self.watched.iter_mut().flatten() {
+            watched.came_to(failed, took);
+        }
         if let Some(trial) = &mut self.trial {
             trial.came_to(failed, took);
         }
@@ -483,6 +495,9 @@ impl Drop for Record {
         }
         if let Some(trial) = self.trial.take() {
             trial.end(took);
+        }
+        for watched in self.watched.take().into_iter().flatten() {
+            watched.end(self.worker.index, self.code, took);
         }
         self.leave_service();
         self.leave_endpoint();

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use gilmok_config::wire::{ACK_MS, Ack, COUNTED_SERVICES_MAX, ProxyState, ServiceCounts, WIRE_LEVEL};
+use gilmok_config::wire::{
+    ACK_MS, Ack, COUNTED_SERVICES_MAX, GuardedCounts, ProxyState, ServiceCounts, VariantCounts, WIRE_LEVEL,
+};
 use http::Method;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -21,6 +23,7 @@ use super::status::Status;
 use crate::current::{Current, InForce};
 use crate::drain::Phase;
 use crate::settings::Server;
+use crate::upstream::outcomes::Counts;
 
 /// From one ack to the next while nothing changes.
 const EVERY: Duration = Duration::from_millis(ACK_MS);
@@ -63,6 +66,7 @@ impl Reporter {
             apps: self.here.apps.clone(),
             fences: Vec::new(),
             flags: Vec::new(),
+            guarded: Vec::new(),
         });
         // One task for each, so that a stuck control plane delays no other; they end with this set.
         let mut tellers = JoinSet::new();
@@ -123,6 +127,7 @@ async fn tell(mut client: Client, mut news: watch::Receiver<Ack>, in_force: Arc<
         let mut ack = news.borrow_and_update().clone();
         let current = in_force.load();
         ack.counts = counts(&current);
+        ack.guarded = guarded(&current);
         ack.flags = flags.next(&current, Instant::now());
         drop(current);
         match send(&mut client, &ack).await {
@@ -150,6 +155,20 @@ async fn tell(mut client: Client, mut news: watch::Receiver<Ack>, in_force: Arc<
 fn counts(current: &Current) -> Vec<ServiceCounts> {
     let counted = current.upstreams.iter().filter_map(|upstream| upstream.counts());
     counted.take(COUNTED_SERVICES_MAX).collect()
+}
+
+/// What came of the requests that guarded flags were told with.
+fn guarded(current: &Current) -> Vec<GuardedCounts> {
+    let Some(set) = current.snapshot.flags() else { return Vec::new() };
+    let counted = current.flag_counts.outcomes(set).map(|(flag, outcomes)| {
+        let variants = outcomes.trials().filter_map(|(at, counts)| {
+            let Counts { trials, failures, latency } = counts;
+            let variant = flag.variants().get(at)?.name().to_owned();
+            Some(VariantCounts { variant, trials, failures, latency })
+        });
+        GuardedCounts { flag: flag.key().to_owned(), variants: variants.collect() }
+    });
+    counted.filter(|counts| !counts.variants.is_empty()).collect()
 }
 
 async fn send(client: &mut Client, ack: &Ack) -> Result<(), HttpError> {

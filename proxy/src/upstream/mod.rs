@@ -20,6 +20,8 @@ pub(crate) mod breakers;
 
 pub(crate) mod candidates;
 
+pub(crate) mod outcomes;
+
 pub(crate) mod trials;
 
 pub(crate) mod passages;

@@ -311,7 +311,7 @@ impl Upstream {
 
     fn counts_of(&self, version: &VersionState) -> VersionCounts {
         let named = self.trials.versions().iter().find(|trials| trials.version == version.name);
-        let counts = named.map(|trials| trials.counts()).unwrap_or_default();
+        let counts = named.map(|trials| trials.outcomes.counts()).unwrap_or_default();
         let sums = version.sums();
         VersionCounts {
             version: version.name.clone(),
@@ -322,7 +322,7 @@ impl Upstream {
             trials: counts.trials,
             failures: counts.failures,
             latency: counts.latency,
-            moved: counts.moved,
+            moved: named.map_or(0, |trials| trials.moved()),
             mirror: version.mirrored().map(Mirrored::counts),
         }
     }

@@ -57,9 +57,49 @@ pub(super) fn shown(row: &Json, flag: &Json, now_ms: u64) -> String {
     if let Some(expires) = row["expires"].as_u64() {
         rows.push(("expires", format_moment(expires)));
     }
+    if row["killed_by"].is_object() {
+        rows.push(("killed by", said_by(&row["killed_by"])));
+    }
+    rows.extend(guard(&row["guard"]).into_iter().map(|line| ("guard", line)));
     rows.extend(reasons(row).iter().map(|why| ("stale", reason(why, now_ms))));
     let rows: Vec<_> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
     format!("{}\n\n{flag:#}", indented(&rows))
+}
+
+/// Who did it, and why.
+fn said_by(said: &Json) -> String {
+    let (by, why) = (text(&said["by"]), said["why"].as_str().unwrap_or_default());
+    if why.is_empty() { by } else { format!("{by}: {why}") }
+}
+
+/// What a guard has seen, a line for each variant that it compares.
+fn guard(guard: &Json) -> Vec<String> {
+    let share = |counted: &Json| {
+        let percent = counted["percent"].as_f64().unwrap_or_default();
+        format!("{percent:.2} % of {} users", counted["trials"])
+    };
+    let slow = |variant: &Json| {
+        let latencies = variant["evidence"]["latency"].as_array().into_iter().flatten();
+        let worse = latencies
+            .filter(|latency| latency["finding"] == "worse")
+            .map(|latency| format!(", slower than its p{}", latency["percentile"]));
+        worse.collect::<String>()
+    };
+    let compared = guard["variants"].as_array().into_iter().flatten().map(|variant| {
+        let failures = &variant["evidence"]["failures"];
+        format!(
+            "{} fails for {}, {} for {}{} (e-value {:.1} of {:.0})",
+            text(&variant["variant"]),
+            share(&failures["candidate"]),
+            text(&guard["baseline"]),
+            share(&failures["stable"]),
+            slow(variant),
+            failures["e_value"].as_f64().unwrap_or_default(),
+            failures["e_value_needed"].as_f64().unwrap_or_default(),
+        )
+    });
+    let failed = guard["failed"].as_str().map(|why| format!("FAILED: {why}"));
+    failed.into_iter().chain(compared).collect()
 }
 
 /// Those that could go, with why.
@@ -123,6 +163,7 @@ pub(super) fn explained(answer: &Json) -> String {
     }
     let steps = answer["steps"].as_array().into_iter().flatten();
     rows.extend(steps.flat_map(step));
+    rows.extend(guard(&answer["guard"]).into_iter().map(|line| ("guard".to_owned(), line)));
     rows.push(("revision".to_owned(), answer["revision"].to_string()));
     let rows: Vec<_> = rows.into_iter().map(|(name, value)| vec![name, value]).collect();
     indented(&rows)
@@ -133,6 +174,9 @@ fn step(step: &Json) -> Vec<(String, String)> {
     let name = text(&step["step"]);
     let variant = text(&step["variant"]);
     let line = match name.as_str() {
+        "kill" if step["active"] == true && step["by"].is_string() => {
+            format!("pulled: `{variant}` for everybody, by {}", said_by(step))
+        }
         "kill" if step["active"] == true => format!("pulled: `{variant}` for everybody"),
         "kill" => "not pulled".to_owned(),
         "state" if step["enabled"] == true => "ENABLED".to_owned(),
@@ -252,6 +296,30 @@ warning: flags.set: odd";
         let told = shown(&json!({ "flag": "a", "seen": seen }), &json!({}), 6_000);
         assert!(told.contains("on, 5 s ago, 7 by split, 2 by targeting_match\n"), "{told}");
         assert!(told.contains("the code's default, 2 s ago, 1 by error\n"), "{told}");
+    }
+
+    #[test]
+    fn what_a_guard_has_seen_and_done_is_told() {
+        let counted =
+            |trials: u64, percent: f64| json!({ "trials": trials, "events": 0, "percent": percent });
+        let failures = json!({ "finding": "worse", "candidate": counted(50, 40.0), "stable": counted(900, 0.5),
+            "e_value": 431.25, "e_value_needed": 200.0 });
+        let latency =
+            json!([{ "percentile": 95, "finding": "worse" }, { "percentile": 99, "finding": "unsure" }]);
+        let guard = json!({ "baseline": "off", "on_fail": "tell", "failed": "on is bad",
+            "variants": [{ "variant": "on", "evidence": { "failures": failures, "latency": latency } }] });
+        let row = json!({ "flag": "a", "guard": guard, "killed_by": { "by": "ann", "why": "it hurts" } });
+        let told = shown(&row, &json!({}), 0);
+        for line in [
+            "killed by  ann: it hurts\n",
+            "guard      FAILED: on is bad\n",
+            "guard      on fails for 40.00 % of 50 users, off for 0.50 % of 900 users, slower than its p95 (e-value 431.2 of 200)\n",
+        ] {
+            assert!(told.contains(line), "{told}");
+        }
+        let killed =
+            json!({ "step": "kill", "active": true, "variant": "off", "by": "guard", "why": "on is bad" });
+        assert_eq!(step(&killed)[0].1, "pulled: `off` for everybody, by guard: on is bad");
     }
 
     #[test]

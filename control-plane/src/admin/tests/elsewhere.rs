@@ -30,6 +30,7 @@ async fn only_the_token_opens_the_door_and_a_new_one_needs_no_restart() {
     let access = Access { token_file: Some(token_file.clone()), ..Access::default() };
     let router = router(Arc::new(Admin {
         mover: crate::conductor::Mover::new(Arc::clone(&state), None),
+        guardian: crate::conductor::Guardian::new(Arc::clone(&state)),
         conductor: crate::conductor::Conductor::new(Arc::clone(&state), None),
         state,
         access,

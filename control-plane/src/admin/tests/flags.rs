@@ -18,7 +18,7 @@ async fn a_flag_lives_through_rest() {
     let patch = r#"{"metadata":{"owner":"ann"}}"#;
     let patched = served.ask(Method::PATCH, "/v1/flags/new-ui?reason=owner", &[], patch).await;
     assert_eq!(patched, (StatusCode::OK, json!({ "revision": 2 })));
-    let kill = |headers| served.ask(Method::POST, "/v1/flags/new-ui/kill", headers, "");
+    let kill = |headers| served.ask(Method::POST, "/v1/flags/new-ui/kill?reason=slow", headers, "");
     assert_eq!(kill(&[("if-match", "\"1\"")]).await.0, StatusCode::PRECONDITION_FAILED);
     assert_eq!(kill(&[("gilmok-who", "ann")]).await, (StatusCode::OK, json!({ "revision": 3 })));
     assert_eq!(kill(&[]).await, (StatusCode::OK, json!({ "revision": 3 })), "once is enough");
@@ -28,11 +28,15 @@ async fn a_flag_lives_through_rest() {
         (&row["flag"], &row["killed"], &row["type"]),
         (&json!("new-ui"), &json!(true), &json!("boolean"))
     );
+    assert_eq!(row["killed_by"], json!({ "by": "ann", "why": "slow" }));
     let (_, audit) = served.get("/v1/audit?limit=1").await;
     assert_eq!((&audit[0]["who"], &audit[0]["what"]), (&json!("ann"), &json!("kill flag new-ui")));
     let change = &audit[0]["flags"][0];
     assert_eq!((&change["flag"], &change["before"]["x-gilmok"]), (&json!("new-ui"), &Value::Null));
-    assert_eq!(change["after"]["x-gilmok"], json!({ "kill": { "active": true } }));
+    assert_eq!(
+        change["after"]["x-gilmok"],
+        json!({ "kill": { "active": true, "by": "ann", "why": "slow" } })
+    );
     let restored = served.ask(Method::POST, "/v1/revisions/1/restore", &[], "").await;
     assert_eq!(restored, (StatusCode::OK, json!({ "revision": 4 })));
     assert_eq!(served.get("/v1/flags/new-ui").await.1, flag());

@@ -60,6 +60,7 @@ impl Served {
         let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
         let admin = Admin {
             mover: crate::conductor::Mover::new(Arc::clone(&state), None),
+            guardian: crate::conductor::Guardian::new(Arc::clone(&state)),
             conductor: crate::conductor::Conductor::new(Arc::clone(&state), None),
             state,
             access,

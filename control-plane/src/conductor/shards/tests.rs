@@ -76,6 +76,7 @@ fn ack(node: &str, fence: Option<FenceReport>) -> Ack {
         apps: Vec::new(),
         fences: fence.into_iter().collect(),
         flags: Vec::new(),
+        guarded: Vec::new(),
     }
 }
 
