@@ -9,13 +9,14 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use serde_json::json;
 use tokio::sync::watch;
 
 use crate::arguments::Arguments;
 use crate::behaviour::{Behaviour, Mode, Order};
 use crate::copies::Copies;
+use crate::features;
 use crate::identity::{introduce, wants_html};
 use crate::page::page;
 use crate::shop;
@@ -75,7 +76,7 @@ impl App {
             return Ok(self.follow(request.method(), word, request.uri().query().unwrap_or_default()));
         }
         let is_health = path == "/healthz";
-        if let Some(status) = self.misbehave(is_health).await {
+        if let Some(status) = self.misbehave(is_health, request.headers()).await {
             let Arguments { service, version, .. } = &self.arguments;
             let said = json!({"service": service, "version": version, "failed": "it was told to fail"});
             return Ok(respond(status, "application/json", format!("{said}\n")));
@@ -122,9 +123,10 @@ impl App {
     }
 
     /// Is slow, hangs or fails as told; the status to fail with.
-    async fn misbehave(&self, is_health: bool) -> Option<StatusCode> {
-        let behaviour = *self.behaviour.borrow();
-        if is_health && !behaviour.health_follows {
+    async fn misbehave(&self, is_health: bool, headers: &HeaderMap) -> Option<StatusCode> {
+        let behaviour = self.behaviour.borrow().clone();
+        let is_meant = behaviour.flag.is_none_or(|flag| features::is_on(headers, &flag));
+        if !is_meant || is_health && !behaviour.health_follows {
             return None;
         }
         match behaviour.mode {
@@ -205,6 +207,11 @@ impl App {
                 Ok(visits) => said.insert("visits".to_owned(), json!(visits)),
                 Err(visits::Full) => return full(),
             };
+        }
+        if self.arguments.service == shop::SERVICE
+            && let Some(ofrep) = &self.arguments.flags
+        {
+            said.insert("features".to_owned(), features::ask(ofrep, shop::user(&head.headers)).await);
         }
         if self.arguments.service == shop::SERVICE && head.uri.path() == "/" {
             shop::add_parts(&mut said, &self.arguments.mesh, &head).await;

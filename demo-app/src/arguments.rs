@@ -27,6 +27,9 @@ pub(crate) struct Arguments {
     /// The outbound listener of the proxy beside it, for calls to other services
     #[arg(long, env = "GILMOK_DEMO_MESH", default_value = "http://127.0.0.1:15001", value_parser = authority)]
     pub(crate) mesh: String,
+    /// Where the proxy beside it answers questions for flags (OFREP); without it the shop asks for none
+    #[arg(long, env = "GILMOK_DEMO_FLAGS", value_name = "URL", value_parser = authority)]
+    pub(crate) flags: Option<String>,
     /// File to write the address of the listener to, as JSON
     #[arg(long, env = "GILMOK_DEMO_PORT_FILE", value_name = "PATH")]
     pub(crate) port_file: Option<PathBuf>,

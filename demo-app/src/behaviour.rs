@@ -1,5 +1,6 @@
 //! How the app behaves: well, slow, failing or hanging, as `POST /control/…` last told it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -10,11 +11,13 @@ const SLOW_MAX: Duration = Duration::from_mins(10);
 const SLOW_DEFAULT: Duration = Duration::from_secs(1);
 
 /// How answers are given from now on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Behaviour {
     pub(crate) mode: Mode,
     /// Whether `/healthz` goes the same way; otherwise it stays well.
     pub(crate) health_follows: bool,
+    /// Only requests that this flag is on for: a feature with a bug.
+    pub(crate) flag: Option<Arc<str>>,
 }
 
 /// What is the matter with the app.
@@ -33,7 +36,7 @@ pub(crate) enum Mode {
 }
 
 /// What `POST /control/…` asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
     Behave(Behaviour),
     /// The process ends as soon as it is between two requests.
@@ -73,7 +76,8 @@ impl Order {
                 return Ok(Self::Die);
             }
             _ => {
-                let words = "ok, slow?ms=…, fail?percent=…&status=…, hang (each with &health=false), die";
+                let words =
+                    "ok, slow?ms=…, fail?percent=…&status=…, hang (each with &health=false, &flag=…), die";
                 return Err(Misunderstood(format!("cannot be told to `{word}`; try {words}")));
             }
         };
@@ -82,8 +86,9 @@ impl Order {
             Some("false") => true,
             Some(_) => return Err(Misunderstood("health: true or false".to_owned())),
         };
+        let flag = said.take("flag").map(Arc::from);
         said.finish()?;
-        Ok(Self::Behave(Behaviour { mode, health_follows }))
+        Ok(Self::Behave(Behaviour { mode, health_follows, flag }))
     }
 }
 
@@ -126,7 +131,8 @@ mod tests {
 
     #[test]
     fn orders_are_read() {
-        let behave = |mode, health_follows| Ok(Order::Behave(Behaviour { mode, health_follows }));
+        let behave = |mode, health_follows| Ok(Order::Behave(Behaviour { mode, health_follows, flag: None }));
+        let of_flag = Behaviour { mode: Mode::Hang, flag: Some("new-ui".into()), ..Behaviour::default() };
         let fail = |percent, status| Mode::Fail { percent, status };
         for (word, query, expected) in [
             ("ok", "", behave(Mode::Ok, false)),
@@ -139,6 +145,7 @@ mod tests {
                 behave(fail(30, StatusCode::SERVICE_UNAVAILABLE), true),
             ),
             ("hang", "health=true", behave(Mode::Hang, false)),
+            ("hang", "flag=new-ui", Ok(Order::Behave(of_flag))),
             ("die", "", Ok(Order::Die)),
         ] {
             assert_eq!(Order::read(word, query), expected, "{word}?{query}");

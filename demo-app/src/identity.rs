@@ -5,9 +5,7 @@ use hyper::http::request::Parts;
 use serde_json::{Map, Value, json};
 
 use crate::arguments::Arguments;
-
-/// Header in which a proxy tells an app which features are on.
-const FEATURE_FLAGS: &str = "feature-flags";
+use crate::features::FEATURE_FLAGS;
 
 /// Says who this process is and what a request looked like when it arrived.
 pub(crate) fn introduce(arguments: &Arguments, head: &Parts) -> Map<String, Value> {

@@ -2,7 +2,8 @@
 //!
 //! In reading order: the command line (`arguments`), the process (`serve`), what becomes of a request (`app`), how
 //! the app was told to behave (`behaviour`), what it says (`identity`, `page`), what `profile` remembers and how that moves
-//! (`part`, `visits`, `copies`), and how the shop calls the others (`shop`, `calls`).
+//! (`part`, `visits`, `copies`), which of its features are on (`features`), and how the shop calls the others (`shop`,
+//! `calls`).
 
 mod arguments;
 
@@ -21,6 +22,8 @@ mod part;
 mod visits;
 
 mod copies;
+
+mod features;
 
 mod shop;
 

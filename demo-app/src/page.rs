@@ -17,6 +17,14 @@ pub(crate) fn page(said: &Map<String, Value>) -> String {
         escaped(&title)
     );
     who(&mut html, said);
+    if let Some(Value::Object(features)) = said.get("features") {
+        html.push_str("<h2>Features, asked for</h2><table>");
+        for (name, told) in features {
+            let on = if told["value"] == true { "on" } else { "off" };
+            row(&mut html, name, on);
+        }
+        html.push_str("</table>");
+    }
     if let Some(Value::Object(parts)) = said.get("parts") {
         for (service, part) in parts {
             part_of_page(&mut html, service, part);

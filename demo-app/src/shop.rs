@@ -37,7 +37,8 @@ fn part(Called { result, took }: Called) -> Value {
     }
 }
 
-fn user(headers: &HeaderMap) -> &str {
+/// Who is asking.
+pub(crate) fn user(headers: &HeaderMap) -> &str {
     headers
         .get("x-user-id")
         .and_then(|value| value.to_str().ok())

@@ -13,7 +13,7 @@ pub(crate) fn what_is_where(mesh: &Mesh, consul: Option<&str>) -> String {
     let mut rows = vec![row(["machine", "what", "calls of its apps", "reached through its proxy", "itself"])];
     rows.push(row(["-", "control plane", "", "", &layout.control_plane.to_string()]));
     for (index, machine) in layout.machines.iter().enumerate() {
-        let Machine { name, outbound, admin } = machine;
+        let Machine { name, outbound, admin, .. } = machine;
         rows.push(row([name, "proxy", &outbound.to_string(), "", &format!("{admin} (admin)")]));
         for app in layout.apps_on(index) {
             let App { name: app, version, shard, inbound, address, .. } = app;
@@ -90,6 +90,12 @@ pub(crate) fn what_to_try(mesh: &Mesh) -> String {
             "v3 fails one request in five: the same rollout again takes itself back",
             format!("curl -s -X POST '{}/control/fail?percent=20'", app("checkout-v3")),
         ),
+        ("the features, and what their users came to", gilmok("flags")),
+        (
+            "the one with the bug: who killed it, and why; flags unkill is the way back",
+            gilmok("flags show one-click"),
+        ),
+        ("why a user has a feature or has not", gilmok("flags explain new-page --subject user-1")),
         ("what guards the services", format!("'{program}' breakers --proxy http://{admin}")),
         ("whom the proxy of web-1 would call", format!("curl -s http://{admin}/endpoints")),
         ("what it would do with a request, and why", format!("curl -s 'http://{admin}/explain?service=ads'")),

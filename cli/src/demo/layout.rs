@@ -11,6 +11,8 @@ pub(crate) struct Machine {
     pub(crate) name: &'static str,
     pub(crate) outbound: SocketAddr,
     pub(crate) admin: SocketAddr,
+    /// Where its apps ask for flags.
+    pub(crate) ofrep: SocketAddr,
 }
 
 /// One app.
@@ -101,6 +103,7 @@ impl Layout {
             name,
             outbound: port(index, 1),
             admin: port(index, 0),
+            ofrep: port(index, 2),
         });
         let apps = (0_u16..).zip(APPS).map(|(index, (name, service, version, shard, machine))| App {
             name,
@@ -122,7 +125,8 @@ impl Layout {
     }
 
     fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
-        let machines = self.machines.iter().flat_map(|machine| [machine.outbound, machine.admin]);
+        let machines =
+            self.machines.iter().flat_map(|machine| [machine.outbound, machine.admin, machine.ofrep]);
         let apps = self.apps.iter().flat_map(|app| [app.address, app.inbound]);
         std::iter::once(self.control_plane).chain(machines).chain(apps)
     }

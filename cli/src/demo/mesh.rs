@@ -56,10 +56,10 @@ impl Mesh {
             mesh.start_from_file(&proxy_of(&mesh.layout.machines[index]), "proxy", &text)?;
         }
         for app in mesh.layout.apps.clone() {
-            let outbound = mesh.layout.machines[app.machine].outbound;
+            let Machine { outbound, ofrep, .. } = mesh.layout.machines[app.machine];
             let App { name, service, version, shard, address, .. } = app;
             let args = format!(
-                "--service={service} --version={version} --shard={shard} --listen={address} --mesh=http://{outbound}"
+                "--service={service} --version={version} --shard={shard} --listen={address} --mesh=http://{outbound} --flags=http://{ofrep}"
             );
             let mut process = Process::new(name, "demo-app", args.split(' ').map(OsString::from), dir);
             if !app.later {

@@ -17,6 +17,11 @@ const HEALTH_CHECK: &str =
 /// The header in which a tester of checkout says which version to show.
 pub(crate) const VERSION_WANTED: &str = "x-version";
 
+/// A feature of the shop.
+pub(crate) const NEW_PAGE: &str = "new-page";
+/// A feature of checkout, which is guarded.
+pub(crate) const ONE_CLICK: &str = "one-click";
+
 /// The file with what the control plane signs messages with.
 pub(crate) const WEBHOOK_SECRET: &str = "webhook.secret";
 
@@ -36,8 +41,10 @@ pub(crate) fn control_plane(layout: &Layout, dir: &Path, consul: Option<&str>) -
 
 /// proxy.toml of one machine.
 pub(crate) fn proxy(layout: &Layout, machine: usize, dir: &Path, consul: Option<&str>) -> String {
-    let Machine { name, outbound, admin } = &layout.machines[machine];
-    let mut text = format!("node = \"{name}\"\n\n[listen]\noutbound = \"{outbound}\"\nadmin = \"{admin}\"\n");
+    let Machine { name, outbound, admin, ofrep } = &layout.machines[machine];
+    let mut text = format!(
+        "node = \"{name}\"\n\n[listen]\noutbound = \"{outbound}\"\nadmin = \"{admin}\"\nofrep = \"{ofrep}\"\n"
+    );
     let state = toml_text(&dir.join(format!("state-{name}")).to_string_lossy());
     push(
         &mut text,
@@ -70,16 +77,42 @@ pub(crate) fn proxy(layout: &Layout, machine: usize, dir: &Path, consul: Option<
 pub(crate) fn document() -> Value {
     json!({
         "services": {
-            "shop": {"request_timeout": "10s"},
+            "shop": {"request_timeout": "10s", "flags": told(NEW_PAGE)},
             // Shorter than the shop's own patience, so that a hang is the ads' time-out and not a caller that left.
             "ads": {"request_timeout": "2s"},
-            "checkout": {"request_timeout": "5s", "traffic": checkout()},
+            "checkout": {"request_timeout": "5s", "traffic": checkout(), "flags": told(ONE_CLICK)},
             "profile": {"request_timeout": "5s", "sharding": profile()},
         },
         "routes": [
             {"hosts": ["shop.example.com"], "service": "shop"},
         ],
+        "flags": {"set": {"flags": {NEW_PAGE: feature(&json!({})), ONE_CLICK: feature(&guard())}}},
     })
+}
+
+/// A service that is told one flag, for whoever is asking.
+fn told(flag: &str) -> Value {
+    json!({"emit": [flag], "subject": ["header:x-user-id"]})
+}
+
+/// A feature that is off for everybody at first.
+fn feature(extension: &Value) -> Value {
+    json!({
+        "state": "ENABLED",
+        "variants": {"on": true, "off": false},
+        "defaultVariant": "off",
+        "targeting": share(0),
+        "x-gilmok": extension,
+    })
+}
+
+/// The rule by which a feature is on for so many percent of the users.
+pub(crate) fn share(percent: u32) -> Value {
+    json!({"fractional": [["on", percent], ["off", 100 - percent]]})
+}
+
+fn guard() -> Value {
+    json!({"guard": {"metrics": ["errors"], "onFail": "kill"}})
 }
 
 /// Whose shard each user is: one of four, in equal parts.

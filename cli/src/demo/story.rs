@@ -25,6 +25,7 @@ pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     chapters::canary::play(stage).await.context(chapters::canary::TITLE)?;
     chapters::bad_version::play(stage).await.context(chapters::bad_version::TITLE)?;
     chapters::switch::play(stage).await.context(chapters::switch::TITLE)?;
+    chapters::flags::play(stage).await.context(chapters::flags::TITLE)?;
     chapters::shards_grow::play(stage).await.context(chapters::shards_grow::TITLE)?;
     stage.mesh.whole().await.context("the shop is not whole at the end")
 }

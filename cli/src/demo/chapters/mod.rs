@@ -16,4 +16,6 @@ pub(crate) mod bad_version;
 
 pub(crate) mod switch;
 
+pub(crate) mod flags;
+
 pub(crate) mod shards_grow;
