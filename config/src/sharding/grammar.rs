@@ -81,6 +81,7 @@ impl Sharding {
         let later = following.as_ref().and_then(|next| next.options.shards(kind, &next.value));
         let shards = joined(value, own.as_deref(), later.as_deref())?;
         let (slots, hashed) = (slots?, hashed?);
+        let many = own.as_ref().map_or(0, Vec::len);
         let strategy = own.and_then(|_| options.strategy(kind, slots, hashed, &shards));
         let next = following.zip(later).and_then(|(next, _)| {
             let strategy = next.options.strategy(kind, slots, hashed, &shards)?;
@@ -98,6 +99,7 @@ impl Sharding {
             separator,
             strategy,
             shards,
+            own: many,
             when_no_key: when_no_key.unwrap_or_default(),
             reads: reads.unwrap_or_default(),
             epoch: epoch.and_then(|epoch| u64::try_from(epoch).ok()).unwrap_or_default(),

@@ -59,6 +59,8 @@ pub struct Sharding {
     /// In the document's order where it lists them, else in the order of their names, and behind them those that only `next`
     /// names; spots name them by their place in this list.
     shards: Vec<Name>,
+    /// How many of them the rule itself names: the first ones.
+    own: usize,
     key: KeySource,
     /// What stands between the keys of one value.
     separator: Option<Box<str>>,
@@ -132,6 +134,12 @@ impl Sharding {
     #[must_use]
     pub fn shards(&self) -> &[Name] {
         &self.shards
+    }
+
+    /// How many of [`Sharding::shards`] the rule itself names: the first ones. The others have no key yet.
+    #[must_use]
+    pub fn own_shards(&self) -> usize {
+        self.own
     }
 
     /// The place of a shard in [`Sharding::shards`].

@@ -133,6 +133,7 @@ mod tests {
         let rule = moving("");
         let names: Vec<_> = rule.shards().iter().map(|shard| shard.as_str()).collect();
         assert_eq!(names, ["0", "1", "2"], "the shards of both rules");
+        assert_eq!((rule.own_shards(), sound(QUARTERS).own_shards()), (2, 2));
         for (key, shard, moves) in
             [("0", 0, false), ("1", 0, false), ("2", 0, true), ("11", 0, true), ("4", 1, false)]
         {

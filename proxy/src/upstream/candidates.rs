@@ -176,12 +176,12 @@ impl Candidates {
     /// Whether anybody may be chosen for anything.
     pub(crate) fn has_any(&self, version: usize, shard: Option<usize>) -> bool {
         let is_there = |eligible: &Eligible| !eligible.endpoints().is_empty();
-        match (&self.shards, shard) {
-            (Some(shards), Some(_)) => {
+        match &self.shards {
+            Some(shards) => {
                 let candidate = shards.at(Some(version), shard);
                 is_there(&candidate.reads) || candidate.writes.as_ref().is_ok_and(is_there)
             }
-            _ => self.versions.get(version).is_some_and(is_there),
+            None => self.versions.get(version).is_some_and(is_there),
         }
     }
 }
@@ -206,7 +206,9 @@ impl Shards {
             }
             let members: Vec<_> = of_shard.iter().map(|own| Members::of(own, sharding.reads)).collect();
             parts.extend(members.iter().map(|members| members.candidate(zone, fail_open)));
-            parts.push(Members::together(&members).candidate(zone, fail_open));
+            // Those that only a rule which follows names have no part in this one.
+            let own = members.get(..sharding.own_shards()).unwrap_or(&members);
+            parts.push(Members::together(own).candidate(zone, fail_open));
         }
         Self { many, parts }
     }
@@ -327,6 +329,19 @@ mod tests {
             assert_eq!(ids(&candidates, aim(Some(1), true)), Ok(vec![4]));
             assert_eq!(ids(&candidates, aim(None, true)), Ok(vec![1, 4]));
         }
+    }
+
+    #[test]
+    fn what_has_no_key_goes_to_no_shard_that_only_the_rule_which_follows_names() {
+        let all = endpoints(&["0", "2", "1"]);
+        let next = "[services.profile.sharding.next]\nshards = [\"0\", \"2\"]\n";
+        for more in ["", next] {
+            let candidates = of(&all, &policy(more));
+            for writes in [false, true] {
+                assert_eq!(ids(&candidates, aim(None, writes)), Ok(vec![1, 3]), "{more}");
+            }
+        }
+        assert_eq!(ids(&of(&all, &policy(next)), aim(Some(2), true)), Ok(vec![2]));
     }
 
     #[test]
