@@ -1,9 +1,12 @@
 //! Shards that move while users come, by real processes: no acknowledged visit is lost, counted twice or at the wrong shard,
 //! whoever is killed, stopped or cut off meanwhile.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use gilmok_tests::caller::ask;
 use gilmok_tests::eventually::eventually;
+use gilmok_tests::message::Message;
 use gilmok_tests::process::Signal;
 use gilmok_tests::profile::{Profile, TABLES, caller_settings};
 use gilmok_tests::proxy::Proxy;
@@ -197,13 +200,9 @@ async fn an_owner_that_dies_with_the_batch_closed_finds_it_closed() {
     // A caller of any age meets it: the half that moves is refused after a while, the other one is served.
     let closed = user_of(&a, true).await;
     let open = user_of(&a, false).await;
-    let post = async |user: &str| {
-        let request = format!("POST /users/{user} HTTP/1.1\r\nHost: profile\r\nContent-Length: 0\r\n\r\n");
-        gilmok_tests::caller::ask(inbound, request).await
-    };
-    let refused = post(&closed).await;
+    let refused = visit_at(inbound, &closed).await;
     assert_eq!((refused.status(), refused.header("retry-after")), (503, Some("1")), "{refused:?}");
-    assert_eq!(post(&open).await.status(), 200);
+    assert_eq!(visit_at(inbound, &open).await.status(), 200);
     profile.copier.release();
     profile.plane = profile.plane.restart_after(Signal::Kill, TABLES).await;
     let told = profile.is(&id, "paused").await;
@@ -212,16 +211,67 @@ async fn an_owner_that_dies_with_the_batch_closed_finds_it_closed() {
     assert_eq!(profile.say(&id, "resume").await.status(), 200);
     profile.is(&id, "done").await;
     visitors.go_on_for(VISITS).await;
-    let mut seen = visitors.leave().await;
-    // This one came from here as well.
-    seen.users.remove(&open);
+    let seen = visitors.leave().await;
     expect_exact(&seen, &[&a]).await;
 }
 
-/// A user whose shard is another one by the next rule, or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_cannot_write_its_disk_keeps_the_batch() {
+    let mut profile = Profile::start(2, 1).await;
+    let a = profile.caller("caller-a").await;
+    let visitors = Visitors::start(&[a.outbound()], USERS);
+    visitors.go_on_for(VISITS).await;
+    profile.copier.hold("copy");
+    let id = profile.begin(2).await;
+    let state = profile.shards[0].sidecar.scratch.path().join("state");
+    let kept = async |what: &str| {
+        let kept = state.join("shard-0.last-known-good");
+        eventually(&format!("{what} on its disk"), async || {
+            let text = std::fs::read_to_string(&kept).unwrap_or_default();
+            if text.contains(what) { Ok(()) } else { Err(text) }
+        })
+        .await;
+    };
+    kept("\"next\"").await;
+    let moving = user_of(&a, true).await;
+    // What it writes first stands in its way from now on, whoever it runs as.
+    let in_the_way = state.join("shard-0.new");
+    std::fs::create_dir(&in_the_way).expect("a folder can be made");
+    profile.copier.release();
+    profile.happened(&id, "closed", 1).await;
+    // It has closed the batch, which a restart does not find: with nobody there who knows better, it serves.
+    profile.plane.process.signal(Signal::Kill).await;
+    profile.sidecar_is_back(0).await;
+    let told = profile.shards[0].sidecar.admin_json("/config").await;
+    assert_eq!(told["source"], "last known good", "{told}");
+    assert_eq!(visit_at(profile.shards[0].sidecar.inbound(0), &moving).await.status(), 200);
+    // So the batch is not handed over, now or later.
+    profile.plane = profile.plane.restart_after(Signal::Kill, TABLES).await;
+    profile.is(&id, "paused").await;
+    profile.hears_of(3).await;
+    assert_eq!(profile.say(&id, "resume").await.status(), 200);
+    let told = profile.is(&id, "paused").await;
+    let why = told["why"].as_str().unwrap_or_default();
+    assert!(why.contains("shard-0 (would not find it closed after a restart)"), "{told}");
+    assert!(profile.rule().await["next"].get("closed").is_none(), "{told}");
+    std::fs::remove_dir(&in_the_way).expect("it is empty");
+    profile.goes_on_until(&id, 3, async || profile.told(&id).await["state"] == "done").await;
+    kept("\"epoch\":1").await;
+    visitors.go_on_for(VISITS).await;
+    let seen = visitors.leave().await;
+    expect_exact(&seen, &[&a]).await;
+}
+
+/// A visit at a listener itself, by a caller with any map.
+async fn visit_at(listener: SocketAddr, user: &str) -> Message {
+    let request = format!("POST /users/{user} HTTP/1.1\r\nHost: profile\r\nContent-Length: 0\r\n\r\n");
+    ask(listener, request).await
+}
+
+/// A user whose shard is another one by the next rule, or not, and who visits nothing by himself.
 async fn user_of(caller: &Proxy, moves: bool) -> String {
     for user in 0..USERS {
-        let user = format!("user-0-{user}");
+        let user = format!("guest-{user}");
         let told = caller.admin_json(&format!("/explain?service=profile&key={user}")).await;
         if told["decision"]["shard"]["moving"].as_bool().unwrap_or_default() == moves {
             return user;
