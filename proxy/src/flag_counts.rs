@@ -19,6 +19,9 @@ const UNKNOWN: &str = "__unknown__";
 pub(crate) struct FlagCounts {
     /// By place in [`FlagSet::flags`].
     flags: Box<[Arc<OfFlag>]>,
+    /// What came of requests that guarded flags were told with, by the same place, in that order. One that has its guard
+    /// taken off begins anew when it gets one again: nobody has heard of it meanwhile.
+    guarded: Box<[(usize, Arc<FlagOutcomes>)]>,
     unknown: Arc<OfFlag>,
 }
 
@@ -29,27 +32,33 @@ struct OfFlag {
     variants: usize,
     // Atomics, because another thread reads them; no two threads write the same.
     all: OnceLock<Box<[AtomicU64]>>,
-    /// What came of requests that it was told with, where it has a guard.
-    outcomes: OnceLock<Arc<FlagOutcomes>>,
 }
 
 impl FlagCounts {
     /// Of a set, for so many threads that evaluate. Flags that `before` had with the same variants go on counting.
     pub(crate) fn new(set: Option<&FlagSet>, writers: usize, before: Option<(&FlagSet, &Self)>) -> Self {
-        let kept = |flag: &Flag| {
+        let known = |flag: &Flag| {
             let (old, counts) = before?;
             let at = old.place_of(flag.key())?;
             let (now, then) = (flag.variants(), old.flags()[at].variants());
             let is_same =
                 now.len() == then.len() && now.iter().zip(then).all(|(now, then)| now.name() == then.name());
-            is_same.then(|| Arc::clone(&counts.flags[at]))
+            is_same.then_some((counts, at))
         };
+        let kept = |flag: &Flag| known(flag).map(|(counts, at)| Arc::clone(&counts.flags[at]));
+        let watched = |flag: &Flag| known(flag).and_then(|(counts, at)| counts.of_guarded(at)).cloned();
+        let guarded = set.into_iter().flat_map(FlagSet::flags).enumerate();
+        let guarded = guarded.filter(|(_, flag)| flag.guard().is_some()).map(|(at, flag)| {
+            let new = || Arc::new(FlagOutcomes::new(writers, flag.variants().len()));
+            (at, watched(flag).unwrap_or_else(new))
+        });
+        let guarded = guarded.collect();
         let flags = set.into_iter().flat_map(FlagSet::flags);
         let flags = flags
             .map(|flag| kept(flag).unwrap_or_else(|| Arc::new(OfFlag::new(writers, flag.variants().len()))));
         let unknown = before
             .map_or_else(|| Arc::new(OfFlag::new(writers, 0)), |(_, counts)| Arc::clone(&counts.unknown));
-        Self { flags: flags.collect(), unknown }
+        Self { flags: flags.collect(), guarded, unknown }
     }
 
     /// Counts an evaluation; `writer` is the thread's own number.
@@ -61,9 +70,12 @@ impl FlagCounts {
 
     /// A guarded flag is told with a request, whose outcome counts for its variant.
     pub(crate) fn watch(&self, finding: Finding, subject: Option<u32>, now_ms: u64) -> Option<Watched> {
-        let flag = self.flags.get(finding.flag)?;
-        let made = || Arc::new(FlagOutcomes::new(flag.writers, flag.variants));
-        flag.outcomes.get_or_init(made).begin(finding, subject, now_ms)
+        self.of_guarded(finding.flag)?.begin(finding, subject, now_ms)
+    }
+
+    fn of_guarded(&self, place: usize) -> Option<&Arc<FlagOutcomes>> {
+        let at = self.guarded.binary_search_by_key(&place, |(flag, _)| *flag).ok()?;
+        Some(&self.guarded[at].1)
     }
 
     /// What came of the requests that guarded flags were told with.
@@ -71,8 +83,7 @@ impl FlagCounts {
         &'s self,
         set: &'s FlagSet,
     ) -> impl Iterator<Item = (&'s Flag, &'s FlagOutcomes)> {
-        let guarded = set.flags().iter().zip(&self.flags).filter(|(flag, _)| flag.guard().is_some());
-        guarded.filter_map(|(flag, counts)| Some((flag, &**counts.outcomes.get()?)))
+        self.guarded.iter().filter_map(|(at, outcomes)| Some((set.flags().get(*at)?, &**outcomes)))
     }
 
     /// Counts a question for a flag that there is none of.
@@ -97,7 +108,7 @@ impl FlagCounts {
 
 impl OfFlag {
     fn new(writers: usize, variants: usize) -> Self {
-        Self { writers, variants, all: OnceLock::new(), outcomes: OnceLock::new() }
+        Self { writers, variants, all: OnceLock::new() }
     }
 
     /// Counters of one thread.
@@ -141,7 +152,10 @@ fn place(reason: Reason) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::metrics::Code;
 
     fn set(flags: &str) -> FlagSet {
         FlagSet::parse(format!("{{\"flags\": {{{flags}}}}}").as_bytes()).unwrap()
@@ -184,5 +198,32 @@ mod tests {
             ["a off DEFAULT 1", "a on SPLIT 2", "a  ERROR 1", "__unknown__  ERROR 1"],
             "b has other variants now"
         );
+    }
+
+    #[test]
+    fn what_is_known_of_a_guarded_flag_stays_while_it_is_guarded() {
+        let guard = ", \"defaultVariant\": \"off\", \"x-gilmok\": {\"guard\": {\"metrics\": [\"errors\"]}}";
+        let of = |guarded: bool| {
+            let flag = flag("b", "\"on\": true, \"off\": false");
+            let flag = if guarded { flag.replace("}}", &format!("}}{guard}}}")) } else { flag };
+            set(&[self::flag("a", "\"x\": 1"), flag].join(","))
+        };
+        let (with, without) = (of(true), of(false));
+        let finding = Finding { flag: 1, variant: Some(1), reason: Some(Reason::Split) };
+        let counts = FlagCounts::new(Some(&with), 1, None);
+        assert!(counts.watch(Finding { flag: 0, ..finding }, Some(7), 5).is_none(), "a has no guard");
+        counts.watch(finding, Some(7), 5).unwrap().end(0, Code::Hundred(2), Duration::ZERO);
+        let trials = |counts: &FlagCounts, set: &FlagSet| {
+            counts
+                .outcomes(set)
+                .map(|(flag, of)| (flag.key().to_owned(), of.trials().count()))
+                .collect::<Vec<_>>()
+        };
+        let same = FlagCounts::new(Some(&with), 1, Some((&with, &counts)));
+        assert_eq!(trials(&same, &with), [("b".to_owned(), 1)]);
+        let off = FlagCounts::new(Some(&without), 1, Some((&with, &same)));
+        assert_eq!(trials(&off, &without), []);
+        let again = FlagCounts::new(Some(&with), 1, Some((&without, &off)));
+        assert_eq!(trials(&again, &with), [("b".to_owned(), 0)]);
     }
 }

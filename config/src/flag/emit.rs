@@ -211,7 +211,7 @@ impl Emission {
             let what = format!("{} flags to be evaluated for each request", dynamic.len());
             value.fault(what, format!("at most {DYNAMIC_MAX}; name those that the service asks for"));
         }
-        let is_guarded = dynamic.iter().any(|at| set.flags[*at].guard().is_some());
+        let is_guarded = dynamic.iter().any(|at| set.flags[*at].is_watched());
         let mut emission = Self { dynamic, is_guarded, ..Self::default() };
         emission.write_fixed(set, fixed_flags);
         emission
@@ -474,6 +474,31 @@ mod tests {
                 (is_one, is_like),
                 "{name}"
             );
+        }
+    }
+
+    #[test]
+    fn who_is_told_a_guarded_flag_is_told_apart_and_nobody_else() {
+        let share = json!({ "targeting": { "fractional": [["on", 1], ["off", 1]] } });
+        let mut guarded = share.clone();
+        guarded["x-gilmok"] = json!({ "guard": { "metrics": ["errors"] } });
+        let set = set(&json!({
+            "a": switch(&share), "b": switch(&guarded),
+            "c": switch(&json!({ "x-gilmok": { "guard": { "metrics": ["errors"] } } })),
+        }));
+        let subject = |emit: &[&str], key: Option<&str>| {
+            let emission =
+                Emission::new(&Emit::Named(emit.iter().map(|name| (*name).into()).collect()), &set, None);
+            let context = Context::of_texts(key, &[]);
+            let told = emission.tell(&set, &Asked::of(&context, NOW), &mut HeaderMap::new(), &mut |_| {});
+            assert_eq!(emission.is_guarded(), emit.contains(&"b"));
+            told.subject
+        };
+        assert!(subject(&["a", "b"], Some("ann")).is_some());
+        assert_eq!(subject(&["b"], Some("ann")), subject(&["b", "c"], Some("ann")));
+        assert_ne!(subject(&["b"], Some("ann")), subject(&["b"], Some("bob")));
+        for (emit, key) in [(&["a", "c"][..], Some("ann")), (&["b"], None), (&["b"], Some(""))] {
+            assert_eq!(subject(emit, key), None, "{emit:?}, {key:?}");
         }
     }
 

@@ -238,6 +238,12 @@ impl Flag {
         self.extension.as_ref().is_some_and(|extension| extension.is_killed())
     }
 
+    /// Whether it is guarded, and there is something to compare: not everybody gets the same.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.guard().is_some() && !self.is_static()
+    }
+
     /// What it is served to everybody while it is killed.
     #[must_use]
     pub fn off_variant(&self) -> Option<&Variant> {

@@ -406,12 +406,51 @@ fn every_fault_says_where() {
         (same, "`a` and `b` both have the header `feature-a`"),
         (ours(json!({ "guard": { "metrics": [] } })), "guard: a guard without metrics"),
         (ours(json!({ "guard": { "metrics": ["cpu"] } })), "guard.metrics[0]: \"cpu\" is not known here"),
+        (ours(json!({ "kill": { "active": true, "why": "x".repeat(1_001) } })), "kill.why: 1001 bytes"),
     ] {
         let told = set_of(&document).unwrap_err();
         assert!(told.contains(expected), "{document}\n{told}");
     }
     let many = set_of(&json!({ "flags": { "a": {}, "b": {}, "c": { "state": 1 } } })).unwrap_err();
     assert_eq!(many.lines().count(), 6, "every fault at once: {many}");
+}
+
+#[test]
+fn a_guard_needs_something_to_go_back_to_and_has_its_limits() {
+    let guard = json!({ "guard": { "metrics": ["errors"] } });
+    let guarded = |variants: Json| json!({ "flags": { "a": { "state": "ENABLED", "variants": variants, "x-gilmok": guard } } });
+    let lonely = set_of(&guarded(json!({ "on": true }))).unwrap_err();
+    assert!(lonely.contains("flags.a.x-gilmok.guard: there is no variant to compare with"), "{lonely}");
+    let nine: Map<String, Json> = (0..9).map(|at| (format!("v{at}"), json!(at))).collect();
+    let wide = set_of(&guarded(Json::Object(nine))).unwrap_err();
+    assert!(wide.contains("9 variants of a guarded flag (at most 8)"), "{wide}");
+    let many = |count: usize| {
+        let flags: Map<String, Json> =
+            (0..count).map(|at| (format!("f{at:03}"), switch(json!({ "x-gilmok": guard })))).collect();
+        set_of(&json!({ "flags": flags }))
+    };
+    let set = many(super::GUARDED_MAX).unwrap();
+    assert_eq!(set.flags()[0].off_variant().map(Variant::name), Some("off"));
+    assert!(!set.flags()[0].is_watched(), "everybody gets the same");
+    assert!(many(super::GUARDED_MAX + 1).unwrap_err().contains("257 flags with a guard (at most 256)"));
+}
+
+#[test]
+fn who_pulled_a_switch_is_told_while_it_is_pulled() {
+    for (kill, expected) in [
+        (json!({ "active": true, "by": "ann", "why": "it hurts" }), Some(("ann", "it hurts"))),
+        (json!({ "active": true, "by": "ann" }), Some(("ann", ""))),
+        (json!({ "active": true }), None),
+        (json!({ "active": false, "by": "ann", "why": "it hurts" }), None),
+    ] {
+        let set =
+            set_of(&json!({ "flags": { "a": switch(json!({ "x-gilmok": { "kill": kill } })) } })).unwrap();
+        assert_eq!(set.flags()[0].killed_by(), expected, "{kill}");
+        let context = Context::default();
+        let explained = set.explain("a", &Asked::of(&context, 0)).unwrap();
+        let step = &explained["steps"][0];
+        assert_eq!(step.get("why").and_then(Json::as_str), expected.map(|(_, why)| why), "{step}");
+    }
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub(super) fn told(
     let is_new = split.is_some_and(|split| matches!(split.why, Why::NewVisitor(_)));
     let uid = facts.new_uid.filter(|_| is_new).map_or(facts.uid, Uid::Checked);
     let set = view.snapshot.flags().filter(|_| emission.is_guarded());
-    let is_guarded = |finding: &Finding| set.is_some_and(|set| set.flags()[finding.flag].guard().is_some());
+    let is_guarded = |finding: &Finding| set.is_some_and(|set| set.flags()[finding.flag].is_watched());
     let (mut headers, mut guarded) = (HeaderMap::new(), Vec::new());
     let told = tell_flags(&view.snapshot, &Facts { uid, ..*facts }, service, &mut headers, &mut |finding| {
         view.flag_counts.note(worker.index, finding);
