@@ -47,7 +47,7 @@ impl Hasher for AsItIs {
 
 /// Goes through every state, the nearest first.
 fn explore(model: &Model) -> Found {
-    let (mut pieces, (moving, announced)) = Pieces::new(model.way, model.fault, usize::from(model.callers));
+    let (mut pieces, (moving, announced)) = Pieces::new(model);
     let announced = announced.expect("in the table");
     let mut first = State::first(model, moving, 0, announced, &pieces);
     let mut met: HashSet<u64, BuildHasherDefault<AsItIs>> = HashSet::default();
@@ -133,7 +133,7 @@ fn on(
             break;
         }
         let closed = pieces.table_at(table).closed;
-        let heard = Heard::all(Said { closed, busy: false, persisted: closed > 0 });
+        let heard = Heard::all(Said { closed, busy: false, persisted: closed > 0, knows: true });
         let [tick, _] = pieces.ticks(moving, table, heard, head + 1);
         let words = pieces.words(moving, table, head + 1).into_iter().zip(WORDS);
         let said =
@@ -154,7 +154,16 @@ fn on(
 }
 
 fn model(way: Way, callers: u8, revisions: u8) -> Model {
-    Model { way, fault: Fault::None, callers, revisions, reverses: false, pauses: true, fronts: false }
+    Model {
+        way,
+        fault: Fault::None,
+        callers,
+        revisions,
+        reverses: false,
+        pauses: true,
+        fronts: false,
+        is_target_late: false,
+    }
 }
 
 fn shown(way: &[Step]) -> String {
@@ -232,6 +241,13 @@ fn where_apps_are_called_themselves_nothing_is_lost_however_often_it_is_tried() 
 fn where_apps_are_called_themselves_nothing_is_lost_there_and_back() {
     let back = Model { reverses: true, pauses: false, ..model(Way::Direct, 2, 5) };
     nothing("apps themselves, two callers, there and back", &back, &[&ALWAYS[..], &["reverse"]].concat());
+}
+
+#[test]
+fn nothing_is_closed_for_a_target_that_has_not_heard_of_it() {
+    let late = Model { is_target_late: true, ..model(Way::Sidecars, 2, 4) };
+    nothing("sidecars, two callers, a late target", &late, &[&ALWAYS[..], &["is sent on", "pause"]].concat());
+    something(&late, &[Fault::DeafTarget]);
 }
 
 #[test]

@@ -15,16 +15,20 @@ use gilmok_config::wire::{FenceReport, InboundApp};
 use gilmok_control_plane::resharding::fence::{Fence, Report, Scene, fence};
 use gilmok_control_plane::resharding::state::{Edit, Hand, Seen, ShardMove, Stage};
 use gilmok_control_plane::resharding::table::{edited, rule};
+use gilmok_control_plane::resharding::target::unheard;
 use gilmok_control_plane::resharding::wanted;
 use gilmok_control_plane::webhook::{Agreement, Occasion};
 use serde_json::{Value, json};
 
-use crate::world::{PROXIES, Said};
+use crate::world::{Model, PROXIES, Said};
 
 /// The shards, by the places at which the model knows them.
 const SHARDS: [&str; 2] = ["a", "t"];
 /// The key that is written: of the batch.
 const KEY: &[u8] = b"1";
+/// The revision that announces the batch.
+pub(crate) const ANNOUNCED: u8 = 1;
+const SILENT_MAX: Duration = Duration::from_secs(15);
 /// Epochs that a caller may have heard of.
 pub(crate) const EPOCHS: u8 = 8;
 
@@ -47,6 +51,8 @@ pub(crate) enum Fault {
     NoLastCopy,
     /// A control plane that starts anew does not know whom the one before it knew.
     RosterForgotten,
+    /// It is not waited for until the target's sidecar says that it knows of the batch.
+    DeafTarget,
     /// Once a sidecar is in front of an app, nobody remembers that the app was called itself.
     DirectForgotten,
     /// A proxy finds an older snapshot after a restart than the one that it had on its disk.
@@ -149,6 +155,8 @@ pub(crate) struct Pieces {
     way: Way,
     fault: Fault,
     callers: usize,
+    /// Whether the target's sidecar has yet to hear of the batch.
+    is_target_late: bool,
     moves: Known<Moving>,
     tables: Known<Table>,
     ticks: HashMap<TickKey, [Option<Done>; 2]>,
@@ -184,11 +192,12 @@ fn app(at: usize) -> InboundApp {
 
 impl Pieces {
     /// A move of one batch that is announced and copied, and the table that says so.
-    pub(crate) fn new(way: Way, fault: Fault, callers: usize) -> (Self, Done) {
+    pub(crate) fn new(model: &Model) -> (Self, Done) {
         let mut pieces = Self {
-            way,
-            fault,
-            callers,
+            way: model.way,
+            fault: model.fault,
+            callers: usize::from(model.callers),
+            is_target_late: model.is_target_late,
             moves: Known::new(),
             tables: Known::new(),
             ticks: HashMap::new(),
@@ -251,9 +260,10 @@ impl Pieces {
             seen.saw(&endpoints);
         }
         let fence = self.fence(&seen, &endpoints, &heard);
+        let lack = self.lack(&seen, &endpoints, &heard);
         let done = [Duration::ZERO, HOLD_MAX].map(|closed_for| {
             let mut next = seen.clone();
-            let seen = Seen { now_ms: 0, closed_for, lack: None, fence: &fence };
+            let seen = Seen { now_ms: 0, closed_for, lack: lack.clone(), fence: &fence };
             let edit = next.tick(&seen, u64::from(revision));
             self.done(moving, next, table, edit, revision)
         });
@@ -349,6 +359,22 @@ impl Pieces {
         SHARDS.iter().enumerate().map(endpoint).collect()
     }
 
+    /// What the target lacks, as far as was heard.
+    fn lack(&self, moving: &ShardMove, endpoints: &[Endpoint], heard: &Heard) -> Option<String> {
+        if !self.is_target_late || self.fault == Fault::DeafTarget || moving.stage == Stage::Prepare {
+            return None;
+        }
+        let target = moving.leg()?.target;
+        let reports: Vec<Report> = heard
+            .said
+            .iter()
+            .enumerate()
+            .take(SHARDS.len())
+            .map(|(at, said)| self.report(at, *said, 0))
+            .collect();
+        unheard(target, endpoints, &reports, u64::from(ANNOUNCED), SILENT_MAX)
+    }
+
     /// What the real fence says of what was heard.
     fn fence(&self, moving: &ShardMove, endpoints: &[Endpoint], heard: &Heard) -> Fence {
         let (Some(leg), Some(closed)) = (moving.leg(), moving.closed()) else {
@@ -365,7 +391,11 @@ impl Pieces {
             let closed = u8::try_from(closed).expect("few");
             let sidecar = |at| Report {
                 apps: vec![app(at)],
-                ..self.report(PROXIES + at, Said { closed, busy: false, persisted: true }, u64::from(closed))
+                ..self.report(
+                    PROXIES + at,
+                    Said { closed, persisted: true, ..Said::default() },
+                    u64::from(closed),
+                )
             };
             reports.extend((0..SHARDS.len()).map(sidecar));
         }
@@ -378,7 +408,7 @@ impl Pieces {
             endpoints,
             was_direct: moving.direct.contains(leg.source),
             reports: &reports,
-            silent_max: Duration::from_secs(15),
+            silent_max: SILENT_MAX,
             forced: false,
         })
     }
@@ -399,7 +429,7 @@ impl Pieces {
             silent: Duration::ZERO,
             is_leaving: false,
             is_replaced: false,
-            runs: None,
+            runs: said.knows.then_some(u64::from(ANNOUNCED)),
             apps,
             fence,
         }

@@ -6,7 +6,7 @@
 
 use gilmok_config::hash::short_hash;
 
-use crate::pieces::{EPOCHS, Fault, Heard, Moving, Pieces, Verdict, WORDS, Way, Word};
+use crate::pieces::{ANNOUNCED, EPOCHS, Fault, Heard, Moving, Pieces, Verdict, WORDS, Way, Word};
 
 /// Most proxies that report: two sidecars, or three callers.
 pub(crate) const PROXIES: usize = 3;
@@ -21,6 +21,8 @@ pub(crate) struct Said {
     pub(crate) closed: u8,
     pub(crate) busy: bool,
     pub(crate) persisted: bool,
+    /// Whether it runs what announces the batch: asked of the target, where that may not have heard of it.
+    pub(crate) knows: bool,
 }
 
 /// Where a write is.
@@ -101,7 +103,12 @@ pub(crate) struct Model {
     pub(crate) pauses: bool,
     /// Whether apps that are called themselves get a sidecar.
     pub(crate) fronts: bool,
+    /// Whether the target's sidecar has yet to hear of the batch when it begins.
+    pub(crate) is_target_late: bool,
 }
+
+/// The place of the target's sidecar, where the move is not reversed.
+const TARGET: usize = 1;
 
 impl Model {
     fn reporting(&self) -> u8 {
@@ -114,7 +121,7 @@ impl State {
     pub(crate) fn first(model: &Model, moving: u8, before: u8, announced: u8, pieces: &Pieces) -> Self {
         let mut tables = [0; REVISIONS];
         (tables[0], tables[1]) = (before, announced);
-        let proxy = Proxy { seen: 1, disk: 1, ..Proxy::default() };
+        let proxy = Proxy { seen: ANNOUNCED, disk: ANNOUNCED, ..Proxy::default() };
         let mut state = Self {
             tables,
             head: 1,
@@ -126,6 +133,9 @@ impl State {
             proxies: [proxy; PROXIES],
             writes: Default::default(),
         };
+        if model.is_target_late {
+            state.proxies[TARGET] = Proxy::default();
+        }
         for write in &mut state.writes[usize::from(model.callers)..] {
             write.phase = Phase::Failed;
         }
@@ -175,7 +185,7 @@ impl State {
             put(proxy.disk);
             for said in [proxy.sent, proxy.heard] {
                 put(said.closed);
-                put(u8::from(said.busy) << 1 | u8::from(said.persisted));
+                put(u8::from(said.knows) << 2 | u8::from(said.busy) << 1 | u8::from(said.persisted));
             }
         }
         for write in &self.writes {
@@ -204,7 +214,7 @@ impl State {
             for said in [&mut proxy.sent, &mut proxy.heard] {
                 // Nobody asks for words about an earlier closing, unless that is the fault.
                 if said.closed != closed && model.fault != Fault::OlderWord {
-                    *said = Said::default();
+                    *said = Said { knows: said.knows, ..Said::default() };
                 }
             }
         }
@@ -240,6 +250,10 @@ impl State {
         };
         if model.way == Way::Sidecars && serves(0) && serves(1) {
             return Some("two owners serve writes of one key");
+        }
+        let is_closed = pieces.table_at(self.newest()).closed > 0;
+        if model.is_target_late && is_closed && !self.proxies[TARGET].sent.knows {
+            return Some("a batch is closed for a target that has never said that it knows of it");
         }
         None
     }
@@ -289,7 +303,10 @@ impl State {
         }
         if self.knows != pieces.remembers() || self.proxies.iter().any(|proxy| proxy.heard.closed > 0) {
             let mut state = Self { knows: pieces.remembers(), ..*self };
-            state.proxies.iter_mut().for_each(|proxy| proxy.heard = Said::default());
+            // What a proxy runs is remembered, what it has closed is not.
+            for proxy in &mut state.proxies {
+                proxy.heard = Said { knows: proxy.heard.knows, ..Said::default() };
+            }
             next.push((Step("the control plane starts anew", 0), state));
         }
     }
@@ -324,14 +341,15 @@ impl State {
         if proxy.disk != proxy.seen {
             push("writes its disk", Proxy { disk: proxy.seen, ..proxy });
         }
-        // The target's sidecar is not asked.
+        // The target's sidecar is not asked what it has closed.
         let is_asked = model.way == Way::Direct
             || pieces.moving(self.moving).leg.is_some_and(|(source, _)| source == at);
         let says = self.says(place, model, pieces);
-        if is_asked && says != proxy.sent && says.closed > 0 {
+        let is_news = |said: Said| said.closed > 0 || said.knows;
+        if (is_asked || says.knows) && says != proxy.sent && is_news(says) {
             push("sends an ack", Proxy { sent: says, ..proxy });
         }
-        if proxy.sent != proxy.heard && proxy.sent.closed > 0 {
+        if proxy.sent != proxy.heard && is_news(proxy.sent) {
             push("is heard", Proxy { heard: proxy.sent, ..proxy });
         }
         let back = u8::from(model.fault == Fault::DiskGoesBack && proxy.disk > 1);
@@ -366,6 +384,9 @@ impl State {
     /// What a proxy would say now.
     fn says(&self, place: usize, model: &Model, pieces: &Pieces) -> Said {
         let proxy = self.proxies[place];
+        if model.is_target_late && place == TARGET {
+            return Said { knows: proxy.seen >= ANNOUNCED, ..Said::default() };
+        }
         let closed = pieces.table_at(self.table(proxy.seen)).closed;
         if closed == 0 {
             return Said::default();
@@ -376,7 +397,8 @@ impl State {
             }
             Way::Direct => at == place && matches!(write.phase, Phase::Sent | Phase::AtApp | Phase::Applied),
         });
-        Said { closed, busy, persisted: pieces.table_at(self.table(proxy.disk)).closed == closed }
+        let persisted = pieces.table_at(self.table(proxy.disk)).closed == closed;
+        Said { closed, busy, persisted, knows: false }
     }
 
     /// What may become of a write.
