@@ -42,7 +42,7 @@ pub struct ProxyReport {
     /// Whether this process has heard of it. Until then it is not live; how long it is silent nobody can tell, so its silence
     /// begins with this process.
     pub is_heard: bool,
-    /// Whether another process of its node was heard of for the first time since: it has probably ended.
+    /// Whether another process of its node was heard of for the first time since, or since it has left: it has probably ended.
     pub is_replaced: bool,
     /// Whether it was said that it runs beside another process of its node.
     is_twin: bool,
@@ -102,8 +102,9 @@ impl Acks {
         report.is_twin = known.is_some_and(|known| known.is_twin);
         let others = of_node(&mut proxies, &process.0).filter(|other| other.ack.instance != process.1);
         for other in others {
-            // Whoever still runs says so again.
-            other.is_replaced |= is_first;
+            // Whoever still runs says so again. One that took leave beside its successor is followed by it, too.
+            let has_left = other.ack.state == ProxyState::Draining && other.silent(now) > LIVE;
+            other.is_replaced |= is_first || has_left;
             let both_serve = [&*other, &report].iter().all(|one| one.ack.state != ProxyState::Draining);
             if !is_first && both_serve && other.is_live(now) {
                 let is_told = other.is_twin && report.is_twin;
@@ -333,6 +334,9 @@ mod tests {
         }
         assert_eq!(known(&acks), [("1".into(), true), ("2".into(), true)]);
         assert!(!acks.all().iter().any(|report| report.is_twin));
+        tokio::time::advance(LIVE + Duration::from_secs(1)).await;
+        acks.note(process("b", "2"));
+        assert_eq!(known(&acks), [("2".into(), true)], "it has left");
     }
 
     #[tokio::test(start_paused = true)]
