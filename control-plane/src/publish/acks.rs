@@ -63,6 +63,15 @@ impl ProxyReport {
         now.saturating_duration_since(self.heard)
     }
 
+    /// Whether its apps are on the machine on which those of the other one are. Ports differ from start to start.
+    fn is_where(&self, other: &Self) -> bool {
+        fn hosts(report: &ProxyReport) -> impl Iterator<Item = &str> {
+            let addresses = report.ack.apps.iter().filter_map(|app| app.address.as_deref());
+            addresses.map(|address| address.rsplit_once(':').map_or(address, |(host, _)| host))
+        }
+        hosts(other).all(|host| hosts(self).any(|own| own == host))
+    }
+
     fn is_forgotten(&self, now: Instant) -> bool {
         self.silent(now) > if self.is_replaced { REPLACED } else { FORGOTTEN }
     }
@@ -104,9 +113,10 @@ impl Acks {
         for other in others {
             // Whoever still runs says so again. One that took leave beside its successor is followed by it, too.
             let has_left = other.ack.state == ProxyState::Draining && other.silent(now) > LIVE;
-            other.is_replaced |= is_first || has_left;
+            // On another machine it says nothing of whoever was here: that one may only be cut off.
+            other.is_replaced |= is_first && report.is_where(other) || has_left;
             let both_serve = [&*other, &report].iter().all(|one| one.ack.state != ProxyState::Draining);
-            if !is_first && both_serve && other.is_live(now) {
+            if !other.is_replaced && both_serve && other.is_live(now) {
                 let is_told = other.is_twin && report.is_twin;
                 (other.is_twin, report.is_twin) = (true, true);
                 if !is_told {
@@ -217,6 +227,7 @@ fn of_node<'p>(
 #[cfg(test)]
 mod tests {
     use gilmok_config::wire::{Applied, WIRE_LEVEL};
+    use serde_json::json;
 
     use super::*;
 
@@ -312,6 +323,25 @@ mod tests {
         next.note(process("a", "2"));
         tokio::time::advance(REPLACED + Duration::from_secs(1)).await;
         assert_eq!(known(&next), [("2".into(), true)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_on_another_machine_follows_nobody() {
+        let at = |instance: &str, address: &str| {
+            let app = json!({ "service": "profile", "address": address });
+            Ack { apps: vec![serde_json::from_value(app).unwrap()], ..process("a", instance) }
+        };
+        let acks = Acks::default();
+        acks.note(at("1", "10.0.0.1:15006"));
+        acks.note(at("2", "10.0.0.2:15006"));
+        tokio::time::advance(REPLACED * 3).await;
+        acks.note(at("2", "10.0.0.2:15006"));
+        assert_eq!(known(&acks), [("1".into(), false), ("2".into(), true)], "the first may only be cut off");
+        acks.note(at("3", "10.0.0.1:15007"));
+        tokio::time::advance(REPLACED + Duration::from_secs(1)).await;
+        acks.note(at("2", "10.0.0.2:15006"));
+        let who: Vec<_> = known(&acks).into_iter().map(|(instance, _)| instance).collect();
+        assert_eq!(who, ["2", "3"], "started again where it was");
     }
 
     #[tokio::test(start_paused = true)]
