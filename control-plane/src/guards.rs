@@ -27,6 +27,8 @@ pub struct Guards(BTreeMap<String, Watch>);
 struct Watch {
     /// Changes with everything that makes what was counted before say nothing of what comes.
     mark: String,
+    /// The revision with which it began: what proxies that run an older one count says nothing of it.
+    since: u64,
     guard: Guard,
     baseline: String,
     others: Vec<Other>,
@@ -76,11 +78,11 @@ impl Guards {
         self.0.is_empty()
     }
 
-    /// Takes in which flags there are. What is killed or off is not watched; what is on again begins anew.
-    pub fn know(&mut self, set: Option<&FlagSet>) {
+    /// Takes in which flags there are as of a revision. What is killed or off is not watched; what is on again begins anew.
+    pub fn know(&mut self, set: Option<&FlagSet>, revision: u64) {
         let mut before = std::mem::take(&mut self.0);
         for flag in set.into_iter().flat_map(FlagSet::flags) {
-            let Some(watch) = Watch::of(flag) else { continue };
+            let Some(watch) = Watch::of(flag, revision) else { continue };
             let kept = before.remove(flag.key()).filter(|kept| kept.mark == watch.mark);
             self.0.insert(flag.key().to_owned(), kept.unwrap_or(watch));
         }
@@ -99,7 +101,8 @@ impl Guards {
         let mut faults = Vec::new();
         for (key, watch) in &mut self.0 {
             let of = said.iter().map(|said| said.get(key.as_str()).copied());
-            let said: Vec<(&Ack, Option<&GuardedCounts>)> = acks.iter().copied().zip(of).collect();
+            let said = acks.iter().copied().zip(of).filter(|(ack, _)| watch.is_run_by(ack));
+            let said: Vec<(&Ack, Option<&GuardedCounts>)> = said.collect();
             watch.hear(&said);
             let is_known = watch.failed.is_some();
             let Some(why) = watch.why() else { continue };
@@ -109,6 +112,11 @@ impl Guards {
             }
         }
         faults
+    }
+
+    /// Knows nothing of a flag any more.
+    pub fn forget(&mut self, key: &str) {
+        self.0.remove(key);
     }
 
     /// What is known of a flag, where it is watched.
@@ -136,7 +144,7 @@ impl Other {
 }
 
 impl Watch {
-    fn of(flag: &Flag) -> Option<Self> {
+    fn of(flag: &Flag, since: u64) -> Option<Self> {
         let guard = flag.guard()?.clone();
         let baseline = flag.off_variant()?.name().to_owned();
         if flag.is_killed() || !flag.is_enabled() {
@@ -147,7 +155,11 @@ impl Watch {
         let variants: Vec<_> =
             flag.variants().iter().map(|variant| (variant.name(), variant.value())).collect();
         let mark = content_hash(format!("{guard:?} {baseline:?} {variants:?}").as_bytes());
-        Some(Self { mark, guard, baseline, others, failed: None })
+        Some(Self { mark, since, guard, baseline, others, failed: None })
+    }
+
+    fn is_run_by(&self, ack: &Ack) -> bool {
+        ack.applied.as_ref().is_some_and(|applied| applied.revision >= self.since)
     }
 
     fn hear(&mut self, said: &[(&Ack, Option<&GuardedCounts>)]) {
@@ -195,7 +207,7 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
-    use gilmok_config::wire::{VariantCounts, WIRE_LEVEL};
+    use gilmok_config::wire::{Applied, VariantCounts, WIRE_LEVEL};
     use serde_json::json;
 
     use super::*;
@@ -211,8 +223,12 @@ mod tests {
 
     fn guards(on_fail: &str, metrics: &[&str]) -> Guards {
         let mut guards = Guards::default();
-        guards.know(Some(&set(&flag(on_fail, metrics))));
+        guards.know(Some(&set(&flag(on_fail, metrics))), 1);
         guards
+    }
+
+    fn applied(revision: u64) -> Applied {
+        Applied { store: "s".to_owned(), revision, hash: String::new(), last_known_good: false }
     }
 
     /// A proxy that has counted this of each variant: trials, failures, and a bucket of latency for all of them.
@@ -229,7 +245,7 @@ mod tests {
             instance: instance.to_owned(),
             wire: WIRE_LEVEL,
             version: String::new(),
-            applied: None,
+            applied: Some(applied(1)),
             refused: None,
             state: Default::default(),
             counts: Vec::new(),
@@ -304,20 +320,40 @@ mod tests {
         assert_eq!(trials(&guards), Some(400));
         let mut ramped = flag("kill", &["errors"]);
         ramped["targeting"] = json!({ "fractional": [["on", 10], ["off", 90]] });
-        guards.know(Some(&set(&ramped)));
+        guards.know(Some(&set(&ramped)), 1);
         assert_eq!(trials(&guards), Some(400));
         let mut killed = ramped.clone();
         killed["x-gilmok"]["kill"] = json!({ "active": true });
-        guards.know(Some(&set(&killed)));
+        guards.know(Some(&set(&killed)), 1);
         assert_eq!(trials(&guards), None);
-        guards.know(Some(&set(&ramped)));
+        guards.know(Some(&set(&ramped)), 1);
         assert_eq!(trials(&guards), Some(0));
         guards.hear(&[&ack("1", &[("on", 500, 500, 40), ("half", 500, 500, 40)])]);
         assert_eq!(trials(&guards), Some(0), "what was counted before is no news");
         ramped["variants"]["on"] = json!(7);
-        guards.know(Some(&set(&ramped)));
-        guards.know(None);
+        guards.know(Some(&set(&ramped)), 1);
+        guards.know(None, 1);
         assert_eq!(trials(&guards), None);
+    }
+
+    #[test]
+    fn a_proxy_that_was_cut_off_brings_no_old_evidence() {
+        let mut guards = Guards::default();
+        guards.know(Some(&set(&flag("kill", &["errors"]))), 5);
+        // It served the bad variant all the while, and comes back to what was mended.
+        let bad = |tick: u64| ack("1", &[("on", 100 * tick, 100 * tick, 40), ("off", 100 * tick, 0, 40)]);
+        for tick in 0..20 {
+            assert_eq!(guards.hear(&[&bad(tick)]), [], "it runs revision 1");
+        }
+        for _ in 0..3 {
+            let back = Ack { applied: Some(applied(5)), ..bad(30) };
+            assert_eq!(guards.hear(&[&back]), [], "what it counted until now is where it begins");
+        }
+        let still = (31..40).any(|tick| {
+            let still = Ack { applied: Some(applied(6)), ..bad(tick) };
+            !guards.hear(&[&still]).is_empty()
+        });
+        assert!(still, "what it counts from then on is evidence");
     }
 
     /// A generator of our own: the same ticks on every machine.

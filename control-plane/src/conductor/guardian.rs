@@ -36,7 +36,7 @@ impl Guardian {
         loop {
             ticks.tick().await;
             let Some(published) = self.state.publisher.current() else { continue };
-            for fault in self.hear(published.intent().flags.as_deref()) {
+            for fault in self.hear(published.intent().flags.as_deref(), published.revision) {
                 self.act(&fault, published.revision).await;
             }
         }
@@ -48,15 +48,14 @@ impl Guardian {
         self.lock().of(key)
     }
 
-    fn hear(&self, set: Option<&gilmok_config::flag::FlagSet>) -> Vec<Fault> {
+    fn hear(&self, set: Option<&gilmok_config::flag::FlagSet>, revision: u64) -> Vec<Fault> {
         let mut guards = self.lock();
-        guards.know(set);
+        guards.know(set, revision);
         if guards.is_empty() {
             return Vec::new();
         }
-        let reports = self.state.publisher.acks.all();
-        let acks: Vec<&Ack> = reports.iter().map(|report| &report.ack).collect();
-        guards.hear(&acks)
+        let acks = self.state.publisher.acks.heard();
+        guards.hear(&acks.iter().collect::<Vec<_>>())
     }
 
     /// Kills the flag, or only tells. What was not written is decided anew by the next tick.
@@ -73,7 +72,8 @@ impl Guardian {
                 ..Author::default()
             };
             match self.state.write(&Command::Flag(flag.clone(), FlagDeed::Kill), &author).await {
-                Ok(_) => {}
+                // Turned on again before anybody looks, it begins anew all the same.
+                Ok(_) => self.lock().forget(flag),
                 // Somebody else wrote meanwhile.
                 Err(WriteError::Behind { .. } | WriteError::Contended) => return,
                 Err(error) => {

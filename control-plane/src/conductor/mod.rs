@@ -140,8 +140,8 @@ impl Conductor {
         if concerned.is_empty() {
             return;
         }
-        let reports = self.state.publisher.acks.all();
-        let acks: Vec<&Ack> = reports.iter().map(|report| &report.ack).collect();
+        let acks = self.state.publisher.acks.heard();
+        let acks: Vec<&Ack> = acks.iter().collect();
         for service in concerned {
             let answer = answer.filter(|answer| answer.service == *service);
             self.go_on(service, &acks, elapsed, answer).await;

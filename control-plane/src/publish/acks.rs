@@ -185,6 +185,13 @@ impl Acks {
         self.ask(|report, _| report.clone())
     }
 
+    /// The newest words of those that this process has heard of. What the process before it knew has no counts: taken for a
+    /// beginning, everything that a proxy has ever counted would be news.
+    #[must_use]
+    pub fn heard(&self) -> Vec<Ack> {
+        self.ask(|report, _| report.is_heard.then(|| report.ack.clone())).into_iter().flatten().collect()
+    }
+
     /// Live proxies that do not run a revision, by name. One that leaves is not waited for.
     #[must_use]
     pub fn lagging(&self, store: &str, revision: u64) -> Vec<String> {
@@ -289,6 +296,8 @@ mod tests {
         acks.remember(before.known());
         let live = acks.ask(|report, _| (report.ack.node.clone(), report.is_live(Instant::now())));
         assert_eq!(live, [("a".to_owned(), false), ("b".to_owned(), true)]);
+        let heard: Vec<_> = acks.heard().into_iter().map(|ack| ack.node).collect();
+        assert_eq!(heard, ["b"], "what is known of the other begins when it speaks");
         let silent = acks.ask(|_, silent| silent);
         assert_eq!(silent, [Duration::ZERO; 2], "nobody can tell how long it has been silent");
         tokio::time::advance(FORGOTTEN + LIVE).await;

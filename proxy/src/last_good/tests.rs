@@ -500,7 +500,8 @@ fn value() -> impl Strategy<Value = &'static str> {
 
 fn call() -> impl Strategy<Value = Call> {
     let names = "accept-language authorization cookie feature-flags feature-flags-override x-a x-api-key x-b";
-    let headers = prop::collection::vec((prop::sample::select(names.split(' ').collect::<Vec<_>>()), value()), 0..4);
+    let headers =
+        prop::collection::vec((prop::sample::select(names.split(' ').collect::<Vec<_>>()), value()), 0..4);
     let decided = || prop::option::of(prop::sample::select(vec!["v1", "v2"]));
     let place = (prop::sample::select(vec!["ads", "shop"]), decided(), decided());
     let url = (prop::sample::select(vec!["a", "ab"]), prop::sample::select(vec!["/", "/b"]));
@@ -519,7 +520,8 @@ fn call() -> impl Strategy<Value = Call> {
 fn identity(call: &Call) -> String {
     let mut who: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, value) in &call.headers {
-        if ["authorization", "cookie", "feature-flags", "feature-flags-override", "x-api-key"].contains(name) {
+        if ["authorization", "cookie", "feature-flags", "feature-flags-override", "x-api-key"].contains(name)
+        {
             who.entry(name).or_default().push(value);
         }
     }
