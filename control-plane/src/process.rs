@@ -79,7 +79,11 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
         state: Arc::clone(&state),
         conductor,
         mover,
-        access: Access { token_file: settings.token_file, reason_required: settings.reason_required },
+        access: Access {
+            token_file: settings.token_file,
+            on_loopback: settings.on_loopback,
+            reason_required: settings.reason_required,
+        },
         stop: stopped.clone(),
         contacts: mirror.map(|mirror| mirror.contacts),
         metrics,
@@ -91,9 +95,9 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
         write_port_file(path, address).with_context(|| format!("cannot write {}", path.display()))?;
     }
     tracing::info!("listening on {address}");
-    if !address.ip().is_loopback() && admin.access.token_file.is_none() {
+    if !address.ip().is_loopback() && admin.access.token_file.is_none() && state.store.tokens().is_empty() {
         tracing::warn!(
-            "callers from other hosts are refused: set token_file to let those in who know the token"
+            "callers from other hosts are refused: `gilmok tokens create` here makes tokens for them, or set token_file"
         );
     }
     let leave = async move {

@@ -2,6 +2,8 @@
 
 mod problem;
 
+mod needed;
+
 mod access;
 
 mod named;
@@ -31,6 +33,8 @@ mod timed;
 mod flagd;
 
 mod explain;
+
+mod tokens;
 
 mod process;
 
@@ -131,6 +135,9 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/revisions/{number}/restore", post(revisions::restore))
         .route("/v1/audit", get(revisions::audit))
         .route("/v1/backup", get(revisions::backup))
+        .route("/v1/tokens", get(tokens::list).post(tokens::create))
+        .route("/v1/tokens/audit", get(tokens::audit))
+        .route("/v1/tokens/{id}", delete(tokens::revoke))
         .route("/v1/proxies", get(proxies::list))
         .route("/v1/explain", get(explain::by_query).post(explain::by_body))
         .route("/v1/feed", get(proxies::feed))
