@@ -22,6 +22,7 @@ use crate::membership::consul;
 use crate::settings::Settings;
 use crate::state::State;
 use crate::store::Store;
+use crate::tls::{Follower, Tls};
 
 /// REST and feeds are little work; more threads would only cost memory beside the apps.
 const THREADS: usize = 2;
@@ -82,12 +83,20 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
         access: Access {
             token_file: settings.token_file,
             on_loopback: settings.on_loopback,
+            failures: Arc::default(),
             reason_required: settings.reason_required,
         },
         stop: stopped.clone(),
         contacts: mirror.map(|mirror| mirror.contacts),
         metrics,
     };
+    let follower = match &settings.tls {
+        Some(tls) => Some(Tls::open(tls).map_err(|why| anyhow::anyhow!("[tls]: {why}"))?),
+        None => None,
+    };
+    let tls = follower.as_ref().map(Follower::tls);
+    // Ends with the runtime.
+    let following = follower.map(|follower| tokio::spawn(follower.follow()));
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {}", settings.listen))?;
     let address = listener.local_addr().context("the listener has no address")?;
@@ -105,8 +114,8 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
         tracing::info!("leaving: ending feeds; proxies go on with what they have");
         stop.send_replace(true);
     };
-    tokio::join!(admin::serve(listener, router(Arc::new(admin)), Patience::default(), stopped), leave);
-    for task in background {
+    tokio::join!(admin::serve(listener, router(Arc::new(admin)), tls, Patience::default(), stopped), leave);
+    for task in background.into_iter().chain(following) {
         task.abort();
     }
     // What the next start begins with; a disk that hangs must not keep the process.
@@ -184,6 +193,10 @@ fn start_metrics() -> PrometheusHandle {
     let handle = recorder.handle();
     // A recorder that is there already stays.
     drop(metrics::set_global_recorder(recorder));
+    metrics::describe_counter!(
+        "gilmok_authentication_failures_total",
+        "Requests that were not let in, by why."
+    );
     metrics::describe_counter!("gilmok_writes_total", "Writes of operators by what became of them.");
     handle
 }

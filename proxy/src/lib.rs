@@ -6,7 +6,7 @@
 //! for whom: `client`, `visitor`, and what they may not say: `claims`; encrypted and known by what they show: `tls`)
 //! and act on requests (`request`) with what each `worker` owns, as far as callers take it (`untaken`),
 //! the called side (`upstream`) with its `breaker`s and limits (`rate_limit`, `access`), and its `health`, what is given again when it brings nothing (`last_good`),
-//! how often apps are told of features (`flag_counts`) and what they may ask of them (`flags`),
+//! how often apps are told of features (`flag_counts`) and what they may ask of them (`flags`, by a `token` where one is asked for),
 //! and what is told of it all (served `aside`: `admin`, `metrics`, `telemetry`, `access_log`).
 
 pub mod settings;
@@ -58,6 +58,8 @@ mod rate_limit;
 mod access;
 
 mod flag_counts;
+
+mod token;
 
 mod flags;
 

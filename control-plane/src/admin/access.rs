@@ -10,8 +10,10 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use gilmok_config::identity::Identity;
 use gilmok_config::name::ServiceName;
+use gilmok_config::service::ServicePolicy;
 
 use super::Admin;
+use super::failures::Failures;
 use super::needed::needed;
 use super::problem::Problem;
 use crate::store::now_ms;
@@ -26,6 +28,8 @@ pub struct Access {
     /// Holds the token of administrators. Read again at each such request, so that it can be changed without a restart.
     pub token_file: Option<PathBuf>,
     pub on_loopback: OnLoopback,
+    /// Who has shown tokens that were none.
+    pub failures: Arc<Failures>,
     /// Whether writes must say why.
     pub reason_required: bool,
 }
@@ -68,8 +72,14 @@ pub(super) async fn check(State(admin): State<Arc<Admin>>, request: Request, nex
             // A name that is none is for the handler to refuse.
             let of = params.as_ref().and_then(|params| params.iter().find(|(key, _)| *key == "service"));
             let service = of.and_then(|(_, name)| ServiceName::parse(name).ok());
-            let lacking = |lacking: Lacking| Problem::new(StatusCode::FORBIDDEN, lacking.to_string());
+            let lacking = |lacking: Lacking| {
+                count("scope");
+                Problem::new(StatusCode::FORBIDDEN, lacking.to_string())
+            };
             caller.may(needed, reach(needed, service.as_ref())).map_err(lacking)?;
+            if let (Scope::Traffic, Some(service)) = (needed, &service) {
+                moves_only_its_own(&admin, &caller, service).map_err(lacking)?;
+            }
         }
         Ok(caller)
     });
@@ -93,39 +103,80 @@ fn reach(needed: Scope, service: Option<&ServiceName>) -> Reach<'_> {
     }
 }
 
+/// Services of one group move together: whoever moves one needs a token for all of them.
+fn moves_only_its_own(admin: &Admin, caller: &Caller, service: &ServiceName) -> Result<(), Lacking> {
+    let Some(published) = admin.state.publisher.current().filter(|_| caller.is_limited()) else {
+        return Ok(());
+    };
+    let services = &published.intent().services;
+    let group = |policy: &ServicePolicy| policy.traffic.as_deref().and_then(|traffic| traffic.group.clone());
+    let Some(own) = services.get(service).and_then(group) else { return Ok(()) };
+    let mut others = services.iter().filter(|(_, policy)| group(policy).as_ref() == Some(&own));
+    let other = others.find(|(name, _)| !caller.covers(name));
+    other.map_or(Ok(()), |(name, _)| Err(Lacking::Service(name.clone())))
+}
+
 /// Who asks. A token that is shown decides, also on this machine: it must not do more than it is for.
 fn caller(admin: &Admin, request: &Request) -> Result<Caller, Problem> {
     let extensions = request.extensions();
     let peer = extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical());
+    let identity = extensions.get::<Identity>().cloned().map(Caller::Identity);
     let credentials = request.headers().get(header::AUTHORIZATION);
-    if let Some(credentials) = credentials {
-        let bearer = credentials.to_str().ok().and_then(token_of).unwrap_or_default();
-        return of_token(admin, bearer);
+    let bearer = credentials.and_then(|credentials| credentials.to_str().ok()).and_then(token_of);
+    if let Some(bearer) = bearer.filter(|bearer| !bearer.is_empty()) {
+        let known = known(admin, bearer);
+        // Whoever has proved who it is loses nothing by an old token beside it.
+        if let (Err(_), Some(identity)) = (&known, identity) {
+            return Ok(identity);
+        }
+        return known.or_else(|worthless| operator(admin, bearer, peer, worthless));
     }
-    if let Some(identity) = extensions.get::<Identity>() {
-        return Ok(Caller::Identity(identity.clone()));
+    if let Some(identity) = identity {
+        return Ok(identity);
     }
     if peer.is_some_and(|ip| ip.is_loopback()) && admin.access.on_loopback == OnLoopback::Open {
         return refuse_pages(request.headers()).map(|()| Caller::Loopback);
     }
+    count("missing");
     let detail = "callers need `Authorization: Bearer` with a token; `gilmok tokens create` makes one";
     Err(Problem::new(StatusCode::UNAUTHORIZED, detail))
 }
 
-/// Whose token it is.
-fn of_token(admin: &Admin, bearer: &str) -> Result<Caller, Problem> {
-    let worthless = match admin.state.store.tokens().find(bearer, now_ms()) {
-        Ok(token) => return Ok(Caller::Token(Arc::clone(token))),
-        Err(worthless) => worthless,
-    };
-    if !bearer.is_empty() && admin.access.is_of_operator(bearer)? {
+/// Whose token it is, of those that were made here. Nobody guesses one of these.
+fn known(admin: &Admin, bearer: &str) -> Result<Caller, Worthless> {
+    admin.state.store.tokens().find(bearer, now_ms()).map(|token| Caller::Token(Arc::clone(token)))
+}
+
+/// Whether it is the token of `token_file`, which people may have chosen: not for whoever has failed too often.
+fn operator(
+    admin: &Admin,
+    bearer: &str,
+    peer: Option<IpAddr>,
+    worthless: Worthless,
+) -> Result<Caller, Problem> {
+    let failures = &admin.access.failures;
+    if let Some(wait) = peer.and_then(|peer| failures.barred(peer)) {
+        count("barred");
+        let seconds = u16::try_from(wait.as_secs()).unwrap_or(u16::MAX).saturating_add(1);
+        let detail = "too many tokens from this address were none; wait before showing another one";
+        return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, detail).later(seconds));
+    }
+    if admin.access.is_of_operator(bearer)? {
         return Ok(Caller::Operator);
     }
-    let detail = match worthless {
-        Worthless::Expired(id) => format!("the token {id} has ended"),
-        Worthless::Unknown => "this token is not known here".to_owned(),
+    let (reason, detail) = match worthless {
+        Worthless::Expired(id) => ("expired", format!("the token {id} has ended")),
+        Worthless::Unknown => ("unknown", "this token is not known here".to_owned()),
     };
+    count(reason);
+    if let Some(peer) = peer.filter(|peer| failures.note(*peer)) {
+        tracing::warn!("{peer} shows a token that is none: {detail}");
+    }
     Err(Problem::new(StatusCode::UNAUTHORIZED, detail))
+}
+
+fn count(reason: &'static str) {
+    metrics::counter!("gilmok_authentication_failures_total", "reason" => reason).increment(1);
 }
 
 /// The token of `Bearer TOKEN`; the scheme's case means nothing.

@@ -2,6 +2,8 @@
 
 mod problem;
 
+mod failures;
+
 mod needed;
 
 mod access;
@@ -64,6 +66,7 @@ use crate::membership::consul::Contacts;
 use crate::state::State;
 
 pub use access::Access;
+pub use failures::Failures;
 pub use openapi::document as openapi_document;
 pub use serve::{Patience, serve};
 

@@ -115,7 +115,7 @@ mod tests {
             fences: Vec::new(),
             flags: Vec::new(),
         };
-        ProxyReport { ack, heard: Instant::now(), is_heard: true }
+        ProxyReport { ack, heard: Instant::now(), is_heard: true, speaks_for: Vec::new() }
     }
 
     fn name(text: &str) -> Name {

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use gilmok_config::name::ServiceName;
 use gilmok_config::wire::{Ack, ProxyState};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
+
+use crate::tokens::Caller;
 
 /// A proxy that was heard of so recently is live.
 pub const LIVE: Duration = Duration::from_secs(15);
@@ -26,6 +29,15 @@ pub struct Acks {
     roster: watch::Sender<()>,
 }
 
+/// Why an ack is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Foreign {
+    #[error("it speaks for the service `{0}`, and who sends it does not")]
+    App(ServiceName),
+    #[error("the proxy `{0}` is one of other services")]
+    Proxy(String),
+}
+
 /// What is known of one proxy.
 #[derive(Clone, Debug)]
 pub struct ProxyReport {
@@ -35,6 +47,8 @@ pub struct ProxyReport {
     /// Whether this process has heard of it. Until then it is not live; how long it is silent nobody can tell, so its silence
     /// begins with this process.
     pub is_heard: bool,
+    /// Whom it speaks for, as was shown by whoever sent it; empty where that was not limited.
+    pub speaks_for: Vec<ServiceName>,
 }
 
 impl ProxyReport {
@@ -61,10 +75,40 @@ impl Default for Acks {
 }
 
 impl Acks {
-    /// Notes what a proxy says.
+    /// Notes what a proxy says that may say everything.
     pub fn note(&self, ack: Ack) {
+        self.put(self.lock(), ack, Vec::new());
+    }
+
+    /// Notes what a proxy says, if whoever sends it may speak for it.
+    ///
+    /// # Errors
+    /// For whom it may not.
+    pub fn note_of(&self, caller: &Caller, ack: Ack) -> Result<(), Foreign> {
+        if let Some(app) = ack.apps.iter().find(|app| !caller.covers(&app.service)) {
+            return Err(Foreign::App(app.service.clone()));
+        }
+        let proxies = self.lock();
+        may_speak(&proxies, caller, &ack.node)?;
+        self.put(proxies, ack, caller.speaks_for());
+        Ok(())
+    }
+
+    /// Whether a caller may be this proxy.
+    ///
+    /// # Errors
+    /// When the proxy is known as one of others.
+    pub fn may_speak(&self, caller: &Caller, node: &str) -> Result<(), Foreign> {
+        may_speak(&self.lock(), caller, node)
+    }
+
+    fn put(
+        &self,
+        mut proxies: MutexGuard<'_, BTreeMap<String, ProxyReport>>,
+        ack: Ack,
+        speaks_for: Vec<ServiceName>,
+    ) {
         let now = Instant::now();
-        let mut proxies = self.lock();
         if proxies.len() >= PROXIES_MAX && !proxies.contains_key(&ack.node) {
             let oldest = proxies.iter().min_by_key(|(_, report)| report.heard).map(|(node, _)| node.clone());
             oldest.and_then(|node| proxies.remove(&node));
@@ -72,7 +116,7 @@ impl Acks {
         let is_as_known = proxies.get(&ack.node).is_some_and(|known| {
             known.ack.instance == ack.instance && known.ack.state == ack.state && known.ack.apps == ack.apps
         });
-        proxies.insert(ack.node.clone(), ProxyReport { ack, heard: now, is_heard: true });
+        proxies.insert(ack.node.clone(), ProxyReport { ack, heard: now, is_heard: true, speaks_for });
         drop(proxies);
         if !is_as_known {
             self.roster.send_replace(());
@@ -109,7 +153,12 @@ impl Acks {
         let now = Instant::now();
         let mut proxies = self.lock();
         for ack in known.into_iter().take(PROXIES_MAX) {
-            proxies.entry(ack.node.clone()).or_insert(ProxyReport { ack, heard: now, is_heard: false });
+            proxies.entry(ack.node.clone()).or_insert(ProxyReport {
+                ack,
+                heard: now,
+                is_heard: false,
+                speaks_for: Vec::new(),
+            });
         }
     }
 
@@ -156,9 +205,18 @@ impl Acks {
     }
 }
 
+/// Whoever speaks for some services only is no proxy that speaks, or has spoken, for another one.
+fn may_speak(proxies: &BTreeMap<String, ProxyReport>, caller: &Caller, node: &str) -> Result<(), Foreign> {
+    let Some(known) = proxies.get(node) else { return Ok(()) };
+    let apps = known.ack.apps.iter().map(|app| &app.service);
+    let is_own = apps.chain(&known.speaks_for).all(|service| caller.covers(service));
+    if is_own { Ok(()) } else { Err(Foreign::Proxy(node.to_owned())) }
+}
+
 #[cfg(test)]
 mod tests {
-    use gilmok_config::wire::{Applied, WIRE_LEVEL};
+    use gilmok_config::name::Name;
+    use gilmok_config::wire::{Applied, InboundApp, WIRE_LEVEL};
 
     use super::*;
 
@@ -194,6 +252,39 @@ mod tests {
         let (lagging, ()) = tokio::join!(converged, late);
         assert!(lagging.is_empty());
         assert_eq!(acks.lagging("other", 1), ["a", "b"], "another store's numbers mean nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_speaks_for_a_proxy_of_another_service() {
+        let acks = Acks::default();
+        let caller = |name: &str| Caller::Identity(format!("spiffe://mesh/service/{name}").parse().unwrap());
+        let app = |name: &str| InboundApp {
+            service: ServiceName::parse(name).unwrap(),
+            shard: Name::default(),
+            address: None,
+        };
+        let (shop, thief) = (caller("shop"), caller("ads"));
+        let of = |node: &str, apps: Vec<InboundApp>| Ack { apps, ..ack(node, 1) };
+        // One with an app, one that only calls, and one that came without an identity.
+        acks.note_of(&shop, of("web-1", vec![app("shop")])).unwrap();
+        acks.note_of(&shop, of("web-2", Vec::new())).unwrap();
+        acks.note(of("web-3", vec![app("shop")]));
+        acks.note(of("web-4", Vec::new()));
+        assert_eq!(
+            acks.note_of(&thief, of("own", vec![app("shop")])),
+            Err(Foreign::App(app("shop").service))
+        );
+        for node in ["web-1", "web-2", "web-3"] {
+            let refused = Err(Foreign::Proxy(node.to_owned()));
+            for apps in [Vec::new(), vec![app("ads")]] {
+                assert_eq!(acks.note_of(&thief, of(node, apps)), refused);
+            }
+            assert_eq!(acks.may_speak(&thief, node), refused);
+            assert_eq!(acks.may_speak(&shop, node), Ok(()));
+            assert_eq!(acks.note_of(&Caller::Operator, of(node, vec![app("shop")])), Ok(()));
+        }
+        assert_eq!(acks.note_of(&thief, of("own", vec![app("ads")])), Ok(()));
+        assert_eq!(acks.may_speak(&thief, "web-4"), Ok(()), "of whom nothing is known");
     }
 
     #[tokio::test(start_paused = true)]

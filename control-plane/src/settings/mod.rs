@@ -4,6 +4,8 @@
 
 mod arguments;
 
+mod tls;
+
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,6 +16,7 @@ use gilmok_config::problem::Problems;
 use tracing::level_filters::LevelFilter;
 
 use crate::membership::consul;
+use crate::tls::TlsSettings;
 use crate::tokens::OnLoopback;
 
 pub use arguments::{Environment, Task, command, unknown_variables};
@@ -47,6 +50,8 @@ pub struct Settings {
     /// Holds the token of administrators; without it there are only those that were made over REST.
     pub token_file: Option<PathBuf>,
     pub on_loopback: OnLoopback,
+    /// Without it, REST and feed are in the clear.
+    pub tls: Option<TlsSettings>,
     /// Whether writes must say why.
     pub reason_required: bool,
     /// Holds what webhooks are signed with; without it no plan may name one.
@@ -115,7 +120,7 @@ impl Settings {
         let mut table = root.table();
         let mut take = |key| table.as_mut().and_then(|table| table.optional(key));
         let (listen, token_file) = (take("listen"), take("token_file"));
-        let on_loopback = take("loopback");
+        let (on_loopback, tls) = (take("loopback"), take("tls"));
         let (reason_required, webhook_secret_file) = (take("reason_required"), take("webhook_secret_file"));
         let (store, membership) = (take("store"), take("membership"));
         let (log, port_file) = (take("log"), take("port_file"));
@@ -127,6 +132,7 @@ impl Settings {
             listen: listen.unwrap_or_else(|| LISTEN_DEFAULT.parse().expect("invariant: it is an address")),
             token_file: token_file.and_then(|value| read_secret_file(&value, folder, "token")),
             on_loopback: on_loopback.and_then(|value| value.choice(&ON_LOOPBACK)).unwrap_or_default(),
+            tls: tls.and_then(|value| tls::read(&value, folder)),
             reason_required: reason_required.and_then(|value| value.boolean()).unwrap_or_default(),
             webhook_secret_file: webhook_secret_file
                 .and_then(|value| read_secret_file(&value, folder, "secret")),

@@ -106,6 +106,16 @@ impl Caller {
         }
     }
 
+    /// The services that it speaks for; empty where it is not limited.
+    #[must_use]
+    pub fn speaks_for(&self) -> Vec<ServiceName> {
+        match self {
+            Self::Identity(identity) => vec![identity.service.clone()],
+            Self::Loopback | Self::Operator => Vec::new(),
+            Self::Token(token) => token.services.iter().flatten().cloned().collect(),
+        }
+    }
+
     /// Who it is, for the audit and the log, where that is known. Nothing secret.
     #[must_use]
     pub fn told(&self) -> Option<String> {

@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use axum::extract::ConnectInfo;
+use gilmok_config::identity::Identity;
 use http_body_util::BodyExt as _;
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
@@ -46,6 +47,18 @@ impl Asked {
     }
 
     async fn ask(&self, from: &str, line: &str, credentials: Option<&str>, body: &Value) -> Told {
+        self.ask_as(None, from, line, credentials, body).await
+    }
+
+    /// As somebody who has shown a certificate of this service.
+    async fn ask_as(
+        &self,
+        service: Option<&str>,
+        from: &str,
+        line: &str,
+        credentials: Option<&str>,
+        body: &Value,
+    ) -> Told {
         let (method, target) = line.split_once(' ').unwrap();
         let mut request = http::Request::builder().method(method).uri(target);
         request = request
@@ -57,6 +70,10 @@ impl Asked {
         let mut request = request.body(body).unwrap();
         let peer: SocketAddr = format!("{from}:4711").parse().unwrap();
         request.extensions_mut().insert(ConnectInfo(peer));
+        if let Some(service) = service {
+            let identity: Identity = format!("spiffe://mesh/service/{service}").parse().unwrap();
+            request.extensions_mut().insert(identity);
+        }
         let answer = TowerToHyperService::new(self.router.clone()).call(request).await.unwrap();
         let (head, body) = answer.into_parts();
         let is_feed = head.headers.get("content-type").is_some_and(|kind| kind == "application/x-ndjson");
@@ -175,6 +192,8 @@ async fn every_request_of_the_interface_needs_what_the_table_says() {
         tokens.push((scope, asked.token(wish).await.0));
     }
     let all = requests();
+    // Each from another address: nobody fails too often.
+    let mut guesser = 0;
     assert!(all.len() > 60, "{}", all.len());
     for (path, method, expected) in all {
         assert_eq!(needed(&method, &path).map_or("-", Scope::as_str), expected.replace('*', "-"), "{path}");
@@ -183,7 +202,9 @@ async fn every_request_of_the_interface_needs_what_the_table_says() {
         let line = format!("{method} {}", target.replace("{key}", "k"));
         let bare = asked.with(None, &line, Value::Null).await;
         assert_eq!(bare.status == StatusCode::UNAUTHORIZED, expected != "*", "{line} without a token");
-        let wrong = asked.with(Some("gilmok_0123456789abcdef_00"), &line, Value::Null).await;
+        guesser += 1;
+        let (from, wrong) = (format!("10.1.0.{guesser}"), Some("Bearer gilmok_0123456789abcdef_00"));
+        let wrong = asked.ask(&from, &line, wrong, &Value::Null).await;
         assert_eq!(wrong.status == StatusCode::UNAUTHORIZED, expected != "*", "{line} with a wrong token");
         for (scope, token) in &tokens {
             let told = asked.with(Some(token), &line, Value::Null).await;
@@ -340,4 +361,94 @@ async fn tokens_outlive_a_restart_and_a_backup() {
         let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(dir.join("gilmok.redb")).unwrap());
         assert_eq!(mode & 0o777, 0o600, "what is kept is for nobody else");
     }
+}
+
+#[tokio::test]
+async fn whoever_goes_on_guessing_is_told_to_wait() {
+    let asked = Asked::new("guesses", |folder| {
+        std::fs::write(folder.0.join("token"), "chosen").unwrap();
+        Access { token_file: Some(folder.0.join("token")), ..Access::default() }
+    });
+    let (made, _) = asked.token(json!({"name": "made", "scopes": ["read"]})).await;
+    let status = async |token: &str| asked.with(Some(token), "GET /v1/status", Value::Null).await;
+    for guess in 0..10 {
+        assert_eq!(status(&format!("guess {guess}")).await.status, StatusCode::UNAUTHORIZED);
+    }
+    for token in ["guess 11", "chosen", "gilmok_0123456789abcdef_00"] {
+        let barred = status(token).await;
+        assert_eq!(barred.status, StatusCode::TOO_MANY_REQUESTS, "{token}: {}", barred.body);
+        let wait: u64 = barred.headers["retry-after"].to_str().unwrap().parse().unwrap();
+        assert!((1..=7).contains(&wait), "{wait}");
+    }
+    assert_eq!(status(&made).await.status, StatusCode::OK, "that one cannot be guessed");
+    let elsewhere = asked.ask("10.0.0.8", "GET /v1/status", Some("Bearer chosen"), &Value::Null).await;
+    assert_eq!(elsewhere.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_sidecar_speaks_for_its_own_service_and_for_nobody_else() {
+    let asked = Asked::new("sidecars", |_| Access::default());
+    assert_eq!(
+        asked.ask("127.0.0.1", "PUT /v1/services/shop", None, &json!({})).await.status,
+        StatusCode::CREATED
+    );
+    let ask = async |service: &str, line: &str, body: Value| {
+        let told = asked.ask_as(Some(service), "10.0.0.9", line, None, &body).await;
+        (told.status, told.body["detail"].as_str().unwrap_or_default().to_owned())
+    };
+    let endpoint = json!({"address": "10.0.0.9:1", "ttl": "10s"});
+    assert_eq!(ask("shop", "PUT /v1/membership/shop/a", endpoint.clone()).await.0, StatusCode::CREATED);
+    for line in ["PUT /v1/membership/shop/a", "PUT /v1/membership/shop/b", "DELETE /v1/membership/shop/a"] {
+        let (status, detail) = ask("ads", line, endpoint.clone()).await;
+        assert_eq!(
+            (status, detail.as_str()),
+            (StatusCode::FORBIDDEN, "this needs a token for the service `shop`")
+        );
+    }
+    let ack = |node: &str, service: &str| json!({"node": node, "instance": "1", "wire": 1, "state": "ready", "apps": [{"service": service}]});
+    let acks = "POST /v1/feed/acks";
+    assert_eq!(ask("shop", acks, ack("web-1", "shop")).await.0, StatusCode::NO_CONTENT);
+    for stolen in [ack("web-1", "ads"), ack("web-1", "shop"), ack("web-9", "shop")] {
+        assert_eq!(ask("ads", acks, stolen.clone()).await.0, StatusCode::FORBIDDEN, "{stolen}");
+    }
+    assert_eq!(ask("ads", acks, ack("web-9", "ads")).await.0, StatusCode::NO_CONTENT);
+    let feed = |node: &str| format!("GET /v1/feed?node={node}&wire=1");
+    assert_eq!(ask("shop", &feed("web-1"), Value::Null).await.0, StatusCode::OK);
+    assert_eq!(ask("ads", &feed("web-1"), Value::Null).await.0, StatusCode::FORBIDDEN);
+    for line in
+        ["GET /v1/status", "GET /v1/mesh", "PUT /v1/services/shop", "GET /v1/tokens", "GET /v1/backup"]
+    {
+        assert_eq!(ask("shop", line, json!({})).await.0, StatusCode::FORBIDDEN, "{line}");
+        // Nor on this machine.
+        let here = asked.ask_as(Some("shop"), "127.0.0.1", line, None, &json!({})).await;
+        assert_eq!(here.status, StatusCode::FORBIDDEN, "{line}");
+    }
+    // An old token beside it takes nothing away, one that is good gives what it is for.
+    let with = async |token: &str, line: &str| {
+        let credentials = format!("Bearer {token}");
+        asked.ask_as(Some("shop"), "10.0.0.9", line, Some(&credentials), &Value::Null).await.status
+    };
+    assert_eq!(with("gilmok_0123456789abcdef_00", &feed("web-1")).await, StatusCode::OK);
+    let (read, _) = asked.token(json!({"name": "r", "scopes": ["read"]})).await;
+    assert_eq!(with(&read, "GET /v1/status").await, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_token_of_services_moves_no_others_with_their_group() {
+    let asked = Asked::new("group", |_| Access::default());
+    let table = json!({"traffic": {"stable": "v1", "weights": {"v1": 100}, "group": "front"}});
+    for service in ["shop", "cart"] {
+        let put = asked.ask("127.0.0.1", &format!("PUT /v1/services/{service}"), None, &table).await;
+        assert_eq!(put.status, StatusCode::CREATED, "{}", put.body);
+    }
+    let wish = |services: Value| json!({"name": "t", "scopes": ["traffic"], "services": services});
+    let (one, _) = asked.token(wish(json!(["shop"]))).await;
+    let (both, _) = asked.token(wish(json!(["shop", "cart"]))).await;
+    let switch = async |token: &str| {
+        asked.with(Some(token), "POST /v1/services/shop/switch?dry_run=true", json!({"to": "v2"})).await
+    };
+    let refused = switch(&one).await;
+    assert_eq!(refused.status, StatusCode::FORBIDDEN);
+    assert!(refused.body["detail"].as_str().unwrap().contains("`cart`"), "{}", refused.body);
+    assert_ne!(switch(&both).await.status, StatusCode::FORBIDDEN);
 }
