@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use gilmok_config::identity::Identity;
 use gilmok_config::name::ServiceName;
 use gilmok_config::service::ServicePolicy;
+use zeroize::Zeroizing;
 
 use super::Admin;
 use super::failures::Failures;
@@ -20,7 +21,7 @@ use crate::store::now_ms;
 use crate::tokens::{Caller, Lacking, OnLoopback, Reach, Scope, Worthless, same_text};
 
 /// Longest token that is read from the file, in bytes.
-const TOKEN_BYTES_MAX: u64 = 4096;
+const TOKEN_BYTES_MAX: usize = 4096;
 
 /// What is asked of callers.
 #[derive(Clone, Debug, Default)]
@@ -37,10 +38,11 @@ pub struct Access {
 impl Access {
     fn is_of_operator(&self, bearer: &str) -> Result<bool, Problem> {
         let Some(path) = &self.token_file else { return Ok(false) };
-        let read = || -> std::io::Result<Vec<u8>> {
-            let mut token = Vec::new();
+        let read = || -> std::io::Result<Zeroizing<Vec<u8>>> {
+            // Room is made once: a buffer that grows leaves copies behind.
+            let mut token = Zeroizing::new(Vec::with_capacity(TOKEN_BYTES_MAX + 1));
             std::io::Read::read_to_end(
-                &mut std::io::Read::take(std::fs::File::open(path)?, TOKEN_BYTES_MAX),
+                &mut std::io::Read::take(std::fs::File::open(path)?, TOKEN_BYTES_MAX as u64),
                 &mut token,
             )?;
             Ok(token)

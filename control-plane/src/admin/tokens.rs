@@ -13,8 +13,9 @@ use gilmok_config::name::ServiceName;
 use gilmok_config::problem::{Problem as Fault, Problems};
 use gilmok_config::unit::parse_duration;
 use ring::rand::{SecureRandom as _, SystemRandom};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
+use zeroize::Zeroizing;
 
 use super::Admin;
 use super::author::{Author, Heads};
@@ -60,19 +61,24 @@ pub(super) struct Shown {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Created {
     /// Its text: `Authorization: Bearer` with it. It is shown now and never again.
+    #[schema(value_type = String)]
     token: Secret,
     #[serde(flatten)]
     shown: Shown,
 }
 
 /// Shown in the answer and nowhere else.
-#[derive(Serialize, ToSchema)]
-#[serde(transparent)]
-struct Secret(String);
+struct Secret(Zeroizing<String>);
 
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("…")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 

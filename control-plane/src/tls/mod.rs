@@ -5,6 +5,8 @@
 
 mod files;
 
+mod handshakes;
+
 mod receive;
 
 use std::path::{Path, PathBuf};
@@ -23,11 +25,14 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use files::{Pair, provider, read};
+use handshakes::Handshakes;
 
 pub use receive::{Received, Refused, Shown};
 
 /// How often the files are looked at.
 const POLL: Duration = Duration::from_millis(250);
+/// Handshakes that are under way at a time. Beyond it, the one that has lasted longest ends.
+const HANDSHAKES_MAX: usize = 1_024;
 /// How often it is told that a certificate is near its end.
 const TELL: Duration = Duration::from_hours(1);
 /// Near is: less than this part of its life is left.
@@ -63,6 +68,7 @@ pub struct Tls {
     settings: TlsSettings,
     /// A swap: a connection takes it once, when it comes.
     accepting: ArcSwap<Accepting>,
+    handshakes: Handshakes,
     /// Counts changes of the roots. A watch: connections wait for it.
     roots: watch::Sender<u64>,
 }
@@ -107,7 +113,8 @@ impl Tls {
         let read = Read::of(settings)?;
         let accepting = Accepting { config: config(&read)?, roots: 0 };
         let (settings, accepting) = (settings.clone(), ArcSwap::from_pointee(accepting));
-        let tls = Arc::new(Self { settings, accepting, roots: watch::Sender::new(0) });
+        let handshakes = Handshakes::new(HANDSHAKES_MAX);
+        let tls = Arc::new(Self { settings, accepting, handshakes, roots: watch::Sender::new(0) });
         describe();
         tell_end(&read);
         let callers = read.callers.map(|(_, _, content)| content);

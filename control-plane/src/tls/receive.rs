@@ -72,8 +72,14 @@ impl Tls {
     /// # Errors
     /// Why it could not be received.
     pub async fn receive(&self, stream: TcpStream) -> Result<Received, Refused> {
-        let received = timeout(HANDSHAKE_TIMEOUT, self.receive_untimed(stream)).await;
-        let received = received.unwrap_or_else(|_| Err(refused("timeout", "it takes too long")));
+        let (place, ended) = self.handshakes.begin();
+        let received = tokio::select! {
+            received = timeout(HANDSHAKE_TIMEOUT, self.receive_untimed(stream)) => {
+                received.unwrap_or_else(|_| Err(refused("timeout", "it takes too long")))
+            }
+            _ = ended => Err(refused("crowded_out", "too many handshakes at once")),
+        };
+        drop(place);
         if let Ok(Received::Tls(..)) = &received {
             count("full");
         }

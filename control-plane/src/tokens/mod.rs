@@ -16,6 +16,7 @@ use gilmok_config::name::ServiceName;
 use gilmok_config::problem::{Problem, Problems};
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 pub use caller::{Caller, Lacking, OnLoopback, Reach};
 pub use scope::{Scope, Scopes};
@@ -77,7 +78,8 @@ pub struct Wanted {
 /// A token that was just made, with the text that is shown once.
 pub struct Made {
     pub token: Token,
-    pub text: String,
+    /// Wiped when it is dropped.
+    pub text: Zeroizing<String>,
 }
 
 /// Every token that is kept.
@@ -148,7 +150,7 @@ impl Token {
         }
         let (id, secret) = random.split_at(ID_BYTES);
         let id = TokenId(hexadecimal(id).into());
-        let text = format!("{PREFIX}{id}_{}", hexadecimal(secret));
+        let text = Zeroizing::new(format!("{PREFIX}{id}_{}", hexadecimal(secret)));
         let lasts_ms = |ttl: Duration| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         let Wanted { name, scopes, services, ttl } = wanted;
         let token = Self {
@@ -300,13 +302,13 @@ mod tests {
     fn only_the_whole_text_of_a_token_will_do_and_only_until_it_ends() {
         let wanted = Wanted { ttl: Some(Duration::from_secs(1)), ..wanted(&[Scope::Read], &[]) };
         let Made { token, text } = Token::make(wanted, 1_000, "ann", &RANDOM).unwrap();
-        assert_eq!(text, format!("gilmok_{}_{}", "ab".repeat(8), "ab".repeat(32)));
+        assert_eq!(*text, format!("gilmok_{}_{}", "ab".repeat(8), "ab".repeat(32)));
         let (id, tokens) = (token.id.clone(), Tokens::from_iter([token]));
         assert_eq!(tokens.find(&text, 1_999).unwrap().id, id);
         assert_eq!(tokens.find(&text, 2_000), Err(Worthless::Expired(id)));
         for other in [
             &text[..text.len() - 1],
-            &format!("{text}0"),
+            &format!("{}0", *text),
             &text.to_uppercase(),
             &text.replace("gilmok_", ""),
             &text.replace("_ab", "_ac"),
