@@ -25,12 +25,15 @@ pub(crate) struct Remote {
         default_value = "http://127.0.0.1:7070"
     )]
     control_plane: Origin,
-    /// File with the token of its administrators; needed from other machines
+    /// File with a token for it; needed from other machines. `gilmok tokens create` makes one
     #[arg(long, value_name = "FILE", env = "GILMOK_CLI_TOKEN_FILE")]
     token_file: Option<PathBuf>,
     /// PEM file of the authorities to believe with https://; default: the system's own
     #[arg(long, value_name = "FILE", env = "GILMOK_CLI_CA_FILE")]
     ca_file: Option<PathBuf>,
+    /// File with the token of a proxy's admin listener, where one is asked
+    #[arg(long, value_name = "FILE", env = "GILMOK_CLI_PROXY_TOKEN_FILE")]
+    proxy_token_file: Option<PathBuf>,
     /// Print JSON for programs
     #[arg(long)]
     pub(crate) json: bool,
@@ -81,7 +84,9 @@ impl Remote {
         what: &str,
         mut request: Request,
     ) -> Result<gilmok_control_plane::http_client::Response, Trouble> {
-        if let Some(file) = &self.token_file {
+        // Neither is told the token of the other.
+        let is_proxy = *origin != self.control_plane;
+        if let Some(file) = if is_proxy { &self.proxy_token_file } else { &self.token_file } {
             let token = std::fs::read_to_string(file)
                 .map_err(|error| Trouble::Faulty(format!("{}: {error}", file.display())))?;
             let mut value = HeaderValue::from_str(&format!("Bearer {}", token.trim())).map_err(|_| {

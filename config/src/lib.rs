@@ -2,7 +2,7 @@
 //!
 //! Pure by rule: no IO, no clock, no task, no dice. Time, liveness and randomness are arguments.
 //! In reading order: what is wrong with a document ([`problem`]), how text becomes a tree ([`json`], [`node`]) and
-//! the tree is read ([`grammar`]), the words ([`name`], [`address`], [`mod@unit`], [`identity`]), the policies of a service
+//! the tree is read ([`grammar`]), the words ([`name`], [`address`], [`mod@unit`], [`identity`], and the [`certificate`] that shows one), the policies of a service
 //! ([`service`], [`health`], [`tls`]; who may call it: [`access`], by [`path`]; who is asking and how often: [`subject`], [`baggage`], [`rate_limit`]; when calls fail: [`failure`],
 //! [`retry`], [`outlier`], [`breaker`], [`fallback`]; who gets which version: [`assignment`], [`traffic`]; which shard: [`sharding`]; which endpoint: [`balancing`]; and which features: [`flag`]), the [`route`]s, the whole [`document`], what it
 //! with who is alive ([`snapshot`]), the brain ([`decide`]) and what it would do ([`explain`]), and what the two planes tell each
@@ -25,6 +25,8 @@ pub mod name;
 pub mod address;
 
 pub mod identity;
+
+pub mod certificate;
 
 pub mod endpoint;
 

@@ -2,7 +2,7 @@
 //!
 //! In reading order: what a process is told ([`settings`]); who is told of what happens ([`webhook`]); how users move from one
 //! version to another ([`rollout`]); how keys move
-//! from one shard to another ([`resharding`]); what is kept of a service beside its table ([`record`]); which flags are in use ([`exposure`]), what comes of those that are guarded ([`guards`]) and which of them change when ([`schedule`]); what operators want ([`intent`]) and where it is kept ([`store`]); who is alive ([`membership`]); what follows from both ([`compile`]); telling it to proxies
+//! from one shard to another ([`resharding`]); what is kept of a service beside its table ([`record`]); who asks, and what they may ([`tokens`]), over what ([`tls`]); which flags are in use ([`exposure`]), what comes of those that are guarded ([`guards`]) and which of them change when ([`schedule`]); what operators want ([`intent`]) and where it is kept ([`store`]); who is alive ([`membership`]); what follows from both ([`compile`]); telling it to proxies
 //! ([`publish`]); how a write goes through all of it ([`state`]); who lets
 //! rollouts go on ([`conductor`]); and REST ([`admin`]).
 
@@ -15,6 +15,10 @@ pub mod rollout;
 pub mod resharding;
 
 pub mod record;
+
+pub mod tokens;
+
+pub mod tls;
 
 pub mod exposure;
 

@@ -22,6 +22,7 @@ use crate::membership::consul;
 use crate::settings::Settings;
 use crate::state::State;
 use crate::store::Store;
+use crate::tls::{Follower, Tls};
 
 /// REST and feeds are little work; more threads would only cost memory beside the apps.
 const THREADS: usize = 2;
@@ -82,11 +83,23 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
         conductor,
         mover,
         guardian,
-        access: Access { token_file: settings.token_file, reason_required: settings.reason_required },
+        access: Access {
+            token_file: settings.token_file,
+            on_loopback: settings.on_loopback,
+            failures: Arc::default(),
+            reason_required: settings.reason_required,
+        },
         stop: stopped.clone(),
         contacts: mirror.map(|mirror| mirror.contacts),
         metrics,
     };
+    let follower = match &settings.tls {
+        Some(tls) => Some(Tls::open(tls).map_err(|why| anyhow::anyhow!("[tls]: {why}"))?),
+        None => None,
+    };
+    let tls = follower.as_ref().map(Follower::tls);
+    // Ends with the runtime.
+    let following = follower.map(|follower| tokio::spawn(follower.follow()));
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {}", settings.listen))?;
     let address = listener.local_addr().context("the listener has no address")?;
@@ -94,9 +107,9 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
         write_port_file(path, address).with_context(|| format!("cannot write {}", path.display()))?;
     }
     tracing::info!("listening on {address}");
-    if !address.ip().is_loopback() && admin.access.token_file.is_none() {
+    if !address.ip().is_loopback() && admin.access.token_file.is_none() && state.store.tokens().is_empty() {
         tracing::warn!(
-            "callers from other hosts are refused: set token_file to let those in who know the token"
+            "callers from other hosts are refused: `gilmok tokens create` here makes tokens for them, or set token_file"
         );
     }
     let leave = async move {
@@ -104,8 +117,8 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
         tracing::info!("leaving: ending feeds; proxies go on with what they have");
         stop.send_replace(true);
     };
-    tokio::join!(admin::serve(listener, router(Arc::new(admin)), Patience::default(), stopped), leave);
-    for task in background {
+    tokio::join!(admin::serve(listener, router(Arc::new(admin)), tls, Patience::default(), stopped), leave);
+    for task in background.into_iter().chain(following) {
         task.abort();
     }
     // What the next start begins with; a disk that hangs must not keep the process.
@@ -183,6 +196,10 @@ fn start_metrics() -> PrometheusHandle {
     let handle = recorder.handle();
     // A recorder that is there already stays.
     drop(metrics::set_global_recorder(recorder));
+    metrics::describe_counter!(
+        "gilmok_authentication_failures_total",
+        "Requests that were not let in, by why."
+    );
     metrics::describe_counter!("gilmok_writes_total", "Writes of operators by what became of them.");
     handle
 }

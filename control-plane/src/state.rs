@@ -16,8 +16,9 @@ use crate::exposure::Exposure;
 use crate::intent::{self, Command, Context, FlagDeed, Refusal};
 use crate::membership::View;
 use crate::membership::registry::{KeptEntry, Registry};
-use crate::publish::Publisher;
+use crate::publish::{Foreign, Publisher};
 use crate::store::{Draft, Revision, Store, StoreError, now_ms};
+use crate::tokens::Caller;
 
 /// How often a write that lost the race reads again and decides anew, before it is given up.
 const RACES_MAX: usize = 50;
@@ -208,15 +209,19 @@ impl State {
     }
 
     /// Takes in what a proxy says.
-    pub fn hear(&self, mut ack: Ack) {
+    ///
+    /// # Errors
+    /// When whoever sends it may not speak for it.
+    pub fn hear(&self, caller: &Caller, mut ack: Ack) -> Result<(), Foreign> {
         let counts = std::mem::take(&mut ack.flags);
+        self.publisher.acks.note_of(caller, ack)?;
         if !counts.is_empty()
             && let Some(published) = self.publisher.current()
             && let Some(set) = &published.intent().flags
         {
             self.exposure().hear(&counts, set, now_ms());
         }
-        self.publisher.acks.note(ack);
+        Ok(())
     }
 
     /// Which flags are in use. Whoever reads keeps proxies waiting that have something to say of flags.

@@ -7,7 +7,7 @@
 //! and act on requests (`request`) with what each `worker` owns, as far as callers take it (`untaken`),
 //! the called side (`upstream`) with its `breaker`s and limits (`rate_limit`, `access`), and its `health`, what is given again when it brings nothing (`last_good`),
 //! how often apps are told of features (`flag_counts`), what comes of it (`flag_outcomes`) and what they may ask of them
-//! (`flags`),
+//! (`flags`, by a `token` where one is asked for),
 //! and what is told of it all (served `aside`: `admin`, `metrics`, `telemetry`, `access_log`).
 
 pub mod settings;
@@ -61,6 +61,8 @@ mod access;
 mod flag_counts;
 
 mod flag_outcomes;
+
+mod token;
 
 mod flags;
 

@@ -128,7 +128,8 @@ async fn serve(
     let renewing = Arc::clone(&in_force);
     tasks.spawn(follower.follow(move |mesh| renewing.put_identity(mesh)));
     let identity = Identity { node: settings.node.clone(), instance: format!("{:016x}", fastrand::u64(..)) };
-    let here = Here { identity: identity.clone(), apps: inbound_apps(settings, &sockets) };
+    let here =
+        Here { identity: identity.clone(), apps: inbound_apps(settings, &sockets), tls: Arc::clone(&tls) };
     let started = Sources::start(settings, &here, &in_force, drain.phases(), &mut tasks);
     let sources = match started {
         Ok(sources) => Arc::new(sources),
@@ -150,7 +151,7 @@ async fn serve(
     tasks.spawn(resolve::run(Arc::clone(&in_force)));
     tasks.spawn(metrics.clone().keep_up());
     let mut registrars =
-        start_registrars(settings, own.as_ref(), &sockets, &in_force, &drain, &health, &mut tasks);
+        start_registrars(settings, own.as_ref(), &sockets, &shared, &drain, &health, &mut tasks);
     let addresses = sockets.addresses();
     if let Some(file) = &settings.port_file {
         sockets.write_addresses(file).with_context(|| format!("cannot write {}", file.display()))?;
@@ -174,10 +175,7 @@ async fn serve(
         }
     }
     if let Some(socket) = sockets.ofrep {
-        // Ends when the drain is over; nobody waits for it, as it holds nothing that would have to be finished.
-        let freshness =
-            flags::Freshness { status: Arc::clone(&sources.status), stale_after: settings.ofrep.stale_after };
-        flags::start(socket, ofrep_access(settings), freshness, Arc::clone(&in_force), drain.phases())?;
+        start_ofrep(socket, settings, &sources, &in_force, &drain)?;
     }
     tracing::info!("{} listens: {addresses}", settings.node);
 
@@ -351,9 +349,19 @@ fn advertised(app: &App, bound: SocketAddr) -> Address {
     app.advertise.clone().unwrap_or(Address::Socket(bound))
 }
 
-fn ofrep_access(settings: &Settings) -> flags::Access {
-    let OfrepSettings { allowed_origins, token_file, .. } = settings.ofrep.clone();
-    flags::Access { origins: allowed_origins, token_file, trusted: settings.listen.trusted.clone() }
+/// Ends when the drain is over; nobody waits for it, as it holds nothing that would have to be finished.
+fn start_ofrep(
+    socket: std::net::TcpListener,
+    settings: &Settings,
+    sources: &Sources,
+    in_force: &Arc<InForce>,
+    drain: &Drain,
+) -> std::io::Result<()> {
+    let OfrepSettings { allowed_origins, token_file, stale_after } = settings.ofrep.clone();
+    let access =
+        flags::Access { origins: allowed_origins, token_file, trusted: settings.listen.trusted.clone() };
+    let freshness = flags::Freshness { status: Arc::clone(&sources.status), stale_after };
+    flags::start(socket, access, freshness, Arc::clone(in_force), drain.phases()).map(drop)
 }
 
 fn inbound_apps(settings: &Settings, sockets: &Sockets) -> Vec<InboundApp> {
@@ -434,7 +442,7 @@ fn start_registrars(
     settings: &Settings,
     own: Option<&identity::Identity>,
     sockets: &Sockets,
-    in_force: &Arc<InForce>,
+    shared: &Shared,
     drain: &Drain,
     health: &[watch::Sender<bool>],
     tasks: &mut JoinSet<()>,
@@ -461,10 +469,11 @@ fn start_registrars(
             endpoint,
         };
         let wanted = watch::Sender::new(Wanted::Away);
-        for registrar in Registrar::all(&settings.registration, servers, token_file, &announced) {
+        let all = Registrar::all(&settings.registration, servers, token_file, &shared.tls, &announced);
+        for registrar in all {
             registrars.spawn(registrar.keep(wanted.subscribe()));
         }
-        tasks.spawn(want(wanted, in_force.generations(), drain.phases(), healthy.subscribe()));
+        tasks.spawn(want(wanted, shared.in_force.generations(), drain.phases(), healthy.subscribe()));
     }
     registrars
 }

@@ -1,6 +1,6 @@
 //! A control plane process of a test, and REST over a connection of its own for each call.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde_json::Value as Json;
@@ -41,6 +41,20 @@ impl ControlPlane {
     /// # Panics
     /// When it does not become ready.
     pub async fn start_at(listen: &str, tables: &str, scratch: Scratch) -> Self {
+        let plane = Self::start_unready(listen, tables, scratch).await;
+        eventually("the control plane to be ready", async || {
+            let answer = plane.get("/readyz").await;
+            if answer.status() == 200 { Ok(()) } else { Err(format!("{answer:?}")) }
+        })
+        .await;
+        plane
+    }
+
+    /// Starts one that may speak TLS, and waits for its port only.
+    ///
+    /// # Panics
+    /// When it does not listen.
+    pub async fn start_unready(listen: &str, tables: &str, scratch: Scratch) -> Self {
         let text = format!("listen = \"{listen}\"\nstore.dir = \"data\"\n{tables}\n");
         let config = scratch.write("control-plane.toml", text);
         let ports = scratch.path().join("control-plane-ports.json");
@@ -51,13 +65,16 @@ impl ControlPlane {
         let ports = process.ports(&ports).await;
         let address = ports["listen"].as_str().and_then(|text| text.parse().ok());
         let address = address.expect("the control plane says where it listens");
-        let plane = Self { process, scratch, address };
-        eventually("the control plane to be ready", async || {
-            let answer = plane.get("/readyz").await;
-            if answer.status() == 200 { Ok(()) } else { Err(format!("{answer:?}")) }
-        })
-        .await;
-        plane
+        Self { process, scratch, address }
+    }
+
+    /// The same control plane as other machines reach it: at an address of this machine that is not loopback.
+    ///
+    /// # Panics
+    /// When this machine has none.
+    #[must_use]
+    pub fn from_elsewhere(&self) -> SocketAddr {
+        SocketAddr::new(own_address(), self.address.port())
     }
 
     /// Ends the process in this way and starts another one at the same address with the same store.
@@ -107,6 +124,34 @@ impl ControlPlane {
     }
 }
 
+/// An address of this machine that is not loopback.
+///
+/// # Panics
+/// When there is none.
+#[must_use]
+pub fn own_address() -> IpAddr {
+    // Nothing is sent: the system only says from where it would be.
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    let route = socket.connect("192.0.2.1:9").and_then(|()| socket.local_addr());
+    let own = route.expect("this test needs a network address that is not loopback").ip();
+    assert!(!own.is_loopback(), "{own}");
+    own
+}
+
+/// The same with a token.
+///
+/// # Errors
+/// As `call`.
+pub async fn call_with(
+    token: &str,
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    body: Option<&Json>,
+) -> Result<Message, NoMessage> {
+    send(address, method, path, &format!("Authorization: Bearer {token}\r\n"), body, SOON).await
+}
+
 /// One REST call over a connection of its own.
 ///
 /// # Errors
@@ -118,10 +163,21 @@ pub async fn call(
     body: Option<&Json>,
     limit: Duration,
 ) -> Result<Message, NoMessage> {
+    send(address, method, path, "", body, limit).await
+}
+
+async fn send(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: Option<&Json>,
+    limit: Duration,
+) -> Result<Message, NoMessage> {
     let body = body.map(Json::to_string).unwrap_or_default();
     let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
     let request = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n{body}",
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}Content-Type: {kind}\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
     let connecting = tokio::net::TcpStream::connect(address).await;

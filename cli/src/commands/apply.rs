@@ -69,11 +69,16 @@ impl Grounds {
         if let Some(Ok(tag)) = tag {
             request = request.header(IF_MATCH, tag);
         }
-        let who = std::env::var("USER").ok().and_then(|user| HeaderValue::from_str(&user).ok());
-        match who {
-            Some(who) => request.header(HeaderName::from_static("gilmok-who"), who),
-            None => request,
-        }
+        by_user(request)
+    }
+}
+
+/// Says who is at the command line, for the audit.
+pub(super) fn by_user(request: Request) -> Request {
+    let who = std::env::var("USER").ok().and_then(|user| HeaderValue::from_str(&user).ok());
+    match who {
+        Some(who) => request.header(HeaderName::from_static("gilmok-who"), who),
+        None => request,
     }
 }
 

@@ -36,6 +36,8 @@ mod share;
 
 mod status;
 
+mod tokens;
+
 mod traffic;
 
 use std::process::ExitCode;
@@ -46,9 +48,9 @@ use clap::Subcommand;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// The mesh at a glance: revision, services, proxies, Consul
-    Status(status::Arguments),
+    Status(Box<status::Arguments>),
     /// The services of the mesh, or everything about one
-    Services(services::Arguments),
+    Services(Box<services::Arguments>),
     /// Who gets which version: show and change shares, switch, roll back
     Traffic(Box<traffic::Arguments>),
     /// Plans that move traffic step by step: begin, watch, steer
@@ -60,19 +62,21 @@ pub(crate) enum Command {
     /// What is on and for whom: change flags, kill one, explain, schedule
     Flags(Box<flags::Arguments>),
     /// Who is alive: every instance of every service
-    Membership(membership::Arguments),
+    Membership(Box<membership::Arguments>),
     /// Which proxy runs what, how far behind it is, who refused and why
-    Proxies(proxies::Arguments),
+    Proxies(Box<proxies::Arguments>),
+    /// Who may ask the control plane for what: make tokens, list them, revoke one
+    Tokens(Box<tokens::Arguments>),
     /// What was changed by whom and why; show or restore an earlier state
-    Revisions(revisions::Arguments),
+    Revisions(Box<revisions::Arguments>),
     /// What would become of a request, and why
     Explain(Box<explain::Arguments>),
     /// Put a mesh document in force
-    Apply(apply::Arguments),
+    Apply(Box<apply::Arguments>),
     /// Check a mesh document without a control plane: every fault with its line
     Check(check::Arguments),
     /// Take a backup of the whole store
-    Backup(backup::Arguments),
+    Backup(Box<backup::Arguments>),
     /// Print a completion script for a shell
     Completions(completions::Arguments),
 }
@@ -88,6 +92,7 @@ pub(crate) fn run(command: &Command) -> ExitCode {
         Command::Flags(arguments) => flags::run(arguments),
         Command::Membership(arguments) => membership::run(arguments),
         Command::Proxies(arguments) => proxies::run(arguments),
+        Command::Tokens(arguments) => tokens::run(arguments),
         Command::Revisions(arguments) => revisions::run(arguments),
         Command::Explain(arguments) => explain::run(arguments),
         Command::Apply(arguments) => apply::run(arguments),

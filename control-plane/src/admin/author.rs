@@ -19,6 +19,8 @@ use super::problem::Problem;
 use super::{Admin, WAIT_MAX};
 use crate::intent::{self, Command, Intent, Moves};
 use crate::state;
+use crate::store::By;
+use crate::tokens::Caller;
 
 /// Longest name and reason that the audit keeps, in characters.
 const WORDS_MAX: usize = 500;
@@ -104,6 +106,24 @@ impl Author {
         self.dry_run
     }
 
+    /// What is to be said of a deed that makes no revision.
+    ///
+    /// # Errors
+    /// When it must say why, and does not.
+    pub(super) fn deed(&self, admin: &Admin) -> Result<By, Problem> {
+        self.check_reason(admin)?;
+        Ok(By { who: self.author.who.clone(), reason: self.author.reason.clone() })
+    }
+
+    fn check_reason(&self, admin: &Admin) -> Result<(), Problem> {
+        if admin.access.reason_required && self.author.reason.is_empty() {
+            return Err(Problem::bad_request(
+                "writes say why here: in ?reason= or in the header Gilmok-Reason",
+            ));
+        }
+        Ok(())
+    }
+
     /// What a write would do. Writes nothing.
     pub(super) fn foresee(&self, admin: &Admin, command: &Command) -> Result<Foreseen, Problem> {
         let head = admin.state.store.head();
@@ -140,7 +160,12 @@ impl FromRequestParts<Arc<Admin>> for Author {
             },
         };
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical());
-        let who = words(&parts.headers, "gilmok-who");
+        // Whoever shows a token may say who it is for, but not that it was another one.
+        let caller = parts.extensions.get::<Caller>().and_then(Caller::told);
+        let who = match (words(&parts.headers, "gilmok-who"), caller) {
+            (Some(who), Some(caller)) => Some(format!("{who}, {caller}")),
+            (who, caller) => who.or(caller),
+        };
         let reason = terms.reason.as_deref().map(bounded);
         let author = state::Author {
             who: who.or_else(|| peer.map(|ip| ip.to_string())).unwrap_or_default(),
@@ -159,13 +184,9 @@ impl Author {
         if self.dry_run {
             return Ok(Json(self.foresee(admin, &command)?).into_response());
         }
+        self.check_reason(admin)?;
         let state = Arc::clone(&admin.state);
         let author = self.author;
-        if admin.access.reason_required && author.reason.is_empty() {
-            return Err(Problem::bad_request(
-                "writes say why here: in ?reason= or in the header Gilmok-Reason",
-            ));
-        }
         // In a task of its own, which ends with the write: a caller who leaves half-way must not leave
         // a revision behind that is on disk and that nobody is told of.
         let writing = tokio::spawn(async move {

@@ -2,6 +2,10 @@
 
 mod problem;
 
+mod failures;
+
+mod needed;
+
 mod access;
 
 mod named;
@@ -31,6 +35,8 @@ mod timed;
 mod flagd;
 
 mod explain;
+
+mod tokens;
 
 mod process;
 
@@ -62,6 +68,7 @@ use crate::membership::consul::Contacts;
 use crate::state::State;
 
 pub use access::Access;
+pub use failures::Failures;
 pub use openapi::document as openapi_document;
 pub use serve::{Patience, serve};
 
@@ -135,6 +142,9 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/revisions/{number}/restore", post(revisions::restore))
         .route("/v1/audit", get(revisions::audit))
         .route("/v1/backup", get(revisions::backup))
+        .route("/v1/tokens", get(tokens::list).post(tokens::create))
+        .route("/v1/tokens/audit", get(tokens::audit))
+        .route("/v1/tokens/{id}", delete(tokens::revoke))
         .route("/v1/proxies", get(proxies::list))
         .route("/v1/explain", get(explain::by_query).post(explain::by_body))
         .route("/v1/feed", get(proxies::feed))

@@ -7,7 +7,7 @@ use utoipa::{Modify, OpenApi as _};
 
 use super::{
     author, breaker, explain, flagd, flags, membership, mesh, moves, overrides, problem, process, proxies,
-    revisions, rollout, sharding, timed, traffic,
+    revisions, rollout, sharding, timed, tokens, traffic,
 };
 
 #[derive(utoipa::OpenApi)]
@@ -70,6 +70,10 @@ use super::{
         revisions::restore,
         revisions::audit,
         revisions::backup,
+        tokens::list,
+        tokens::create,
+        tokens::revoke,
+        tokens::audit,
         proxies::list,
         explain::by_query,
         explain::by_body,

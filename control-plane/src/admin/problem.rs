@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use crate::intent::{Command, FlagDeed, Refusal};
 use crate::membership::registry::RegistryRefusal;
-use crate::publish::FeedRefusal;
+use crate::publish::{FeedRefusal, Foreign};
 use crate::state::WriteError;
 use crate::store::StoreError;
 
@@ -58,7 +58,7 @@ impl Problem {
         ))
     }
 
-    fn later(self, seconds: u16) -> Self {
+    pub(super) fn later(self, seconds: u16) -> Self {
         Self { retry_after_s: Some(seconds), ..self }
     }
 }
@@ -190,6 +190,12 @@ impl From<RegistryRefusal> for Problem {
             RegistryRefusal::TooMany(_) => StatusCode::INSUFFICIENT_STORAGE,
         };
         Self::new(status, refusal.to_string())
+    }
+}
+
+impl From<Foreign> for Problem {
+    fn from(foreign: Foreign) -> Self {
+        Self::new(StatusCode::FORBIDDEN, foreign.to_string())
     }
 }
 

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::{Extension, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use utoipa::IntoParams;
 use super::Admin;
 use super::problem::Problem;
 use super::told::Told;
+use crate::tokens::Caller;
 
 /// Longest name of a proxy, in bytes.
 const NODE_BYTES_MAX: usize = 200;
@@ -43,10 +44,12 @@ pub(super) struct Follower {
 
 #[utoipa::path(get, path = "/v1/feed", tag = "proxies", summary = "What is true, and from then on what changes, as NDJSON",
     params(Follower), responses((status = 200, content_type = "application/x-ndjson", body = String),
+        (status = 403, description = "The proxy is one of other services than the caller's", body = Problem),
         (status = 409, description = "The proxy speaks another wire level", body = Problem),
         (status = 503, description = "The store was never written", body = Problem)))]
 pub(super) async fn feed(
     State(admin): State<Arc<Admin>>,
+    Extension(caller): Extension<Caller>,
     follower: Result<Query<Follower>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let Query(follower) = follower?;
@@ -57,6 +60,7 @@ pub(super) async fn feed(
         );
         return Err(Problem::new(StatusCode::CONFLICT, detail));
     }
+    admin.state.publisher.acks.may_speak(&caller, &follower.node)?;
     let lines = admin.state.publisher.follow(admin.stop.clone())?;
     let bounded = |text: &str| text.chars().take(NODE_BYTES_MAX).collect::<String>();
     let store = follower.store.as_deref().map_or_else(|| "no store".to_owned(), bounded);
@@ -85,9 +89,12 @@ impl hyper::body::Body for Lines {
 }
 
 #[utoipa::path(post, path = "/v1/feed/acks", tag = "proxies", summary = "A proxy says what it runs", request_body = Value,
-    responses((status = 204), (status = 422, body = Problem)))]
+    responses((status = 204),
+        (status = 403, description = "It speaks for other services than the caller's", body = Problem),
+        (status = 422, body = Problem)))]
 pub(super) async fn ack(
     State(admin): State<Arc<Admin>>,
+    Extension(caller): Extension<Caller>,
     Told(ack): Told<Ack>,
 ) -> Result<StatusCode, Problem> {
     // It becomes a label of a metric.
@@ -95,7 +102,7 @@ pub(super) async fn ack(
         let detail = "node: 1 to 200 letters, digits, '-', '_' and '.'";
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
     }
-    admin.state.hear(ack);
+    admin.state.hear(&caller, ack)?;
     Ok(StatusCode::NO_CONTENT)
 }
 

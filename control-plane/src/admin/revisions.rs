@@ -32,14 +32,14 @@ const BACKUP_PIECES_MAX: usize = 16;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Page {
-    /// Only what is older than this revision.
+    /// Only what is older than this number.
     before: Option<u64>,
     /// At most so many; 50 by default, 1,000 at most.
     limit: Option<usize>,
 }
 
 impl Page {
-    fn bounds(page: Result<Query<Self>, QueryRejection>) -> Result<(u64, usize), Problem> {
+    pub(super) fn bounds(page: Result<Query<Self>, QueryRejection>) -> Result<(u64, usize), Problem> {
         let Query(page) = page?;
         Ok((page.before.unwrap_or(u64::MAX), page.limit.unwrap_or(PAGE).min(PAGE_MAX)))
     }

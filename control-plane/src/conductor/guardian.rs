@@ -4,7 +4,6 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use gilmok_config::wire::Ack;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::TICK;

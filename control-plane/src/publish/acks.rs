@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use gilmok_config::name::ServiceName;
 use gilmok_config::wire::{Ack, ProxyState};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
+
+use crate::tokens::Caller;
 
 /// A proxy that was heard of so recently is live.
 pub const LIVE: Duration = Duration::from_secs(15);
@@ -33,6 +36,15 @@ pub struct Acks {
     roster: watch::Sender<()>,
 }
 
+/// Why an ack is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Foreign {
+    #[error("it speaks for the service `{0}`, and who sends it does not")]
+    App(ServiceName),
+    #[error("the proxy `{0}` is one of other services")]
+    Proxy(String),
+}
+
 /// What is known of one proxy.
 #[derive(Clone, Debug)]
 pub struct ProxyReport {
@@ -46,11 +58,13 @@ pub struct ProxyReport {
     pub is_replaced: bool,
     /// Whether it was said that it runs beside another process of its node.
     is_twin: bool,
+    /// Whom it speaks for, as was shown by whoever sent it; empty where that was not limited.
+    pub speaks_for: Vec<ServiceName>,
 }
 
 impl ProxyReport {
     pub(crate) fn new(ack: Ack, heard: Instant, is_heard: bool) -> Self {
-        Self { ack, heard, is_heard, is_replaced: false, is_twin: false }
+        Self { ack, heard, is_heard, is_replaced: false, is_twin: false, speaks_for: Vec::new() }
     }
 
     /// Whether it was heard of recently.
@@ -93,10 +107,40 @@ impl Default for Acks {
 }
 
 impl Acks {
-    /// Notes what a proxy says.
+    /// Notes what a proxy says that may say everything.
     pub fn note(&self, ack: Ack) {
+        self.put(self.lock(), ack, Vec::new());
+    }
+
+    /// Notes what a proxy says, if whoever sends it may speak for it.
+    ///
+    /// # Errors
+    /// For whom it may not.
+    pub fn note_of(&self, caller: &Caller, ack: Ack) -> Result<(), Foreign> {
+        if let Some(app) = ack.apps.iter().find(|app| !caller.covers(&app.service)) {
+            return Err(Foreign::App(app.service.clone()));
+        }
+        let proxies = self.lock();
+        may_speak(&proxies, caller, &ack.node)?;
+        self.put(proxies, ack, caller.speaks_for());
+        Ok(())
+    }
+
+    /// Whether a caller may be this proxy.
+    ///
+    /// # Errors
+    /// When the proxy is known as one of others.
+    pub fn may_speak(&self, caller: &Caller, node: &str) -> Result<(), Foreign> {
+        may_speak(&self.lock(), caller, node)
+    }
+
+    fn put(
+        &self,
+        mut proxies: MutexGuard<'_, BTreeMap<Process, ProxyReport>>,
+        ack: Ack,
+        speaks_for: Vec<ServiceName>,
+    ) {
         let now = Instant::now();
-        let mut proxies = self.lock();
         let process = (ack.node.clone(), ack.instance.clone());
         if proxies.len() >= PROXIES_MAX && !proxies.contains_key(&process) {
             let oldest =
@@ -107,7 +151,7 @@ impl Acks {
         let is_as_known =
             known.is_some_and(|known| known.ack.state == ack.state && known.ack.apps == ack.apps);
         let is_first = known.is_none_or(|known| !known.is_heard);
-        let mut report = ProxyReport::new(ack, now, true);
+        let mut report = ProxyReport { speaks_for, ..ProxyReport::new(ack, now, true) };
         report.is_twin = known.is_some_and(|known| known.is_twin);
         let others = of_node(&mut proxies, &process.0).filter(|other| other.ack.instance != process.1);
         for other in others {
@@ -231,9 +275,21 @@ fn of_node<'p>(
     proxies.range_mut(from..).take_while(move |((other, _), _)| other == node).map(|(_, report)| report)
 }
 
+/// Whoever speaks for some services only is no proxy of which any process speaks, or has spoken, for another one.
+fn may_speak(proxies: &BTreeMap<Process, ProxyReport>, caller: &Caller, node: &str) -> Result<(), Foreign> {
+    let from = (node.to_owned(), String::new());
+    let mut processes = proxies.range(from..).take_while(|((other, _), _)| other == node);
+    let is_own = processes.all(|(_, known)| {
+        let apps = known.ack.apps.iter().map(|app| &app.service);
+        apps.chain(&known.speaks_for).all(|service| caller.covers(service))
+    });
+    if is_own { Ok(()) } else { Err(Foreign::Proxy(node.to_owned())) }
+}
+
 #[cfg(test)]
 mod tests {
-    use gilmok_config::wire::{Applied, WIRE_LEVEL};
+    use gilmok_config::name::Name;
+    use gilmok_config::wire::{Applied, InboundApp, WIRE_LEVEL};
     use serde_json::json;
 
     use super::*;
@@ -271,6 +327,39 @@ mod tests {
         let (lagging, ()) = tokio::join!(converged, late);
         assert!(lagging.is_empty());
         assert_eq!(acks.lagging("other", 1), ["a", "b"], "another store's numbers mean nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_speaks_for_a_proxy_of_another_service() {
+        let acks = Acks::default();
+        let caller = |name: &str| Caller::Identity(format!("spiffe://mesh/service/{name}").parse().unwrap());
+        let app = |name: &str| InboundApp {
+            service: ServiceName::parse(name).unwrap(),
+            shard: Name::default(),
+            address: None,
+        };
+        let (shop, thief) = (caller("shop"), caller("ads"));
+        let of = |node: &str, apps: Vec<InboundApp>| Ack { apps, ..ack(node, 1) };
+        // One with an app, one that only calls, and one that came without an identity.
+        acks.note_of(&shop, of("web-1", vec![app("shop")])).unwrap();
+        acks.note_of(&shop, of("web-2", Vec::new())).unwrap();
+        acks.note(of("web-3", vec![app("shop")]));
+        acks.note(of("web-4", Vec::new()));
+        assert_eq!(
+            acks.note_of(&thief, of("own", vec![app("shop")])),
+            Err(Foreign::App(app("shop").service))
+        );
+        for node in ["web-1", "web-2", "web-3"] {
+            let refused = Err(Foreign::Proxy(node.to_owned()));
+            for apps in [Vec::new(), vec![app("ads")]] {
+                assert_eq!(acks.note_of(&thief, of(node, apps)), refused);
+            }
+            assert_eq!(acks.may_speak(&thief, node), refused);
+            assert_eq!(acks.may_speak(&shop, node), Ok(()));
+            assert_eq!(acks.note_of(&Caller::Operator, of(node, vec![app("shop")])), Ok(()));
+        }
+        assert_eq!(acks.note_of(&thief, of("own", vec![app("ads")])), Ok(()));
+        assert_eq!(acks.may_speak(&thief, "web-4"), Ok(()), "of whom nothing is known");
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::compile::Published;
 
-pub use acks::{Acks, LIVE, ProxyReport};
+pub use acks::{Acks, Foreign, LIVE, ProxyReport};
 
 /// Most proxies that may follow one control plane.
 pub const SUBSCRIBERS_MAX: usize = 10_000;

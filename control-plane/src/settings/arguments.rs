@@ -66,7 +66,7 @@ const OVERRIDABLE: [Overridable; 6] = [
         variable: "GILMOK_TOKEN_FILE",
         is_path: true,
         value_name: "PATH",
-        help: "File with the token that callers from other hosts need",
+        help: "File with a token of administrators, for callers from other hosts",
     },
     Overridable {
         path: &["store", "dir"],

@@ -4,6 +4,8 @@
 
 mod arguments;
 
+mod tls;
+
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,6 +16,8 @@ use gilmok_config::problem::Problems;
 use tracing::level_filters::LevelFilter;
 
 use crate::membership::consul;
+use crate::tls::TlsSettings;
+use crate::tokens::OnLoopback;
 
 pub use arguments::{Environment, Task, command, unknown_variables};
 
@@ -24,6 +28,9 @@ const HISTORY_DEFAULT: u32 = 1_000;
 const HISTORY_MAX: u32 = 1_000_000;
 /// Longest control-plane.toml, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The words for what callers on this machine show.
+const ON_LOOPBACK: [(&str, OnLoopback); 2] = [("open", OnLoopback::Open), ("token", OnLoopback::Token)];
 
 /// The words for how much is logged.
 const LEVELS: [(&str, LevelFilter); 6] = [
@@ -40,8 +47,11 @@ const LEVELS: [(&str, LevelFilter); 6] = [
 pub struct Settings {
     /// Port 0 takes any free one.
     pub listen: SocketAddr,
-    /// Holds the token that callers from other hosts need; without it there are none.
+    /// Holds the token of administrators; without it there are only those that were made over REST.
     pub token_file: Option<PathBuf>,
+    pub on_loopback: OnLoopback,
+    /// Without it, REST and feed are in the clear.
+    pub tls: Option<TlsSettings>,
     /// Whether writes must say why.
     pub reason_required: bool,
     /// Holds what webhooks are signed with; without it no plan may name one.
@@ -110,6 +120,7 @@ impl Settings {
         let mut table = root.table();
         let mut take = |key| table.as_mut().and_then(|table| table.optional(key));
         let (listen, token_file) = (take("listen"), take("token_file"));
+        let (on_loopback, tls) = (take("loopback"), take("tls"));
         let (reason_required, webhook_secret_file) = (take("reason_required"), take("webhook_secret_file"));
         let (store, membership) = (take("store"), take("membership"));
         let (log, port_file) = (take("log"), take("port_file"));
@@ -120,6 +131,8 @@ impl Settings {
         Self {
             listen: listen.unwrap_or_else(|| LISTEN_DEFAULT.parse().expect("invariant: it is an address")),
             token_file: token_file.and_then(|value| read_secret_file(&value, folder, "token")),
+            on_loopback: on_loopback.and_then(|value| value.choice(&ON_LOOPBACK)).unwrap_or_default(),
+            tls: tls.and_then(|value| tls::read(&value, folder)),
             reason_required: reason_required.and_then(|value| value.boolean()).unwrap_or_default(),
             webhook_secret_file: webhook_secret_file
                 .and_then(|value| read_secret_file(&value, folder, "secret")),

@@ -137,3 +137,35 @@ fn what_cannot_be_read_is_told() {
     assert!(told.starts_with("/no/such/file: cannot be read"), "{told}");
     assert!(faults_of("listen = \n").contains("line 1: not TOML"));
 }
+
+#[test]
+fn tls_is_read_and_its_faults_are_told() {
+    let folder = Folder::new("tls");
+    let file = folder.write(
+        "c.toml",
+        "loopback = \"token\"\n[tls]\ncert_file = \"a.pem\"\nkey_file = \"a.key\"\nclient_ca_file = \"ca.pem\"\n\
+         trust_domain = \"mesh.example\"\nmode = \"permissive\"\n",
+    );
+    let (_, settings) = load(&["--config", file.to_str().unwrap()], &[]).unwrap();
+    assert_eq!(settings.on_loopback, OnLoopback::Token);
+    let expected = TlsSettings {
+        cert_file: folder.0.join("a.pem"),
+        key_file: folder.0.join("a.key"),
+        client_ca_file: Some(folder.0.join("ca.pem")),
+        trust_domain: Some("mesh.example".into()),
+        mode: crate::tls::Mode::Permissive,
+    };
+    assert_eq!(settings.tls, Some(expected));
+    let told = faults_of(
+        "loopback = \"closed\"\n[tls]\ncert_file = \"a\"\ntrust_domain = \"A b\"\nmode = \"off\"\n",
+    );
+    for expected in [
+        "line 1: loopback: ",
+        "line 2: tls: `key_file` is missing",
+        "line 4: tls.trust_domain: nobody is known by it",
+        "line 4: tls.trust_domain: no trust domain",
+        "line 5: tls.mode: ",
+    ] {
+        assert!(told.lines().any(|line| line.starts_with(expected)), "{expected}\n{told}");
+    }
+}

@@ -8,12 +8,14 @@ use gilmok_config::name::ServiceName;
 use redb::{Database, ReadableDatabase, ReadableTable};
 use serde::{Deserialize, Serialize};
 
+use super::tokens::{TOKEN_AUDIT, TOKENS, TokenDeed};
 use super::{
     AUDIT, AuditEntry, FILE, Identity, META, RECORDS, REVISIONS, Revision, SCHEDULE, STORE_ID, Store,
-    StoreError, VISITOR_KEYS, decode, encode,
+    StoreError, VISITOR_KEYS, decode, encode, private,
 };
 use crate::record::Record;
 use crate::schedule::Schedule;
+use crate::tokens::Token;
 
 /// Longest line of a backup: a document and what belongs to it.
 const LINE_BYTES_MAX: u64 = (gilmok_config::node::DOCUMENT_BYTES_MAX as u64) * 2;
@@ -37,6 +39,9 @@ enum Line {
     },
     /// Changes of flags that wait for their time; only where there are any.
     Schedule(Schedule),
+    /// Known by the hash of its text; the text itself is nowhere.
+    Token(Token),
+    TokenDeed(TokenDeed),
     /// How many lines were before this one, and the hash over their hashes: a backup that ends early is refused.
     End {
         lines: u64,
@@ -95,6 +100,16 @@ impl Store {
                 seal.write(out, &Line::Schedule(schedule))?;
             }
         }
+        let tokens = transaction.open_table(TOKENS).map_err(|error| broken(error.into()))?;
+        for entry in tokens.iter().map_err(|error| broken(error.into()))? {
+            let (_, bytes) = entry.map_err(|error| broken(error.into()))?;
+            seal.write(out, &Line::Token(decode(bytes.value(), "token")?))?;
+        }
+        let deeds = transaction.open_table(TOKEN_AUDIT).map_err(|error| broken(error.into()))?;
+        for entry in deeds.iter().map_err(|error| broken(error.into()))? {
+            let (_, bytes) = entry.map_err(|error| broken(error.into()))?;
+            seal.write(out, &Line::TokenDeed(decode(bytes.value(), "entry of the audit of tokens")?))?;
+        }
         let end = Line::End { lines: seal.lines, hash: seal.hash.clone() };
         seal.write(out, &end)?;
         out.flush()?;
@@ -129,6 +144,7 @@ fn build(path: &Path, mut backup: impl BufRead) -> Result<(), BackupError> {
         BackupError::Store(StoreError::Unusable { path: path.to_owned(), why: error.to_string() })
     };
     drop(std::fs::remove_file(path));
+    private(path)?;
     let database = Database::create(path).map_err(|error| broken(error.into()))?;
     let transaction = database.begin_write().map_err(|error| broken(error.into()))?;
     let mut seal = Seal::default();
@@ -169,6 +185,13 @@ fn build(path: &Path, mut backup: impl BufRead) -> Result<(), BackupError> {
                 Line::Schedule(schedule) => {
                     transaction.open_table(META)?.insert(SCHEDULE, encode(schedule).as_slice())?;
                 }
+                Line::Token(token) => {
+                    let key = token.id.as_str();
+                    transaction.open_table(TOKENS)?.insert(key, encode(token).as_slice())?;
+                }
+                Line::TokenDeed(deed) => {
+                    transaction.open_table(TOKEN_AUDIT)?.insert(deed.number, encode(deed).as_slice())?;
+                }
                 Line::End { .. } => {}
             }
             Ok(())
@@ -182,6 +205,8 @@ fn build(path: &Path, mut backup: impl BufRead) -> Result<(), BackupError> {
             | Line::Audit(_)
             | Line::Record { .. }
             | Line::Schedule(_)
+            | Line::Token(_)
+            | Line::TokenDeed(_)
             | Line::End { .. }
                 if number == 1 =>
             {
@@ -195,7 +220,9 @@ fn build(path: &Path, mut backup: impl BufRead) -> Result<(), BackupError> {
             | Line::Revision(_)
             | Line::Audit(_)
             | Line::Record { .. }
-            | Line::Schedule(_) => {}
+            | Line::Schedule(_)
+            | Line::Token(_)
+            | Line::TokenDeed(_) => {}
         }
         insert().map_err(broken)?;
         seal.add(&text);

@@ -7,6 +7,9 @@ mod backup;
 
 mod records;
 
+mod tokens;
+
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -21,8 +24,10 @@ use tokio::sync::watch;
 use crate::intent::{FlagChange, Intent};
 use crate::record::{Record, Records};
 use crate::schedule::Schedule;
+use crate::tokens::Tokens;
 
 pub use backup::BackupError;
+pub use tokens::{By, TokenDeed, TokenDeedKind};
 
 /// Revisions by number, as JSON.
 const REVISIONS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("revisions");
@@ -138,6 +143,8 @@ struct Inner {
     records: watch::Sender<Arc<Records>>,
     /// Changes of flags that wait for their time, with the revision that they are of. A watch, as `records` is.
     schedule: watch::Sender<(u64, Arc<Schedule>)>,
+    /// A watch, as `records` is.
+    tokens: watch::Sender<Arc<Tokens>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -159,6 +166,7 @@ impl Store {
         let unusable =
             |why: &dyn std::fmt::Display| StoreError::Unusable { path: path.clone(), why: why.to_string() };
         std::fs::create_dir_all(dir).map_err(|error| unusable(&error))?;
+        private(&path).map_err(|error| unusable(&error))?;
         let database = Database::create(&path).map_err(|error| match error {
             redb::DatabaseError::DatabaseAlreadyOpen => {
                 unusable(&"another control plane has it open; give this one a folder of its own")
@@ -174,11 +182,13 @@ impl Store {
             head: watch::Sender::new(None),
             records: watch::Sender::default(),
             schedule: watch::Sender::default(),
+            tokens: watch::Sender::default(),
         };
         let store = Self { inner: Arc::new(inner) };
         store.inner.records.send_replace(Arc::new(store.read_records()?));
         let schedule: Schedule = store.kept(SCHEDULE)?.unwrap_or_default();
         store.inner.schedule.send_replace((0, Arc::new(schedule)));
+        store.inner.tokens.send_replace(Arc::new(store.read_tokens()?));
         let head = store.read_head()?;
         store.inner.head.send_replace(head.map(Arc::new));
         Ok(store)
@@ -394,6 +404,12 @@ impl Store {
     }
 }
 
+/// Makes an empty file where there is none. Nobody else reads it: the keys of visitors' cookies are in it.
+fn private(path: &Path) -> std::io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)
+}
+
 fn last_revision(transaction: &redb::WriteTransaction) -> Result<Option<Vec<u8>>, redb::Error> {
     let table = transaction.open_table(REVISIONS)?;
     let last = table.last()?.map(|(_, bytes)| bytes.value().to_vec());
@@ -407,6 +423,8 @@ fn make_tables(database: &Database) -> Result<Identity, redb::Error> {
         transaction.open_table(REVISIONS)?;
         transaction.open_table(AUDIT)?;
         transaction.open_table(RECORDS)?;
+        transaction.open_table(tokens::TOKENS)?;
+        transaction.open_table(tokens::TOKEN_AUDIT)?;
         let mut meta = transaction.open_table(META)?;
         let mut made_once = |key, make: fn() -> String| -> Result<Arc<str>, redb::Error> {
             let known = meta.get(key)?.map(|kept| String::from_utf8_lossy(kept.value()).into_owned());

@@ -1,7 +1,7 @@
 //! Answers of the admin listener, and the one place where its errors become HTTP (RFC 9457).
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use http::{Method, Response, StatusCode};
 use http_body_util::Full;
 use serde_json::Value;
@@ -22,6 +22,11 @@ impl Problem {
 
     pub(super) fn bad_request(detail: String) -> Self {
         Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    pub(super) fn unauthorized() -> Self {
+        let detail = "callers need `Authorization: Bearer` with the token of [admin] token_file";
+        Self::new(StatusCode::UNAUTHORIZED, detail.to_owned())
     }
 
     pub(super) fn forbidden(detail: String) -> Self {
@@ -70,6 +75,9 @@ impl Problem {
             body["paths"] = Value::from(self.paths);
         }
         let mut response = respond(self.status, "application/problem+json", format!("{body}\n"));
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(allow) = self.allow.and_then(|allow| HeaderValue::try_from(allow).ok()) {
             response.headers_mut().insert(ALLOW, allow);
         }

@@ -75,6 +75,7 @@ fn settings(settings: &Settings, admin: &Admin) -> Value {
         "zone": settings.zone,
         "log": word_of(admin.logs.level()),
         "apps": apps.collect::<Vec<_>>(),
+        "admin_token_file": settings.admin_token_file,
         "trusted": settings.listen.trusted.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "tls": {
             "outbound": settings.tls.identity.is_some().then(|| mode(settings.tls.outbound_mode)),
@@ -153,6 +154,7 @@ fn source(source: &Source) -> Value {
         Source::ControlPlanes { servers, token_file } => json!({
             "control_plane": servers.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "token_file": token_file,
+            "ca_file": servers.iter().find_map(|server| server.tls.as_ref()?.ca_file.as_ref()),
         }),
     }
 }

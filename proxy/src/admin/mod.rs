@@ -20,11 +20,12 @@ mod versions;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{HOST, ORIGIN};
+use http::header::{AUTHORIZATION, HOST, ORIGIN};
 use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -38,6 +39,7 @@ use crate::drain::{Drain, Phase};
 use crate::settings::{LEVELS, Settings};
 use crate::source::{Identity, Sources};
 use crate::telemetry::{Logs, Metrics};
+use crate::token;
 use crate::worker::Shared;
 
 /// Operators and scrapers are few.
@@ -67,7 +69,7 @@ pub(crate) struct Admin {
 /// What a listener answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// The admin listener: everything, for trusted callers.
+    /// The admin listener: everything, for callers on this machine or with the token.
     Everything,
     /// The metrics listener: metrics and probes, for everyone who reaches it.
     Watching,
@@ -117,7 +119,7 @@ async fn route(
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Problem> {
     if scope == Scope::Everything {
-        admit(admin, peer.ip(), request.headers())?;
+        admit(admin.settings.admin_token_file.as_deref(), peer.ip(), request.headers())?;
     }
     let known = match scope {
         Scope::Everything => &PATHS[..],
@@ -162,14 +164,24 @@ async fn route(
     }
 }
 
-/// Admits callers on this machine and those whom the settings trust. Pages in a browser on this machine are
+/// Admits callers on this machine, and from elsewhere those who show the token. Pages in a browser on this machine are
 /// neither: they are told by their `Origin`, or by a `Host` that is a name of somebody else's.
-fn admit(admin: &Admin, caller: IpAddr, headers: &HeaderMap) -> Result<(), Problem> {
+fn admit(token_file: Option<&Path>, caller: IpAddr, headers: &HeaderMap) -> Result<(), Problem> {
     let caller = caller.to_canonical();
-    let trusted = &admin.settings.listen.trusted;
-    if !caller.is_loopback() && !trusted.iter().any(|network| network.contains(caller)) {
+    let shown = headers.get(AUTHORIZATION).and_then(token::bearer);
+    if let (Some(file), true) = (token_file, shown.is_some() || !caller.is_loopback()) {
+        return match token::is_shown(file, shown) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Problem::unauthorized()),
+            Err(error) => {
+                tracing::error!("cannot read the token file {}: {error}", file.display());
+                Err(Problem::unavailable("the token file cannot be read"))
+            }
+        };
+    }
+    if !caller.is_loopback() {
         return Err(Problem::forbidden(format!(
-            "{caller} may not use the admin listener; callers from elsewhere stand in [listen] trusted"
+            "{caller} may not use the admin listener; callers from elsewhere need the token of [admin] token_file"
         )));
     }
     if headers.contains_key(ORIGIN) {
@@ -179,7 +191,7 @@ fn admit(admin: &Admin, caller: IpAddr, headers: &HeaderMap) -> Result<(), Probl
     let host = gilmok_config::host::canonical(host).unwrap_or_default();
     let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
     // A name with a dot may have been pointed here by a page (DNS rebinding); a plain one cannot.
-    if !caller.is_loopback() || is_address || !host.contains('.') {
+    if is_address || !host.contains('.') {
         return Ok(());
     }
     Err(Problem::forbidden(format!(

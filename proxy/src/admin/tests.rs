@@ -37,7 +37,7 @@ async fn listening(scope: Scope) -> Listening {
     let in_force = Arc::new(InForce::new(1, Name::default(), Vec::new()));
     let identity = Identity { node: "web-1".to_owned(), instance: "1".to_owned() };
     let mut tasks = JoinSet::new();
-    let here = Here { identity: identity.clone(), apps: Vec::new() };
+    let here = Here { identity: identity.clone(), apps: Vec::new(), tls: Arc::default() };
     let sources = Sources::start(&settings, &here, &in_force, drain.phases(), &mut tasks).unwrap();
     let shared = Shared {
         in_force: Arc::clone(&in_force),
@@ -200,13 +200,38 @@ async fn pages_in_a_browser_are_refused() {
     assert_eq!(listening.admin.drain.phase(), Phase::Serving);
 }
 
-#[tokio::test]
-async fn strangers_are_refused_unless_trusted() {
-    let listening = listening(Scope::Everything).await;
-    let request = Request::get("/config").body(()).unwrap();
-    let admit = |ip: &str| admit(&listening.admin, ip.parse().unwrap(), request.headers()).is_ok();
-    assert!(admit("127.0.0.1") && admit("::1") && admit("::ffff:127.0.0.1"));
-    assert!(!admit("10.0.0.9") && !admit("fe80::1"));
+#[test]
+fn strangers_are_refused_unless_they_show_the_token() {
+    let dir = Folder::new("admin-token");
+    let admit = |file: Option<&Path>, ip: &str, shown: Option<&str>| {
+        let mut request = Request::get("/config");
+        if let Some(shown) = shown {
+            request = request.header("authorization", format!("Bearer {shown}"));
+        }
+        let request = request.body(()).unwrap();
+        let admitted = admit(file, ip.parse().unwrap(), request.headers());
+        admitted.map_or_else(|problem| problem.into_response().status().as_u16(), |()| 200)
+    };
+    for ip in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] {
+        assert_eq!(admit(None, ip, None), 200, "{ip}");
+        assert_eq!(admit(None, ip, Some("whatever")), 200, "there is no token: {ip}");
+    }
+    for ip in ["10.0.0.9", "fe80::1"] {
+        assert_eq!(admit(None, ip, Some("")), 403, "nobody from elsewhere: {ip}");
+    }
+    let file = dir.join("token");
+    std::fs::write(&file, "secret\n").unwrap();
+    for (ip, shown, expected) in [
+        ("127.0.0.1", None, 200),
+        ("127.0.0.1", Some("secre"), 401),
+        ("10.0.0.9", None, 401),
+        ("10.0.0.9", Some("secre"), 401),
+        ("10.0.0.9", Some("secret"), 200),
+    ] {
+        assert_eq!(admit(Some(&file), ip, shown), expected, "{ip} {shown:?}");
+    }
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(admit(Some(&file), "10.0.0.9", Some("secret")), 503);
 }
 
 #[tokio::test]

@@ -1,6 +1,5 @@
 //! Who may ask for flags: applications on this machine, others by a token, and the web pages that the settings list.
 
-use std::io::Read as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -9,9 +8,8 @@ use http::{Response, StatusCode};
 
 use super::answer::{self, Answer, Refused};
 use crate::settings::Network;
+use crate::token;
 
-/// Longest token that is read from the file, in bytes.
-const TOKEN_BYTES_MAX: u64 = 4_096;
 /// How long browsers remember what they may ask.
 const PREFLIGHT_SECONDS: &str = "600";
 
@@ -58,32 +56,18 @@ impl Access {
                 "callers from elsewhere stand in [listen] trusted, or have the token of [ofrep] token_file",
             ));
         };
-        let mut token = Vec::new();
-        let read = std::fs::File::open(file);
-        let read = read.and_then(|file| file.take(TOKEN_BYTES_MAX).read_to_end(&mut token));
-        if let Err(error) = read {
-            tracing::error!("cannot read the token file {}: {error}", file.display());
-            return Err(Refused::internal("the token file cannot be read"));
-        }
-        let token = token.trim_ascii();
-        let bearer = headers.get(header::AUTHORIZATION).and_then(bearer);
+        let bearer = headers.get(header::AUTHORIZATION).and_then(token::bearer);
         let given = bearer.or_else(|| headers.get(X_API_KEY).map(HeaderValue::as_bytes));
-        if !token.is_empty() && given.is_some_and(|given| same(token, given)) {
-            return Ok(());
+        match token::is_shown(file, given) {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!("cannot read the token file {}: {error}", file.display());
+                return Err(Refused::internal("the token file cannot be read"));
+            }
         }
         Err(Refused::unauthorized())
     }
-}
-
-/// The token of `Bearer TOKEN`; the scheme's case means nothing.
-fn bearer(value: &HeaderValue) -> Option<&[u8]> {
-    let (scheme, token) = value.as_bytes().split_at_checked(b"bearer ".len())?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
-}
-
-/// Compares in a time that does not tell where the first difference is.
-fn same(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).fold(0, |different, (a, b)| different | (a ^ b)) == 0
 }
 
 /// Lets the page read the answer.

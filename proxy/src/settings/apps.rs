@@ -96,6 +96,12 @@ impl Registration {
         let enabled = table.optional("enabled").and_then(|v| v.boolean()).unwrap_or(true);
         let consul = table.optional("consul");
         let agent = consul.as_ref().and_then(Value::parsed::<Server>);
+        if let (Some(value), Some(Server { tls: Some(_), .. })) = (&consul, &agent) {
+            value.fault(
+                "an agent is called in the clear",
+                "\"http://host:port\" or \"unix:///path\", on this machine",
+            );
+        }
         let token_file = table.optional("token_file").and_then(|v| super::read_path(&v, base));
         let ttl = table
             .optional("ttl")

@@ -33,7 +33,7 @@ pub use body_files::BodyFiles;
 pub use limits::Limits;
 pub use network::Network;
 pub use ofrep::OfrepSettings;
-pub use server::Server;
+pub use server::{Server, ServerTls};
 
 use crate::tls::{IdentityFiles, Mode, PairFiles, TlsSettings};
 use crate::visitor::VisitorKeys;
@@ -56,6 +56,8 @@ pub struct Settings {
     pub apps: Vec<App>,
     pub listen: Listen,
     pub outbound: Outbound,
+    /// Holds what callers of the admin listener show who are not on this machine; without it there are none.
+    pub admin_token_file: Option<PathBuf>,
     pub ofrep: OfrepSettings,
     /// What is sound in the mesh file, and may still surprise; see [`Document::warnings`].
     pub(crate) mesh_warnings: Vec<String>,
@@ -85,7 +87,7 @@ pub struct Listen {
     pub metrics: Option<SocketAddr>,
     /// For OpenFeature's SDKs.
     pub ofrep: Option<SocketAddr>,
-    /// Whose headers are believed, and who may use the admin listener from elsewhere.
+    /// Whose headers are believed.
     pub trusted: Vec<Network>,
 }
 
@@ -218,6 +220,7 @@ impl Settings {
         let (node, zone, log) = (take("node"), take("zone"), take("log"));
         let port_file = take("port_file");
         let (apps, listen, outbound) = (take("apps"), take("listen"), take("outbound"));
+        let admin = take("admin");
         let (edge, ofrep, identity) = (take("edge"), take("ofrep"), take("identity"));
         let (source, registration, state) = (take("source"), take("registration"), take("state"));
         let (workers, drain) = (take("workers"), take("drain"));
@@ -243,6 +246,7 @@ impl Settings {
             apps,
             listen,
             outbound,
+            admin_token_file: admin.and_then(|v| read_admin(&v, base)),
             ofrep: ofrep.map(|v| OfrepSettings::read(&v, base)).unwrap_or_default(),
             mesh_warnings: Vec::new(),
             visitor_keys,
@@ -372,6 +376,14 @@ impl AccessLogSettings {
     }
 }
 
+/// `[admin]`: the token that callers from other machines need.
+fn read_admin(value: &Value<'_>, base: &Path) -> Option<PathBuf> {
+    let mut table = value.table()?;
+    let token_file = table.optional("token_file").and_then(|v| read_path(&v, base));
+    table.finish();
+    token_file
+}
+
 fn read_source(root: &Value<'_>, value: Option<&Value<'_>>, base: &Path) -> Option<Source> {
     const HINT: &str =
         "[source] with control_plane = [\"http://127.0.0.1:7070\"], or mesh_file = \"mesh.toml\" (or --mesh)";
@@ -383,14 +395,26 @@ fn read_source(root: &Value<'_>, value: Option<&Value<'_>>, base: &Path) -> Opti
     let mesh_file = table.optional("mesh_file");
     let control_plane = table.optional("control_plane");
     let token_file = table.optional("token_file").and_then(|v| read_path(&v, base));
+    let ca_file = table.optional("ca_file");
     table.finish();
     match (mesh_file, control_plane) {
         (Some(file), None) => read_path(&file, base).map(Source::MeshFile),
         (None, Some(list)) => {
-            let servers = list.list(Value::parsed::<Server>)?;
+            let mut servers = list.list(Value::parsed::<Server>)?;
             if servers.is_empty() || servers.len() > CONTROL_PLANES_MAX {
                 list.fault(format!("{} control planes", servers.len()), format!("1 to {CONTROL_PLANES_MAX}"));
                 return None;
+            }
+            if let Some(value) = ca_file {
+                let over_tls: Vec<_> = servers.iter_mut().filter_map(|server| server.tls.as_mut()).collect();
+                if over_tls.is_empty() {
+                    value.fault(
+                        "no control plane is called over TLS",
+                        "\"https://host:port\" in `control_plane`",
+                    );
+                }
+                let ca_file = read_path(&value, base);
+                over_tls.into_iter().for_each(|tls| tls.ca_file.clone_from(&ca_file));
             }
             Some(Source::ControlPlanes { servers, token_file })
         }

@@ -34,7 +34,7 @@ const fn row(path: &'static str, flag: &'static str, form: Form, help: &'static 
     Overridable { path, flag, form, help }
 }
 
-pub(super) const OVERRIDABLE: [Overridable; 50] = [
+pub(super) const OVERRIDABLE: [Overridable; 52] = [
     row("node", "node", Form::Text, "Name of this proxy, stable over restarts"),
     row("zone", "zone", Form::Text, "Zone of this proxy, for zone preference"),
     row("log", "log", Form::Text, "error, warn, info, debug or trace"),
@@ -64,6 +64,12 @@ pub(super) const OVERRIDABLE: [Overridable; 50] = [
         "File with the keys that sign visitors' cookies",
     ),
     row(
+        "admin.token_file",
+        "admin-token-file",
+        Form::Path,
+        "File with the token that callers of the admin listener from other machines need",
+    ),
+    row(
         "ofrep.allowed_origins",
         "ofrep-allowed-origins",
         Form::List,
@@ -87,6 +93,12 @@ pub(super) const OVERRIDABLE: [Overridable; 50] = [
         "source-control-plane",
         Form::List,
         "Control planes, e.g. http://127.0.0.1:7070",
+    ),
+    row(
+        "source.ca_file",
+        "source-ca-file",
+        Form::Path,
+        "Authorities to believe for control planes by https://",
     ),
     row("source.token_file", "source-token-file", Form::Path, "File with the token for the control planes"),
     row("registration.enabled", "registration-enabled", Form::Boolean, "Whether the apps are registered"),

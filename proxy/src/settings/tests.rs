@@ -217,3 +217,18 @@ fn flags_are_named_after_their_settings() {
         assert_eq!(setting.flag, setting.path.replace(['.', '_'], "-"));
     }
 }
+
+#[test]
+fn control_planes_over_tls_are_believed_by_the_authorities_that_are_named() {
+    let planes = "[source]\ncontrol_plane = [\"https://a:1\", \"http://b:2\"]\nca_file = \"ca.pem\"\n";
+    let settings = read(&format!("[admin]\ntoken_file = \"admin.token\"\n{planes}")).unwrap();
+    let Source::ControlPlanes { servers, .. } = &settings.source else { panic!("no control planes") };
+    let believed = servers.iter().map(|server| server.tls.as_ref().and_then(|tls| tls.ca_file.clone()));
+    assert_eq!(believed.collect::<Vec<_>>(), [Some("/etc/gilmok/ca.pem".into()), None]);
+    assert_eq!(settings.admin_token_file, Some("/etc/gilmok/admin.token".into()));
+    let told = read(&planes.replace("https", "http")).unwrap_err();
+    assert!(told.contains("line 3: source.ca_file: no control plane is called over TLS"), "{told}");
+    let consul = format!("{planes}[registration]\nconsul = \"https://127.0.0.1:8500\"\n");
+    let told = read(&consul).unwrap_err();
+    assert!(told.contains("registration.consul: an agent is called in the clear"), "{told}");
+}

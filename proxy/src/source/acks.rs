@@ -72,6 +72,7 @@ impl Reporter {
         let mut tellers = JoinSet::new();
         for server in &self.servers {
             let client = Client::new(server.clone(), self.token_file.clone(), TokenHeader::Bearer);
+            let client = client.showing(&self.here.tls);
             tellers.spawn(tell(client, news.subscribe(), Arc::clone(&self.in_force)));
         }
         let mut generations = self.in_force.generations();
@@ -250,6 +251,7 @@ mod tests {
                     shard: Name::parse("1").unwrap(),
                     address: Some("10.0.0.5:15006".to_owned()),
                 }],
+                tls: Arc::default(),
             },
             in_force: Arc::clone(&in_force),
             status: Arc::clone(&status),

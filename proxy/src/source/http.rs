@@ -3,6 +3,7 @@
 //! One server, one kept connection, every wait and every body bounded.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -21,6 +22,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::settings::Server;
+use crate::tls::{Tls, connect_server};
 
 /// From the name's resolution to the open connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -46,6 +48,8 @@ pub(crate) enum HttpError {
     TooLong(usize),
     #[error("answered {status}{}{said}", if .said.is_empty() { "" } else { ": " })]
     Status { status: StatusCode, said: String },
+    #[error("no TLS: {0}")]
+    Tls(String),
     #[error("the token file {}: {why}", .file.display())]
     Token { file: PathBuf, why: String },
     #[error("cannot be asked: {0}")]
@@ -66,6 +70,8 @@ pub(crate) struct Client {
     /// Read again for each request, so that a new token needs no restart.
     token_file: Option<PathBuf>,
     token_header: TokenHeader,
+    /// Whose identity is shown over TLS.
+    shown: Option<Arc<Tls>>,
     kept: Option<Connection>,
 }
 
@@ -84,7 +90,12 @@ impl Drop for Connection {
 
 impl Client {
     pub(crate) fn new(server: Server, token_file: Option<PathBuf>, token_header: TokenHeader) -> Self {
-        Self { server, token_file, token_header, kept: None }
+        Self { server, token_file, token_header, shown: None, kept: None }
+    }
+
+    /// Shows the identity of this process, where it has one and the server is called over TLS.
+    pub(crate) fn showing(self, tls: &Arc<Tls>) -> Self {
+        Self { shown: Some(Arc::clone(tls)), ..self }
     }
 
     pub(crate) fn server(&self) -> &Server {
@@ -189,10 +200,12 @@ impl Client {
         let connecting = async {
             match &self.server.address {
                 Address::Name { host, port } => {
-                    handshake(TcpStream::connect((&**host, *port)).await.map_err(HttpError::Connect)?).await
+                    let stream = TcpStream::connect((&**host, *port)).await.map_err(HttpError::Connect)?;
+                    self.over(host, stream).await
                 }
                 Address::Socket(socket) => {
-                    handshake(TcpStream::connect(socket).await.map_err(HttpError::Connect)?).await
+                    let stream = TcpStream::connect(socket).await.map_err(HttpError::Connect)?;
+                    self.over(&socket.ip().to_string(), stream).await
                 }
                 Address::Unix(path) => {
                     handshake(UnixStream::connect(path).await.map_err(HttpError::Connect)?).await
@@ -200,6 +213,14 @@ impl Client {
             }
         };
         timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or(Err(HttpError::Timeout(CONNECT_TIMEOUT)))
+    }
+
+    /// Over TLS or in the clear, as the server says.
+    async fn over(&self, host: &str, stream: TcpStream) -> Result<Connection, HttpError> {
+        let Some(tls) = &self.server.tls else { return handshake(stream).await };
+        let identity = self.shown.as_ref().and_then(|tls| tls.identity());
+        let stream = connect_server(host, tls.ca_file.as_deref(), identity.as_deref(), stream).await;
+        handshake(stream.map_err(HttpError::Tls)?).await
     }
 }
 

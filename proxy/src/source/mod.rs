@@ -42,6 +42,7 @@ use self::status::Status;
 use crate::current::InForce;
 use crate::drain::Phase;
 use crate::settings::{Server, Settings, Source};
+use crate::tls::Tls;
 
 /// How long control planes may take to answer before the last known good state is used.
 const LAST_KNOWN_GOOD_AFTER: Duration = Duration::from_secs(2);
@@ -52,6 +53,8 @@ pub(crate) struct Here {
     pub(crate) identity: Identity,
     /// The apps that callers reach through it.
     pub(crate) apps: Vec<InboundApp>,
+    /// Whose identity they are shown over TLS.
+    pub(crate) tls: Arc<Tls>,
 }
 
 /// The sources of a process, as operators reach them.
@@ -125,7 +128,7 @@ impl Sources {
         let feed = Arc::new(Feed::new(
             servers.to_vec(),
             token_file.cloned(),
-            here.identity.clone(),
+            here.clone(),
             Arc::clone(in_force),
             Arc::clone(&status),
             settings.visitor_keys.is_none(),

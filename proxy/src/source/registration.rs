@@ -1,6 +1,7 @@
 //! Saying of the apps beside this proxy that they are alive: while ready and healthy, and no longer on drain.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use tokio::time::timeout;
 
 use super::http::{Client, HttpError, TokenHeader};
 use crate::settings::{Registration, Server};
+use crate::tls::Tls;
 
 /// Heartbeats within one ttl, so that two may be lost.
 const BEATS_PER_TTL: u32 = 3;
@@ -67,6 +69,7 @@ impl Registrar {
         registration: &Registration,
         control_planes: &[Server],
         token_file: Option<&PathBuf>,
+        tls: &Arc<Tls>,
         app: &Announced,
     ) -> Vec<Self> {
         match registration {
@@ -74,7 +77,8 @@ impl Registrar {
             Registration::ControlPlanes { ttl } => control_planes
                 .iter()
                 .map(|server| Self {
-                    client: Client::new(server.clone(), token_file.cloned(), TokenHeader::Bearer),
+                    client: Client::new(server.clone(), token_file.cloned(), TokenHeader::Bearer)
+                        .showing(tls),
                     words: Words::ControlPlane,
                     app: app.clone(),
                     ttl: *ttl,
@@ -264,7 +268,7 @@ mod tests {
     async fn an_app_is_registered_while_wanted_and_deregistered_when_it_leaves() {
         let (server, calls) = recording(|_| 200).await;
         let registration = Registration::ControlPlanes { ttl: Duration::from_secs(1) };
-        let mut all = Registrar::all(&registration, &[server], None, &app());
+        let mut all = Registrar::all(&registration, &[server], None, &Arc::default(), &app());
         let wanted = watch::Sender::new(Wanted::Away);
         let task = tokio::spawn(all.remove(0).keep(wanted.subscribe()));
         wanted.send_replace(Wanted::Registered);
@@ -285,7 +289,7 @@ mod tests {
         // The second call is the heartbeat, to which the agent knows nothing.
         let (agent, calls) = recording(|call| if call == 2 { 404 } else { 200 }).await;
         let registration = Registration::Consul { agent, token_file: None, ttl: Duration::from_secs(1) };
-        let mut all = Registrar::all(&registration, &[], None, &app());
+        let mut all = Registrar::all(&registration, &[], None, &Arc::default(), &app());
         let wanted = watch::Sender::new(Wanted::Registered);
         let task = tokio::spawn(all.remove(0).keep(wanted.subscribe()));
         eventually("registered twice", || registrations(&calls) == 2).await;
@@ -309,7 +313,7 @@ mod tests {
     async fn a_server_that_cannot_be_reached_does_not_hold_up_leaving() {
         let registration = Registration::ControlPlanes { ttl: Duration::from_secs(1) };
         let nobody = "http://127.0.0.1:1".parse().unwrap();
-        let mut all = Registrar::all(&registration, &[nobody], None, &app());
+        let mut all = Registrar::all(&registration, &[nobody], None, &Arc::default(), &app());
         let wanted = watch::Sender::new(Wanted::Leave);
         timeout(Duration::from_secs(5), all.remove(0).keep(wanted.subscribe())).await.unwrap();
     }

@@ -182,6 +182,11 @@ fn roots(ca: Option<&str>) -> RootCertStore {
     store
 }
 
+/// The authorities that this system believes.
+pub(super) fn system_authorities() -> RootCertStore {
+    roots(None)
+}
+
 fn system_roots() -> Option<Vec<u8>> {
     let said = env::var_os("SSL_CERT_FILE");
     let mut files = said.iter().map(Path::new).chain(SYSTEM_CA_FILES.iter().map(Path::new));

@@ -174,6 +174,11 @@ impl Tls {
         }
     }
 
+    /// Who this process is at the moment, where it has an identity.
+    pub(crate) fn identity(&self) -> Option<Arc<Mesh>> {
+        self.inbound.as_ref()?.accepting().mesh.clone()
+    }
+
     /// Counts a handshake.
     pub(crate) fn count(&self, listener: Listener, outcome: Outcome) {
         self.handshakes[listener as usize][outcome as usize].fetch_add(1, Relaxed);

@@ -1,10 +1,9 @@
 //! TLS on both sides of the proxy: who we are, who others are, and how that is found out.
 //!
-//! In reading order: what stands in a certificate ([`der`]), reading it with its key and the roots ([`pair`]), who a peer
+//! In reading order: reading a certificate with its key and the roots ([`pair`]), who a peer
 //! is ([`verify`]); receiving clients outside ([`edge`]) and callers of the mesh ([`mesh`]), in a [`handshake`] that is
-//! bounded, over a [`stream`] that may be plain; calling out ([`dial`]); and how all of it follows its files ([`live`]).
-
-mod der;
+//! bounded, over a [`stream`] that may be plain; calling out ([`dial`]), control planes too
+//! ([`servers`]); and how all of it follows its files ([`live`]).
 
 mod pair;
 
@@ -20,8 +19,11 @@ mod handshake;
 
 mod dial;
 
+mod servers;
+
 mod live;
 
+use gilmok_config::certificate as der;
 use gilmok_config::service::Protocol;
 
 pub(crate) use dial::{Dial, DialError, Dialing, is_refusal};
@@ -29,6 +31,7 @@ pub(crate) use handshake::Handshakes;
 pub(crate) use live::{Door, Tls, TlsSettings};
 pub(crate) use mesh::{CallerIdentity, IdentityFiles, Mesh};
 pub(crate) use pair::{Pair, PairFiles};
+pub(crate) use servers::connect_server;
 pub(crate) use stream::Stream;
 
 /// What servers offer, the best first.

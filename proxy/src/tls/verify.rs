@@ -36,9 +36,7 @@ enum WrongIdentity {
 /// The identity in a certificate. Whether it may be believed is for the verifiers below.
 pub(super) fn identity_of(certificate: &CertificateDer<'_>) -> Option<(Identity, Facts)> {
     let facts = Facts::read(certificate)?;
-    let [uri] = facts.uris.as_slice() else { return None };
-    let identity = uri.parse().ok()?;
-    Some((identity, facts))
+    Some((facts.identity()?, facts))
 }
 
 /// Checks that a callee is the service that was meant.
@@ -243,5 +241,31 @@ impl std::error::Error for WrongIdentity {}
 impl From<WrongIdentity> for Error {
     fn from(wrong: WrongIdentity) -> Self {
         Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(wrong))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::certificates::Authority;
+
+    #[test]
+    fn what_is_cut_or_changed_is_read_or_refused_and_nothing_else() {
+        let der = Authority::new("mesh").leaf("spiffe://mesh/service/shop").der();
+        let facts = Facts::read(&der).unwrap();
+        assert_eq!(facts.uris, ["spiffe://mesh/service/shop"]);
+        assert!(facts.dns_names.is_empty() && facts.is_valid_at(facts.not_after) && !facts.is_valid_at(0));
+        assert!(!facts.is_valid_at(facts.not_after + 1));
+        for length in 0..der.len() {
+            assert_eq!(Facts::read(&der[..length]), None, "{length} bytes");
+        }
+        for at in 0..der.len() {
+            for value in [0, 0x7f, 0x80, 0x84, 0xff] {
+                let mut changed = der.clone();
+                changed[at] = value;
+                // Whatever it says: no panic.
+                drop(Facts::read(&changed));
+            }
+        }
     }
 }

@@ -72,7 +72,7 @@ impl Served {
         let address = listener.local_addr().unwrap();
         let stopped = admin.stop.clone();
         // Ends with the test's runtime.
-        tokio::spawn(serve(listener, router(Arc::new(admin)), patience, stopped));
+        tokio::spawn(serve(listener, router(Arc::new(admin)), None, patience, stopped));
         let client = Client::new(Settings::new(format!("http://{address}").parse().unwrap())).unwrap();
         Self { client, address, folder, stop }
     }

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use self::join::{Connection, Step};
 pub(crate) use self::join::{Joiner, STORE_BYTES_MAX, is_store};
+use super::Here;
 use super::fences::Closed;
 use super::http::{Client, Lines, TokenHeader, shown};
 use super::last_known_good::Remembered;
@@ -45,7 +46,7 @@ pub(crate) struct Identity {
 pub(crate) struct Feed {
     servers: Vec<Server>,
     token_file: Option<PathBuf>,
-    identity: Identity,
+    here: Here,
     in_force: Arc<InForce>,
     status: Arc<Status>,
     /// Whether visitors are known by the control plane's keys: not where the settings name some.
@@ -78,7 +79,7 @@ impl Feed {
     pub(crate) fn new(
         servers: Vec<Server>,
         token_file: Option<PathBuf>,
-        identity: Identity,
+        here: Here,
         in_force: Arc<InForce>,
         status: Arc<Status>,
         takes_keys: bool,
@@ -86,7 +87,7 @@ impl Feed {
     ) -> Self {
         let joiner = Mutex::new(joiner);
         let accepted = Notify::new();
-        Self { servers, token_file, identity, in_force, status, takes_keys, joiner, accepted }
+        Self { servers, token_file, here, in_force, status, takes_keys, joiner, accepted }
     }
 
     fn joiner(&self) -> MutexGuard<'_, Joiner> {
@@ -183,12 +184,13 @@ impl Feed {
             let joiner = self.joiner();
             (joiner.store().unwrap_or_default().to_owned(), joiner.revision())
         };
-        let Identity { node, instance } = &self.identity;
+        let Identity { node, instance } = &self.here.identity;
         let target = format!(
             "/v1/feed?node={node}&instance={instance}&wire={WIRE_LEVEL}&store={}&revision={revision}",
             encoded(&store)
         );
         let client = Client::new(server.clone(), self.token_file.clone(), TokenHeader::Bearer);
+        let client = client.showing(&self.here.tls);
         client.open(&target).await.map_err(|error| error.to_string())
     }
 
