@@ -117,8 +117,12 @@ async fn one_user_who_causes_every_error_takes_nothing_back() {
 
 /// Where a user stands among all, in parts per million.
 async fn place(shop: &Shop, user: u32) -> u64 {
-    let told = shop.proxy.admin_json(&format!("/explain?service=shop&subject=user-{user}")).await;
-    told["decision"]["split"]["place"].as_u64().unwrap_or_else(|| panic!("no place: {told}"))
+    // The proxy hears of a step a moment after the control plane has decided on it.
+    eventually("the proxy to split users", async || {
+        let told = shop.proxy.admin_json(&format!("/explain?service=shop&subject=user-{user}")).await;
+        told["decision"]["split"]["place"].as_u64().ok_or(told)
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
