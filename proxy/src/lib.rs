@@ -69,6 +69,10 @@ mod upstream;
 
 mod health;
 
+mod enrolment;
+
+mod own_identity;
+
 mod admin;
 
 mod metrics;

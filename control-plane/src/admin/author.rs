@@ -279,8 +279,16 @@ mod tests {
         let access = Access::default();
         let conductor = crate::conductor::Conductor::new(Arc::clone(&state), None);
         let mover = crate::conductor::Mover::new(Arc::clone(&state), None);
-        let admin =
-            Admin { state: Arc::clone(&state), conductor, mover, access, stop, contacts: None, metrics };
+        let admin = Admin {
+            state: Arc::clone(&state),
+            conductor,
+            mover,
+            access,
+            authority: None,
+            stop,
+            contacts: None,
+            metrics,
+        };
         let command = Command::PutService(ServiceName::parse("ads").unwrap(), serde_json::json!({}));
         let author = Author { author: state::Author::default(), wait: None, dry_run: false };
         tokio::select! {

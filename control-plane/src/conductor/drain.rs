@@ -114,6 +114,7 @@ mod tests {
             apps: Vec::new(),
             fences: Vec::new(),
             flags: Vec::new(),
+            identity: None,
         };
         ProxyReport { ack, heard: Instant::now(), is_heard: true, speaks_for: Vec::new() }
     }

@@ -83,6 +83,7 @@ fn says(state: &State, node: &str, stable: u64, candidate: u64, failures: u64) {
         apps: Vec::new(),
         fences: Vec::new(),
         flags: Vec::new(),
+        identity: None,
     });
 }
 

@@ -190,6 +190,7 @@ mod tests {
             apps: Vec::new(),
             fences: Vec::new(),
             flags: Vec::new(),
+            identity: None,
         }
     }
 

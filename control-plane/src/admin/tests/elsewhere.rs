@@ -40,6 +40,7 @@ impl Asked {
             state,
             access,
             stop,
+            authority: None,
             contacts: None,
             metrics,
         }));
@@ -145,6 +146,8 @@ const NEEDED: &str = "
 /v1/flags/{key}/explain get read post read
 /v1/flags/{key}/kill post flags | /v1/flags/{key}/unkill post flags
 /v1/flags/{key}/schedule get read post flags | /v1/flags/{key}/schedule/{id} delete flags
+/v1/identity get read | /v1/identity/certificates post - | /v1/identity/roots get -
+/v1/identity/roots/rotate post admin
 /v1/membership get read | /v1/membership/{service} get read
 /v1/membership/{service}/{id} put proxy delete proxy
 /v1/mesh get read put admin

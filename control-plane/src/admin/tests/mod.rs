@@ -64,6 +64,7 @@ impl Served {
             state,
             access,
             stop: stopped,
+            authority: None,
             contacts: None,
             metrics,
         };

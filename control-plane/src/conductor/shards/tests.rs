@@ -72,6 +72,7 @@ fn ack(node: &str, fence: Option<FenceReport>) -> Ack {
         apps: Vec::new(),
         fences: fence.into_iter().collect(),
         flags: Vec::new(),
+        identity: None,
     }
 }
 
