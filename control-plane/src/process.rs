@@ -23,7 +23,7 @@ use crate::conductor::{Conductor, Mover, keep_time};
 use crate::membership::consul;
 use crate::settings::Settings;
 use crate::state::State;
-use crate::store::{Store, now_ms};
+use crate::store::{AUTHORITY, Store, now_ms};
 use crate::tls::{Follower, Tls};
 
 /// REST and feeds are little work; more threads would only cost memory beside the apps.
@@ -60,7 +60,7 @@ pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
 async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<()> {
     let store = Store::open(&settings.store.dir, u64::from(settings.store.history))?;
     tracing::info!("store {} in {}", store.id(), settings.store.dir.display());
-    let authority = open_authority(&settings)?;
+    let authority = open_authority(&settings, &store).await?;
     let state = State::new(store, settings.consul.is_some())?;
     let mirror = match settings.consul {
         Some(consul) => Some(consul::start(consul, &state.last_consul(), state.names())?),
@@ -138,10 +138,14 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
     Ok(())
 }
 
-fn open_authority(settings: &Settings) -> anyhow::Result<Option<Arc<Authority>>> {
+async fn open_authority(settings: &Settings, store: &Store) -> anyhow::Result<Option<Arc<Authority>>> {
     let Some(identity) = &settings.identity else { return Ok(None) };
-    let authority = Authority::open(identity.clone(), &settings.store.dir, now_ms() / 1_000);
+    let was_there = store.kept(AUTHORITY)?.unwrap_or(false);
+    let authority = Authority::open(identity.clone(), &settings.store.dir, was_there, now_ms() / 1_000);
     let authority = authority.map_err(anyhow::Error::msg).context("there is no authority")?;
+    if !was_there && !authority.is_given() {
+        store.keep(AUTHORITY, serde_json::Value::Bool(true)).await?;
+    }
     tracing::info!("certificates of {} are made here", authority.trust_domain());
     Ok(Some(Arc::new(authority)))
 }

@@ -280,7 +280,7 @@ async fn the_root_changes_under_load_and_no_request_fails() {
         .await;
         let told = plane.json("/v1/identity").await;
         assert_eq!((told["phase"].as_str(), told["roots"].as_array().unwrap().len()), (Some(phase), roots));
-        if phase == "signing" {
+        if phase != "settled" {
             let said = gilmok(&plane, &["identity", "rotate"]).await;
             assert!(said.code == 1 && said.err.contains("force"), "too early: {said:?}");
         }
@@ -329,6 +329,24 @@ async fn a_control_plane_that_is_gone_costs_nothing_while_certificates_last() {
     })
     .await;
     drop(ads);
+}
+
+#[tokio::test]
+async fn roots_of_another_authority_are_refused_and_told() {
+    let plane = plane(SHORT).await;
+    let shop = joined(&plane, "shop", joining(&plane, "shop")).await;
+    let ControlPlane { mut process, scratch, address } = plane;
+    process.signal(Signal::Terminate).await;
+    process.ended(SOON).await;
+    std::fs::remove_file(scratch.path().join("data/authority.json")).unwrap();
+    let anew = format!("{SHORT}\nnew_root = true");
+    let plane = ControlPlane::start_at(&address.to_string(), &anew, scratch).await;
+    eventually("the refusal to be told", async || {
+        let told = shop.admin_json("/config").await["identity"]["fault"].clone();
+        if told.as_str().is_some_and(|told| told.contains("another authority")) { Ok(()) } else { Err(told) }
+    })
+    .await;
+    drop(plane);
 }
 
 #[tokio::test]

@@ -106,7 +106,10 @@ fn shown(told: &Json) -> String {
 
 fn phase(told: &Json) -> String {
     match told["phase"].as_str() {
-        Some("announced") => "the new one is trusted; `gilmok identity rotate` lets it sign".to_owned(),
+        Some("announced") => {
+            let from = told["may_sign_from"].as_str().unwrap_or("now");
+            format!("the new one is trusted; from {from} on `gilmok identity rotate` lets it sign")
+        }
         Some("signing") => {
             let end = told["old_certificates_end"].as_str().unwrap_or("now");
             format!("the new one signs; from {end} on `gilmok identity rotate` retires the old one")

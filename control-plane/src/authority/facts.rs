@@ -9,6 +9,7 @@ use super::der::{self, SEQUENCE};
 // Object identifiers, as DER has them.
 pub(super) const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 pub(super) const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
+pub(super) const KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x0f];
 pub(super) const SUBJECT_KEY_ID: &[u8] = &[0x55, 0x1d, 0x0e];
 
 pub(super) const TRUE: [u8; 3] = [der::BOOLEAN, 1, 0xff];
@@ -16,6 +17,8 @@ pub(super) const TRUE: [u8; 3] = [der::BOOLEAN, 1, 0xff];
 pub(super) const VERSION_3: [u8; 5] = [0xa0, 3, der::INTEGER, 1, 2];
 /// `[3] EXPLICIT`, the extensions of a certificate.
 pub(super) const EXTENSIONS: u8 = 0xa3;
+/// `keyCertSign`, in the first byte of a key's usage.
+const KEY_CERT_SIGN: u8 = 0x04;
 /// Bytes of the name of a key: SHA-256, cut (RFC 7093, section 2, method 1).
 const KEY_ID_BYTES: usize = 20;
 
@@ -28,6 +31,8 @@ pub(super) struct Facts {
     pub(super) key: Vec<u8>,
     pub(super) key_id: Option<Vec<u8>>,
     pub(super) is_authority: bool,
+    /// Whether its key may sign certificates, as far as it says for what it may be used.
+    pub(super) may_sign: bool,
     /// In seconds of Unix time.
     pub(super) not_after: u64,
 }
@@ -49,7 +54,7 @@ impl Facts {
         let not_after = der::moment(der::next(&mut validity)?)?;
         let subject = der::take(&mut fields, SEQUENCE)?.whole.to_vec();
         let key = der::take(&mut fields, SEQUENCE)?.whole.to_vec();
-        let mut facts = Self { subject, key, key_id: None, is_authority: false, not_after };
+        let mut facts = Self { subject, key, key_id: None, is_authority: false, may_sign: true, not_after };
         while !fields.is_empty() {
             let field = der::next(&mut fields)?;
             if field.tag == EXTENSIONS {
@@ -72,6 +77,10 @@ impl Facts {
             let mut value = value.content;
             if oid == BASIC_CONSTRAINTS {
                 self.is_authority = der::take(&mut value, SEQUENCE)?.content.starts_with(&TRUE);
+            } else if oid == KEY_USAGE {
+                // Behind the number of bits that do not count.
+                let bits = der::take(&mut value, der::BIT_STRING)?.content;
+                self.may_sign = bits.get(1).is_some_and(|first| first & KEY_CERT_SIGN != 0);
             } else if oid == SUBJECT_KEY_ID {
                 self.key_id = Some(der::take(&mut value, der::OCTET_STRING)?.content.to_vec());
             }

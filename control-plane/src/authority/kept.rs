@@ -27,6 +27,9 @@ pub(super) struct Kept {
     /// Trusted by proxies, and not signing yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) next: Option<KeptSigner>,
+    /// When that began, in seconds of Unix time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) announced: Option<u64>,
     /// Still trusted, and signing no more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) retiring: Option<Retiring>,
@@ -58,7 +61,12 @@ impl Drop for KeptSigner {
 impl Kept {
     pub(super) fn new(domain: &str, leaf_seconds: u64, signing: KeptSigner) -> Self {
         let (format, domain) = (FORMAT.to_owned(), domain.to_owned());
-        Self { format, domain, leaf_seconds, signing, next: None, retiring: None }
+        Self { format, domain, leaf_seconds, signing, next: None, announced: None, retiring: None }
+    }
+
+    /// From when on `next` may sign: one life of a leaf after it was announced.
+    pub(super) fn signs_from(&self) -> Option<u64> {
+        self.announced.map(|announced| announced.saturating_add(self.leaf_seconds))
     }
 
     /// Reads the file; `None` where there is none.

@@ -50,6 +50,8 @@ pub struct Settings {
     pub leaf_ttl: Duration,
     /// An authority that the operator keeps; without it there is one of our own.
     pub given: Option<Given>,
+    /// Whether another root is made where the one that there was is lost.
+    pub new_root: bool,
 }
 
 /// Where an operator's authority stands.
@@ -75,8 +77,12 @@ pub struct Authority {
 struct Inner {
     signing: Arc<Signer>,
     next: Option<Arc<Signer>>,
+    /// From when on `next` may sign: what was given before it was announced has ended then.
+    signs_from: Option<u64>,
     retiring: Option<Retiring>,
     pace: Pace,
+    /// Whether the roots of now are written down for those who call over TLS.
+    is_told: bool,
 }
 
 /// How far a change of the root has come.
@@ -158,26 +164,28 @@ impl Settings {
     /// # Errors
     /// Why it is no authority.
     pub fn check(&self) -> Result<(), String> {
-        self.given.as_ref().map_or(Ok(()), |given| given.read().map(drop))
+        self.given.as_ref().map_or(Ok(()), |given| given.read(&self.trust_domain).map(drop))
     }
 }
 
 impl Given {
-    fn read(&self) -> Result<Signer, String> {
+    fn read(&self, domain: &str) -> Result<Signer, String> {
         let (certificates, key) = (read(&self.cert_file)?, read(&self.key_file)?);
-        Signer::read(&certificates, &key)
+        Signer::read(&certificates, &key, domain)
             .map_err(|why| format!("{} with {}: {why}", self.cert_file.display(), self.key_file.display()))
     }
 }
 
 impl Authority {
-    /// Opens the authority that the settings name, or our own in this folder; makes it where there is none.
+    /// Opens the authority that the settings name, or our own in this folder; makes it where there is none. `was_there` is
+    /// whether there has been one of our own: then its loss is told, since proxies believe no other.
     ///
     /// # Errors
     /// Why there is none, in words for an operator.
-    pub fn open(settings: Settings, dir: &Path, now: u64) -> Result<Self, String> {
-        let inner = |signing, next, retiring| {
-            Mutex::new(Inner { signing: Arc::new(signing), next, retiring, pace: Pace::default() })
+    pub fn open(settings: Settings, dir: &Path, was_there: bool, now: u64) -> Result<Self, String> {
+        let inner = |signing, next, signs_from, retiring| {
+            let (signing, pace) = (Arc::new(signing), Pace::default());
+            Mutex::new(Inner { signing, next, signs_from, retiring, pace, is_told: true })
         };
         std::fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
         let opened = |settings, file, inner| {
@@ -186,13 +194,19 @@ impl Authority {
             Ok(authority)
         };
         if let Some(given) = &settings.given {
-            let inner = inner(given.read()?, None, None);
+            let inner = inner(given.read(&settings.trust_domain)?, None, None, None);
             return opened(settings, None, inner);
         }
         let file = dir.join(FILE);
         let leaf_seconds = settings.leaf_ttl.as_secs();
         let mut kept = match Kept::read(&file)? {
             Some(kept) => kept,
+            None if was_there && !settings.new_root => {
+                return Err(format!(
+                    "{} is gone, and proxies believe no other root: put it back from where it is kept, or start once with identity.new_root = true and let every proxy join anew (without its NODE.identity)",
+                    file.display()
+                ));
+            }
             None => {
                 let kept =
                     Kept::new(&settings.trust_domain, leaf_seconds, make(&settings.trust_domain, now)?);
@@ -212,12 +226,13 @@ impl Authority {
             kept.leaf_seconds = leaf_seconds;
             kept.write(&file)?;
         }
+        let kept_domain = kept.domain.clone();
         let open = |kept: &KeptSigner| {
-            Signer::read(kept.certificate.as_bytes(), kept.key.as_bytes())
+            Signer::read(kept.certificate.as_bytes(), kept.key.as_bytes(), &kept_domain)
                 .map_err(|why| format!("{}: {why}", file.display()))
         };
         let next = kept.next.as_ref().map(open).transpose()?.map(Arc::new);
-        let inner = inner(open(&kept.signing)?, next, kept.retiring.clone());
+        let inner = inner(open(&kept.signing)?, next, kept.signs_from(), kept.retiring.clone());
         opened(settings, Some(file), inner)
     }
 
@@ -299,7 +314,20 @@ impl Authority {
     /// What proxies are to trust.
     #[must_use]
     pub fn roots(&self) -> Roots {
-        self.lock().roots()
+        let mut inner = self.lock();
+        self.tell(&mut inner);
+        inner.roots()
+    }
+
+    /// Writes the roots down where they are not yet; what fails is tried again when they are asked for.
+    fn tell(&self, inner: &mut Inner) {
+        if inner.is_told {
+            return;
+        }
+        match self.tell_roots(&inner.roots()) {
+            Ok(()) => inner.is_told = true,
+            Err(why) => tracing::error!("those who call over TLS are not told the roots of now: {why}"),
+        }
     }
 
     /// How it stands with each of them.
@@ -328,6 +356,13 @@ impl Authority {
         self.lock().phase()
     }
 
+    /// From when on the new root may sign: whoever was silent meanwhile has no certificate any more. In seconds of Unix time;
+    /// `None` but in [`Phase::Announced`].
+    #[must_use]
+    pub fn signs_from(&self) -> Option<u64> {
+        self.lock().signs_from
+    }
+
     /// When the last certificate of the old root has ended, in seconds of Unix time; `None` but in [`Phase::Signing`].
     #[must_use]
     pub fn leaves_end(&self) -> Option<u64> {
@@ -352,18 +387,21 @@ impl Authority {
         // What is on disk is what is true: both are changed under the lock.
         let kept = Kept::read(file).map_err(StepError::Failed)?;
         let mut kept = kept.ok_or_else(|| StepError::Failed(format!("{} is gone", file.display())))?;
-        let read = |kept: &KeptSigner| Signer::read(kept.certificate.as_bytes(), kept.key.as_bytes());
+        let domain = &self.settings.trust_domain;
+        let read = |kept: &KeptSigner| Signer::read(kept.certificate.as_bytes(), kept.key.as_bytes(), domain);
         match (from, to) {
             (Phase::Settled, Phase::Announced) => {
-                kept.next = Some(make(&self.settings.trust_domain, now).map_err(StepError::Failed)?);
+                kept.next = Some(make(domain, now).map_err(StepError::Failed)?);
+                kept.announced = Some(now);
             }
-            (Phase::Announced, Phase::Settled) => kept.next = None,
+            (Phase::Announced, Phase::Settled) => (kept.next, kept.announced) = (None, None),
             (Phase::Announced, Phase::Signing) => {
                 let Some(next) = kept.next.take() else { return Err(StepError::Order { from, to }) };
                 let old = std::mem::replace(&mut kept.signing, next);
                 let leaves_end = now.saturating_add(kept.leaf_seconds);
                 kept.retiring = Some(Retiring { certificate: old.certificate.clone(), leaves_end });
                 kept.leaf_seconds = self.settings.leaf_ttl.as_secs();
+                kept.announced = None;
             }
             (Phase::Signing, Phase::Settled) => kept.retiring = None,
             _ => return Err(StepError::Order { from, to }),
@@ -373,10 +411,10 @@ impl Authority {
         kept.write(file).map_err(StepError::Failed)?;
         inner.signing = Arc::new(signing);
         inner.next = next.map(Arc::new);
+        inner.signs_from = kept.signs_from();
         inner.retiring = kept.retiring.clone();
-        if let Err(why) = self.tell_roots(&inner.roots()) {
-            tracing::error!("those who call over TLS are not told the roots of now: {why}");
-        }
+        inner.is_told = false;
+        self.tell(&mut inner);
         Ok(())
     }
 

@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use super::der::{self, bit_string, element, sequence};
 use super::facts::{
-    BASIC_CONSTRAINTS, COMMON_NAME, EXTENSIONS, Facts, SUBJECT_KEY_ID, TRUE, VERSION_3, key_id,
+    BASIC_CONSTRAINTS, COMMON_NAME, EXTENSIONS, Facts, KEY_USAGE, SUBJECT_KEY_ID, TRUE, VERSION_3, key_id,
 };
 use super::pem;
 
@@ -42,7 +42,6 @@ const SCHEMES: [(SignatureScheme, AlgorithmIdentifier); 4] = [
 ];
 
 // Object identifiers, as DER has them.
-const KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x0f];
 const EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x25];
 const AUTHORITY_KEY_ID: &[u8] = &[0x55, 0x1d, 0x23];
 const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
@@ -121,11 +120,11 @@ impl MadeKey {
 }
 
 impl Signer {
-    /// Reads an authority's certificate, those above it, and its key, all in PEM.
+    /// Reads the certificate of a trust domain's authority, those above it, and its key, all in PEM.
     ///
     /// # Errors
     /// Why they are no authority, in words for an operator; nothing of the key.
-    pub(super) fn read(certificates: &[u8], key: &[u8]) -> Result<Self, String> {
+    pub(super) fn read(certificates: &[u8], key: &[u8], domain: &str) -> Result<Self, String> {
         let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificates).collect();
         let certificates = certificates.map_err(|_| "not certificates in PEM")?;
         if certificates.is_empty() || certificates.len() > CHAIN_MAX {
@@ -133,7 +132,7 @@ impl Signer {
         }
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| "no private key in PEM")?;
         let signer = Self::of(certificates, &key)?;
-        signer.prove()?;
+        signer.prove(domain)?;
         Ok(signer)
     }
 
@@ -179,14 +178,20 @@ impl Signer {
                 "the first certificate is no authority's: its basic constraints do not say CA".to_owned()
             );
         }
+        if !facts.may_sign {
+            return Err(
+                "the first certificate may not sign others: its key usage lacks keyCertSign".to_owned()
+            );
+        }
         let (scheme, algorithm) = scheme_of(&*key)?;
         Ok(Self { key, scheme, algorithm, certificates, facts })
     }
 
     /// Whether peers will believe what it signs.
-    fn prove(&self) -> Result<(), String> {
+    fn prove(&self, domain: &str) -> Result<(), String> {
         let now = UnixTime::now();
-        let identity = "spiffe://probe/service/probe".parse::<Identity>().map_err(str::to_owned)?;
+        let identity =
+            format!("spiffe://{domain}/service/probe").parse::<Identity>().map_err(str::to_owned)?;
         let (leaf, _) = self.leaf(&identity, &[], &self.facts.key, now.as_secs(), EARLIER_SECONDS)?;
         let between = &self.certificates[..self.certificates.len() - 1];
         verify(self.root(), &leaf.into(), between, now)

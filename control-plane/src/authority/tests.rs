@@ -36,11 +36,16 @@ fn now() -> u64 {
 }
 
 fn settings() -> Settings {
-    Settings { trust_domain: "mesh.local".into(), leaf_ttl: Duration::from_secs(TTL), given: None }
+    Settings {
+        trust_domain: "mesh.local".into(),
+        leaf_ttl: Duration::from_secs(TTL),
+        given: None,
+        new_root: false,
+    }
 }
 
 fn open(folder: &Folder) -> Authority {
-    Authority::open(settings(), &folder.0, now()).unwrap()
+    Authority::open(settings(), &folder.0, false, now()).unwrap()
 }
 
 fn shop() -> ServiceName {
@@ -98,13 +103,13 @@ fn the_key_is_made_once_and_read_by_its_owner_only() {
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(open(&folder).roots(), roots);
     let other = Settings { trust_domain: "other".into(), ..settings() };
-    let why = Authority::open(other, &folder.0, now()).unwrap_err();
+    let why = Authority::open(other, &folder.0, false, now()).unwrap_err();
     assert!(why.contains("of mesh.local, not of other"), "{why}");
     let kept = std::fs::read_to_string(&file).unwrap();
     for text in ["", "{}", &kept.replace("gilmok-authority-1", "gilmok-authority-2"), &kept[..kept.len() / 2]]
     {
         std::fs::write(&file, text).unwrap();
-        let why = Authority::open(settings(), &folder.0, now()).unwrap_err();
+        let why = Authority::open(settings(), &folder.0, false, now()).unwrap_err();
         assert!(why.contains(FILE) && !why.contains("KEY"), "{why}");
     }
     assert!(!format!("{:?}", open(&Folder::new())).contains("KEY"));
@@ -128,8 +133,9 @@ fn a_root_changes_in_three_steps_and_at_each_everybody_is_believed() {
     // What a process that is started anew finds is the same.
     let authority = open(&folder);
     assert_eq!((authority.phase(), authority.roots()), (Phase::Announced, announced.roots.clone()));
+    assert_eq!(authority.signs_from(), Some(now + TTL));
     authority.step(Phase::Announced, Phase::Signing, now).unwrap();
-    assert_eq!(authority.leaves_end(), Some(now + TTL));
+    assert_eq!((authority.signs_from(), authority.leaves_end()), (None, Some(now + TTL)));
     let signing = issue(&authority);
     assert!(!believes(&old.roots, &signing.leaf, now), "the new one signs");
     assert!(believes(&announced.roots, &signing.leaf, now) && believes(&signing.roots, &old.leaf, now));
@@ -161,7 +167,7 @@ fn leaves_of_a_life_that_was_longer_are_waited_for() {
     let folder = Folder::new();
     drop(open(&folder));
     let short = Settings { leaf_ttl: Duration::from_secs(10), ..settings() };
-    let authority = Authority::open(short, &folder.0, now()).unwrap();
+    let authority = Authority::open(short, &folder.0, false, now()).unwrap();
     let now = now();
     authority.step(Phase::Settled, Phase::Announced, now).unwrap();
     authority.step(Phase::Announced, Phase::Signing, now).unwrap();
@@ -210,7 +216,7 @@ fn an_operators_authority_signs_below_its_root() {
     for (certificates, root, length) in [(between.clone() + &root, &root, 2), (between.clone(), &between, 1)]
     {
         std::fs::write(&cert_file, certificates).unwrap();
-        let authority = Authority::open(given.clone(), &folder.0, now).unwrap();
+        let authority = Authority::open(given.clone(), &folder.0, false, now).unwrap();
         let issued = authority.issue(&shop(), &csr(), now, 0).unwrap();
         assert_eq!(chain(&issued.roots.pem), chain(root));
         assert_eq!(chain(&issued.leaf.chain).len(), length);
@@ -233,6 +239,11 @@ fn an_operators_authority_signs_below_its_root() {
     let leaf = CertificateParams::new(["a".to_owned()]).unwrap().self_signed(&other).unwrap();
     let leaf = certificate(&leaf);
     assert!(faulty(&leaf, &key_pem(&other)).contains("no authority"));
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::CrlSign];
+    let only_lists = certificate(&params.self_signed(&other).unwrap());
+    assert!(faulty(&only_lists, &key_pem(&other)).contains("keyCertSign"));
 }
 
 #[test]
@@ -257,4 +268,33 @@ fn the_control_plane_has_a_certificate_of_its_own_names() {
     authority.step(Phase::Settled, Phase::Announced, now()).unwrap();
     assert_eq!(roots(), authority.roots().pem, "it follows");
     assert_eq!(chain(&roots()).len(), 2);
+}
+
+#[test]
+fn a_root_that_is_lost_is_not_replaced_without_a_word() {
+    let folder = Folder::new();
+    let before = open(&folder).roots();
+    assert!(Authority::open(settings(), &folder.0, true, now()).is_ok());
+    std::fs::remove_file(folder.0.join(FILE)).unwrap();
+    let why = Authority::open(settings(), &folder.0, true, now()).unwrap_err();
+    assert!(why.contains("is gone") && why.contains("new_root"), "{why}");
+    let told = Settings { new_root: true, ..settings() };
+    let authority = Authority::open(told.clone(), &folder.0, true, now()).unwrap();
+    assert_ne!(authority.roots(), before);
+    // It does not make one at each start.
+    assert_eq!(Authority::open(told, &folder.0, true, now()).unwrap().roots(), authority.roots());
+}
+
+#[test]
+fn roots_that_could_not_be_written_down_are_written_when_they_are_asked_for() {
+    let folder = Folder::new();
+    let authority = open(&folder);
+    let file = Authority::roots_file(&folder.0);
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    authority.step(Phase::Settled, Phase::Announced, now()).unwrap();
+    assert!(file.is_dir());
+    std::fs::remove_dir(&file).unwrap();
+    let roots = authority.roots();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), roots.pem);
 }

@@ -27,6 +27,7 @@ pub(super) fn read(value: &Value<'_>, folder: &Path) -> Option<Settings> {
         made.ok().map(|identity| identity.domain)
     });
     let leaf_ttl = table.optional("leaf_ttl").and_then(|value| value.duration(LEAF_TTL_MIN, LEAF_TTL_MAX));
+    let new_root = table.optional("new_root").and_then(|value| value.boolean()).unwrap_or_default();
     let (cert_file, key_file) = (table.optional("ca_cert_file"), table.optional("ca_key_file"));
     table.finish();
     let given = match (&cert_file, &key_file) {
@@ -40,7 +41,7 @@ pub(super) fn read(value: &Value<'_>, folder: &Path) -> Option<Settings> {
         }
     };
     let leaf_ttl = leaf_ttl.unwrap_or(LEAF_TTL_DEFAULT);
-    let settings = Settings { trust_domain: trust_domain?, leaf_ttl, given };
+    let settings = Settings { trust_domain: trust_domain?, leaf_ttl, given, new_root };
     if let Err(why) = settings.check() {
         value.fault("no authority", why);
     }

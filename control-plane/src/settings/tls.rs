@@ -65,7 +65,9 @@ pub(super) fn read(
     if let (Some(domain), None) = (&trust_domain, &client_ca_file) {
         domain.fault("nobody is known by it", "`client_ca_file` with the roots of the mesh");
     }
-    let trust_domain = trust_domain.and_then(|value| read_domain(&value));
+    // Where certificates are made here, those of this domain are meant.
+    let of_own = || own.filter(|_| client_ca_file.is_some()).map(|(own, _)| Arc::clone(&own.trust_domain));
+    let trust_domain = trust_domain.and_then(|value| read_domain(&value)).or_else(of_own);
     let client_ca_file = client_ca_file.and_then(|value| read_path(&value, folder));
     let (cert_file, key_file) = (
         cert_file.and_then(|value| read_path(&value, folder)),

@@ -22,7 +22,7 @@ use gilmok_config::hash::content_hash;
 use gilmok_config::moment::format_moment;
 use gilmok_config::unit::format_duration;
 use gilmok_config::wire::IdentityReport;
-use http::{Method, StatusCode};
+use http::Method;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::watch;
@@ -215,7 +215,7 @@ impl Enrolment {
             return Ok(server);
         };
         let roots = Roots::parse(answer.roots.as_bytes()).map_err(|why| told(why.to_owned()))?;
-        if !held.mesh.is_believed_by(&roots) {
+        if held.mesh.roots.share_one_with(&roots) && !held.mesh.is_believed_by(&roots) {
             // Peers are about to refuse us: with them a certificate comes that they believe.
             tracing::warn!("identity: {server} tells roots that do not believe our certificate; renewing");
             return self.renew().await;
@@ -262,6 +262,12 @@ impl Enrolment {
         }
         if let Some(held) = self.held.as_ref().filter(|held| held.mesh.identity != *new) {
             return Err(format!("it is {new}, and this process is {}", held.mesh.identity));
+        }
+        if self.held.as_ref().is_some_and(|held| !held.mesh.roots.share_one_with(&mesh.roots)) {
+            return Err(format!(
+                "its roots share none with those of before, so it is another authority; where that is meant, take {} away and start anew",
+                self.file.display()
+            ));
         }
         if !mesh.is_believed_by(&mesh.roots) {
             return Err(
@@ -349,7 +355,7 @@ impl Enrolment {
 }
 
 impl Plane {
-    /// Asks by the identity that there is. Where there is none, or it does not count there, by the token.
+    /// Asks by the identity that there is. Where there is none, or nothing comes of it, by the token.
     async fn send(
         &mut self,
         has_identity: bool,
@@ -358,11 +364,9 @@ impl Plane {
         body: Option<Bytes>,
     ) -> Result<Bytes, HttpError> {
         if let Some(client) = self.showing.as_mut().filter(|_| has_identity) {
-            match client.send(method.clone(), target, body.clone()).await {
-                Err(HttpError::Status {
-                    status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, ..
-                }) => {}
-                answered => return answered,
+            // Whatever goes wrong may be for what is shown: its roots are not known there, or it has ended.
+            if let Ok(answer) = client.send(method.clone(), target, body.clone()).await {
+                return Ok(answer);
             }
         }
         self.joining.send(method.clone(), target, body).await

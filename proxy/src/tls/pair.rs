@@ -139,6 +139,13 @@ impl Roots {
     }
 }
 
+impl Roots {
+    /// Whether one of them is among others: those of one authority follow each other, those of a stranger have nothing in common.
+    pub(crate) fn share_one_with(&self, others: &Self) -> bool {
+        self.store.roots.iter().any(|root| others.store.roots.contains(root))
+    }
+}
+
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, &'static str> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     read.map_err(|_| "not certificates in PEM")
@@ -223,7 +230,12 @@ mod tests {
         let (old, new) = (Authority::new("old"), Authority::new("new"));
         let file = dir.join("ca.pem");
         std::fs::write(&file, old.pem() + &new.pem()).unwrap();
-        assert_eq!(Roots::read(&file).unwrap().store.len(), 2);
+        let both = Roots::read(&file).unwrap();
+        assert_eq!(both.store.len(), 2);
+        let (only_old, only_new) =
+            (Roots::parse(old.pem().as_bytes()).unwrap(), Roots::parse(new.pem().as_bytes()).unwrap());
+        assert!(only_old.share_one_with(&both) && both.share_one_with(&only_new));
+        assert!(!only_old.share_one_with(&only_new));
         std::fs::write(&file, old.pem() + "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
             .unwrap();
         assert!(Roots::read(&file).is_err());
