@@ -9,6 +9,8 @@ use hyper_util::service::TowerToHyperService;
 
 use super::*;
 use crate::admin::needed::needed;
+use crate::authority;
+use crate::store::now_ms;
 use crate::tokens::{OnLoopback, Scope};
 
 /// A control plane that is asked without a network, from wherever the test says.
@@ -28,7 +30,18 @@ struct Told {
 
 impl Asked {
     fn new(name: &str, access: impl FnOnce(&Folder) -> Access) -> Self {
+        Self::beside(name, None, access)
+    }
+
+    /// One that makes certificates of this domain.
+    fn beside(name: &str, domain: Option<&str>, access: impl FnOnce(&Folder) -> Access) -> Self {
         let folder = Folder::new(name);
+        let authority = domain.map(|domain| {
+            let leaf_ttl = std::time::Duration::from_secs(60);
+            let settings =
+                authority::Settings { trust_domain: domain.into(), leaf_ttl, given: None, new_root: false };
+            Arc::new(authority::Authority::open(settings, &folder.0, false, now_ms() / 1_000).unwrap())
+        });
         let access = access(&folder);
         let store = Store::open(&folder.0, 100).unwrap();
         let state = State::new(store.clone(), false).unwrap();
@@ -40,7 +53,7 @@ impl Asked {
             state,
             access,
             stop,
-            authority: None,
+            authority,
             contacts: None,
             metrics,
         }));
@@ -454,4 +467,19 @@ async fn a_token_of_services_moves_no_others_with_their_group() {
     assert_eq!(refused.status, StatusCode::FORBIDDEN);
     assert!(refused.body["detail"].as_str().unwrap().contains("`cart`"), "{}", refused.body);
     assert_ne!(switch(&both).await.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_certificate_renews_that_of_its_own_service_in_its_own_domain_and_no_other() {
+    // What is let through fails for its request, which is none.
+    let (let_in, kept_out) = (StatusCode::UNPROCESSABLE_ENTITY, StatusCode::FORBIDDEN);
+    for (domain, service, expected) in
+        [("mesh", "shop", let_in), ("mesh", "ads", kept_out), ("other", "shop", kept_out)]
+    {
+        let asked = Asked::beside("renewal", Some(domain), |_| Access::default());
+        let wish = json!({ "csr": "garbage", "service": service });
+        let line = "POST /v1/identity/certificates";
+        let told = asked.ask_as(Some("shop"), "10.0.0.9", line, None, &wish).await;
+        assert_eq!(told.status, expected, "{domain} {service}: {}", told.body);
+    }
 }
