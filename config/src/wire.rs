@@ -137,6 +137,18 @@ pub struct Ack {
     /// What guarded flags' variants came to; those of which anything was counted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub guarded: Vec<GuardedCounts>,
+    /// Its identity, where a control plane gave it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<IdentityReport>,
+}
+
+/// How it stands with an identity that a control plane gave, as every worker uses it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdentityReport {
+    /// The digest of the roots that are trusted: [`crate::hash::content_hash`] of their PEM as it was told.
+    pub roots: String,
+    /// The last second of the certificate, of Unix time.
+    pub ends: u64,
 }
 
 /// Most counts of flags that one ack tells; where more have grown, acks take turns.

@@ -253,6 +253,7 @@ mod tests {
             fences: Vec::new(),
             flags: Vec::new(),
             guarded,
+            identity: None,
         }
     }
 

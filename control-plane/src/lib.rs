@@ -1,10 +1,12 @@
 //! The control plane: knows what is wanted and who is alive, and says what is true.
 //!
-//! In reading order: what a process is told ([`settings`]); who is told of what happens ([`webhook`]); how users move from one
+//! In reading order: who makes certificates of services' identities ([`authority`]); what a process is told ([`settings`]); who is told of what happens ([`webhook`]); how users move from one
 //! version to another ([`rollout`]); how keys move
 //! from one shard to another ([`resharding`]); what is kept of a service beside its table ([`record`]); who asks, and what they may ([`tokens`]), over what ([`tls`]); which flags are in use ([`exposure`]), what comes of those that are guarded ([`guards`]) and which of them change when ([`schedule`]); what operators want ([`intent`]) and where it is kept ([`store`]); who is alive ([`membership`]); what follows from both ([`compile`]); telling it to proxies
 //! ([`publish`]); how a write goes through all of it ([`state`]); who lets
 //! rollouts go on ([`conductor`]); and REST ([`admin`]).
+
+pub mod authority;
 
 pub mod settings;
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustls::pki_types::ServerName;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -17,11 +18,12 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::admin::{self, Access, Admin, Patience, router};
+use crate::authority::Authority;
 use crate::conductor::{Conductor, Guardian, Mover, keep_time};
 use crate::membership::consul;
 use crate::settings::Settings;
 use crate::state::State;
-use crate::store::Store;
+use crate::store::{AUTHORITY, Store, now_ms};
 use crate::tls::{Follower, Tls};
 
 /// REST and feeds are little work; more threads would only cost memory beside the apps.
@@ -58,6 +60,7 @@ pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
 async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<()> {
     let store = Store::open(&settings.store.dir, u64::from(settings.store.history))?;
     tracing::info!("store {} in {}", store.id(), settings.store.dir.display());
+    let authority = open_authority(&settings, &store).await?;
     let state = State::new(store, settings.consul.is_some())?;
     let mirror = match settings.consul {
         Some(consul) => Some(consul::start(consul, &state.last_consul(), state.names())?),
@@ -89,9 +92,19 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
             failures: Arc::default(),
             reason_required: settings.reason_required,
         },
+        authority,
         stop: stopped.clone(),
         contacts: mirror.map(|mirror| mirror.contacts),
         metrics,
+    };
+    let renewing = match &admin.authority {
+        Some(authority) if !settings.own_names.is_empty() => {
+            let lasts = authority.issue_own(&settings.own_names, now_ms() / 1_000);
+            let lasts = lasts.map_err(anyhow::Error::msg).context("[tls]")?;
+            // Ends with the runtime.
+            Some(tokio::spawn(renew_own(Arc::clone(authority), settings.own_names, lasts)))
+        }
+        Some(_) | None => None,
     };
     let follower = match &settings.tls {
         Some(tls) => Some(Tls::open(tls).map_err(|why| anyhow::anyhow!("[tls]: {why}"))?),
@@ -118,7 +131,7 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
         stop.send_replace(true);
     };
     tokio::join!(admin::serve(listener, router(Arc::new(admin)), tls, Patience::default(), stopped), leave);
-    for task in background.into_iter().chain(following) {
+    for task in background.into_iter().chain(following).chain(renewing) {
         task.abort();
     }
     // What the next start begins with; a disk that hangs must not keep the process.
@@ -126,6 +139,37 @@ async fn live(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<(
         tracing::warn!("the last membership could not be kept");
     }
     Ok(())
+}
+
+async fn open_authority(settings: &Settings, store: &Store) -> anyhow::Result<Option<Arc<Authority>>> {
+    let Some(identity) = &settings.identity else { return Ok(None) };
+    let was_there = store.kept(AUTHORITY)?.unwrap_or(false);
+    let authority = Authority::open(identity.clone(), &settings.store.dir, was_there, now_ms() / 1_000);
+    let authority = authority.map_err(anyhow::Error::msg).context("there is no authority")?;
+    if !was_there && !authority.is_given() {
+        store.keep(AUTHORITY, serde_json::Value::Bool(true)).await?;
+    }
+    tracing::info!("certificates of {} are made here", authority.trust_domain());
+    Ok(Some(Arc::new(authority)))
+}
+
+/// Renews the certificate of this listener at half of its life.
+async fn renew_own(authority: Arc<Authority>, names: Vec<ServerName<'static>>, mut lasts: Duration) {
+    let mut wait = lasts / 2;
+    loop {
+        tokio::time::sleep(wait).await;
+        // A small file.
+        wait = match authority.issue_own(&names, now_ms() / 1_000) {
+            Ok(renewed) => {
+                lasts = renewed;
+                lasts / 2
+            }
+            Err(why) => {
+                tracing::error!("[tls]: no new certificate of our own, trying on: {why}");
+                lasts / 20
+            }
+        };
+    }
 }
 
 /// Takes as many descriptors as the system grants: the usual soft limit of 1024 is that of 500 proxies.

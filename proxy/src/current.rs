@@ -71,6 +71,16 @@ struct Around {
     resolved: Resolved,
     keys: Option<Arc<VisitorKeys>>,
     identity: Option<Arc<Mesh>>,
+    waiting: Waiting,
+}
+
+/// Whether this proxy waits to learn who it is. Until then it would speak in the clear with whoever speaks mutual TLS.
+#[derive(Debug, Default)]
+enum Waiting {
+    /// What is to be put in force then, if that is known already.
+    ForIdentity(Option<(Arc<Snapshot>, Option<Applied>)>),
+    #[default]
+    ForNothing,
 }
 
 /// Holds what is in force and replaces it.
@@ -130,10 +140,20 @@ impl InForce {
         &self.emptied
     }
 
-    /// Puts a snapshot in force and answers its generation. What is unchanged keeps its connections and counters.
+    /// From now on nothing is put in force before this proxy knows who it is.
+    pub(crate) fn wait_for_identity(&self) {
+        self.lock().waiting = Waiting::ForIdentity(None);
+    }
+
+    /// Puts a snapshot in force and answers its generation; 0 while it waits to be. What is unchanged keeps its connections
+    /// and counters.
     pub(crate) fn put(&self, snapshot: Snapshot, applied: Option<Applied>) -> u64 {
-        let around = self.lock();
-        self.build(Arc::new(snapshot), applied, &around)
+        let (mut around, snapshot) = (self.lock(), Arc::new(snapshot));
+        if let Waiting::ForIdentity(held) = &mut around.waiting {
+            *held = Some((snapshot, applied));
+            return 0;
+        }
+        self.build(snapshot, applied, &around)
     }
 
     /// Notes what names stand for now; rebuilds what is in force if that differs.
@@ -159,7 +179,10 @@ impl InForce {
     pub(crate) fn put_identity(&self, news: Arc<Mesh>) {
         let mut around = self.lock();
         around.identity = Some(news);
-        self.rebuild(&around);
+        match std::mem::take(&mut around.waiting) {
+            Waiting::ForIdentity(Some((snapshot, applied))) => drop(self.build(snapshot, applied, &around)),
+            Waiting::ForIdentity(None) | Waiting::ForNothing => self.rebuild(&around),
+        }
     }
 
     fn rebuild(&self, around: &Around) {
@@ -395,6 +418,27 @@ mod tests {
         assert_eq!(ids(), encrypted, "another weight is no other connection");
         in_force.put_identity(identity("two"));
         assert_ne!(ids()[1], encrypted[1]);
+    }
+
+    #[test]
+    fn nothing_is_in_force_before_an_identity_that_is_waited_for() {
+        let (dir, authority) = (Folder::new("waiting"), Authority::new("mesh"));
+        let ca_file = dir.join("ca.pem");
+        std::fs::write(&ca_file, authority.pem()).unwrap();
+        let pair = write(&dir, "own", &authority.leaf("spiffe://mesh/service/shop"));
+        let mesh = Arc::new(Mesh::read(&IdentityFiles { pair, ca_file }, Mode::Permissive).unwrap());
+        let in_force = in_force();
+        in_force.wait_for_identity();
+        let sidecar = format!("{ONE}inbound = true\nmtls = true\n");
+        assert_eq!(in_force.put(snapshot("[services.b]\n"), None), 0);
+        assert_eq!(in_force.put(snapshot(&sidecar), None), 0);
+        in_force.put_resolved(Resolved::from([(("x".into(), 1), Arc::default())]));
+        assert_eq!(in_force.load().generation, 0);
+        in_force.put_identity(mesh);
+        let current = in_force.load();
+        assert_eq!((current.generation, current.upstreams.len()), (1, 1));
+        assert!(current.upstreams[0].endpoints[0].dial.is_some(), "never in the clear");
+        assert_eq!(in_force.put(snapshot(&sidecar), None), 2);
     }
 
     #[tokio::test]

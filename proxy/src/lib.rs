@@ -72,6 +72,10 @@ mod upstream;
 
 mod health;
 
+mod enrolment;
+
+mod own_identity;
+
 mod admin;
 
 mod metrics;

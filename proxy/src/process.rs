@@ -11,8 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use gilmok_config::address::Address;
 use gilmok_config::endpoint::Endpoint;
-use gilmok_config::identity;
-use gilmok_config::name::Name;
+use gilmok_config::name::{Name, ServiceName};
 use gilmok_config::wire::InboundApp;
 use rustix::process::{Resource, Rlimit, Signal};
 use tokio::net::TcpListener;
@@ -29,6 +28,7 @@ use crate::flags;
 use crate::health;
 use crate::last_good::LastGoodStore;
 use crate::metrics::TargetSeries;
+use crate::own_identity;
 use crate::resolve;
 use crate::settings::{App, DrainTimes, OfrepSettings, Settings, Source};
 use crate::sockets::Sockets;
@@ -121,15 +121,11 @@ async fn serve(
     }
     // Ends with this function.
     let mut tasks = JoinSet::new();
-    let own = mesh.as_ref().map(|mesh| mesh.identity.clone());
-    if let Some(mesh) = mesh {
-        in_force.put_identity(mesh);
-    }
-    let renewing = Arc::clone(&in_force);
-    tasks.spawn(follower.follow(move |mesh| renewing.put_identity(mesh)));
+    let enrolled = watch::Sender::default();
+    let (own, enrolment) = own_identity::start(settings, follower, mesh, &in_force, &enrolled, &mut tasks);
     let identity = Identity { node: settings.node.clone(), instance: format!("{:016x}", fastrand::u64(..)) };
-    let here =
-        Here { identity: identity.clone(), apps: inbound_apps(settings, &sockets), tls: Arc::clone(&tls) };
+    let apps = inbound_apps(settings, &sockets);
+    let here = Here { identity: identity.clone(), apps, tls: Arc::clone(&tls), enrolled };
     let started = Sources::start(settings, &here, &in_force, drain.phases(), &mut tasks);
     let sources = match started {
         Ok(sources) => Arc::new(sources),
@@ -162,6 +158,7 @@ async fn serve(
         listeners: addresses.clone(),
         in_force: Arc::clone(&in_force),
         sources: Arc::clone(&sources),
+        enrolment,
         drain: drain.clone(),
         shared: Arc::clone(&shared),
         logs,
@@ -440,7 +437,7 @@ fn start_workers(
 
 fn start_registrars(
     settings: &Settings,
-    own: Option<&identity::Identity>,
+    own: Option<&ServiceName>,
     sockets: &Sockets,
     shared: &Shared,
     drain: &Drain,
@@ -459,9 +456,9 @@ fn start_registrars(
         endpoint.zone = settings.zone.clone();
         endpoint.inbound = true;
         // Callers check that the service they mean is the one that answers.
-        endpoint.mtls = own.is_some_and(|own| own.service == app.service);
+        endpoint.mtls = own == Some(&app.service);
         if let (Some(own), false) = (own, endpoint.mtls) {
-            tracing::warn!("{} is called in the clear: this proxy's identity is {own}", app.service);
+            tracing::warn!("{} is called in the clear: this proxy's identity is that of {own}", app.service);
         }
         let announced = Announced {
             service: app.service.clone(),

@@ -16,6 +16,8 @@ mod flags;
 
 mod guards;
 
+mod identity;
+
 mod membership;
 
 mod proxies;
@@ -61,6 +63,8 @@ pub(crate) enum Command {
     Breakers(Box<breakers::Arguments>),
     /// What is on and for whom: change flags, kill one, explain, schedule
     Flags(Box<flags::Arguments>),
+    /// Who makes certificates of services' identities; tokens to join; changes of the root
+    Identity(identity::Arguments),
     /// Who is alive: every instance of every service
     Membership(Box<membership::Arguments>),
     /// Which proxy runs what, how far behind it is, who refused and why
@@ -90,6 +94,7 @@ pub(crate) fn run(command: &Command) -> ExitCode {
         Command::Shards(arguments) => shards::run(arguments),
         Command::Breakers(arguments) => breakers::run(arguments),
         Command::Flags(arguments) => flags::run(arguments),
+        Command::Identity(arguments) => identity::run(arguments),
         Command::Membership(arguments) => membership::run(arguments),
         Command::Proxies(arguments) => proxies::run(arguments),
         Command::Tokens(arguments) => tokens::run(arguments),

@@ -286,6 +286,7 @@ mod tests {
             mover,
             guardian,
             access,
+            authority: None,
             stop,
             contacts: None,
             metrics,

@@ -38,6 +38,8 @@ mod explain;
 
 mod tokens;
 
+mod identity;
+
 mod process;
 
 mod openapi;
@@ -63,6 +65,7 @@ use gilmok_config::wire::ACK_BYTES_MAX;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
+use crate::authority::Authority;
 use crate::conductor::{Conductor, Guardian, Mover};
 use crate::membership::consul::Contacts;
 use crate::state::State;
@@ -85,6 +88,8 @@ pub struct Admin {
     pub mover: Arc<Mover>,
     pub guardian: Arc<Guardian>,
     pub access: Access,
+    /// Absent without `[identity]`.
+    pub authority: Option<Arc<Authority>>,
     /// True when the process ends: feeds are ended then.
     pub stop: watch::Receiver<bool>,
     /// Absent without a Consul mirror.
@@ -134,6 +139,10 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/flags/{key}/schedule", get(timed::list).post(timed::put))
         .route("/v1/flags/{key}/schedule/{id}", delete(timed::delete))
         .route("/v1/flags/{key}/explain", get(flags::explain_by_query).post(flags::explain_by_body))
+        .route("/v1/identity", get(identity::read))
+        .route("/v1/identity/certificates", post(identity::certificate))
+        .route("/v1/identity/roots", get(identity::roots))
+        .route("/v1/identity/roots/rotate", post(identity::rotate))
         .route("/v1/membership", get(membership::list))
         .route("/v1/membership/{service}", get(membership::read))
         .route("/v1/membership/{service}/{id}", put(membership::register).delete(membership::deregister))

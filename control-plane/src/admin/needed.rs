@@ -9,6 +9,8 @@ pub(super) fn needed(method: &Method, path: &str) -> Option<Scope> {
     let reads = matches!(*method, Method::GET | Method::HEAD);
     Some(match path {
         "/livez" | "/readyz" | "/openapi.json" => return None,
+        // Whose certificate it is stands in the body: it is decided there. Roots are no secret.
+        "/v1/identity/certificates" | "/v1/identity/roots" => return None,
         // The keys of visitors' cookies are in both.
         "/v1/backup" => Scope::Admin,
         "/v1/feed" | "/v1/feed/acks" => Scope::Proxy,
@@ -22,6 +24,7 @@ pub(super) fn needed(method: &Method, path: &str) -> Option<Scope> {
         | "/v1/flags/flagd.json"
         | "/v1/flags/{key}"
         | "/v1/flags/{key}/schedule"
+        | "/v1/identity"
         | "/v1/membership"
         | "/v1/membership/{service}"
         | "/v1/mesh"

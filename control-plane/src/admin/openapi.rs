@@ -6,8 +6,8 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi as _};
 
 use super::{
-    author, breaker, explain, flagd, flags, membership, mesh, moves, overrides, problem, process, proxies,
-    revisions, rollout, sharding, timed, tokens, traffic,
+    author, breaker, explain, flagd, flags, identity, membership, mesh, moves, overrides, problem, process,
+    proxies, revisions, rollout, sharding, timed, tokens, traffic,
 };
 
 #[derive(utoipa::OpenApi)]
@@ -61,6 +61,10 @@ use super::{
         rollout::resume,
         rollout::promote,
         rollout::abort,
+        identity::read,
+        identity::certificate,
+        identity::roots,
+        identity::rotate,
         membership::list,
         membership::read,
         membership::register,

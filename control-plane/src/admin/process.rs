@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::Admin;
 use super::problem::Problem;
-use super::{moves, rollout};
+use super::{identity, moves, rollout};
 
 #[utoipa::path(get, path = "/livez", tag = "process", summary = "Whether the process answers",
     responses((status = 200, body = String)))]
@@ -99,6 +99,7 @@ pub(super) async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
         // Names were checked when the ack was taken and need no escaping.
         text.push_str(&format!("gilmok_feed_lag_revisions{{proxy=\"{node}\"}} {lag}\n"));
     }
+    identity::render(&admin, &mut text);
     rollout::render(&admin, &mut text);
     moves::render(&admin, &mut text);
     if let Some(contacts) = &admin.contacts {

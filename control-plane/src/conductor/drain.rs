@@ -115,6 +115,7 @@ mod tests {
             fences: Vec::new(),
             flags: Vec::new(),
             guarded: Vec::new(),
+            identity: None,
         };
         ProxyReport::new(ack, Instant::now(), true)
     }

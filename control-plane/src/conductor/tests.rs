@@ -84,6 +84,7 @@ fn says(state: &State, node: &str, stable: u64, candidate: u64, failures: u64) {
         fences: Vec::new(),
         flags: Vec::new(),
         guarded: Vec::new(),
+        identity: None,
     });
 }
 

@@ -310,6 +310,7 @@ mod tests {
             fences: Vec::new(),
             flags: Vec::new(),
             guarded: Vec::new(),
+            identity: None,
         }
     }
 

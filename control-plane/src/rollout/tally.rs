@@ -202,6 +202,7 @@ mod tests {
             fences: Vec::new(),
             flags: Vec::new(),
             guarded: Vec::new(),
+            identity: None,
         }
     }
 

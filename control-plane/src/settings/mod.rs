@@ -4,6 +4,8 @@
 
 mod arguments;
 
+mod identity;
+
 mod tls;
 
 use std::ffi::OsString;
@@ -13,8 +15,10 @@ use std::path::{Path, PathBuf};
 use gilmok_config::grammar::{Faults, Value};
 use gilmok_config::node::Node;
 use gilmok_config::problem::Problems;
+use rustls::pki_types::ServerName;
 use tracing::level_filters::LevelFilter;
 
+use crate::authority;
 use crate::membership::consul;
 use crate::tls::TlsSettings;
 use crate::tokens::OnLoopback;
@@ -52,11 +56,15 @@ pub struct Settings {
     pub on_loopback: OnLoopback,
     /// Without it, REST and feed are in the clear.
     pub tls: Option<TlsSettings>,
+    /// The names of the certificate that the authority makes for this listener; none where it stands in files.
+    pub own_names: Vec<ServerName<'static>>,
     /// Whether writes must say why.
     pub reason_required: bool,
     /// Holds what webhooks are signed with; without it no plan may name one.
     pub webhook_secret_file: Option<PathBuf>,
     pub store: StoreSettings,
+    /// Who makes certificates of services' identities; without it nobody does.
+    pub identity: Option<authority::Settings>,
     /// Mirrored beside the embedded registry.
     pub consul: Option<consul::Settings>,
     pub log: LevelFilter,
@@ -124,19 +132,27 @@ impl Settings {
         let (reason_required, webhook_secret_file) = (take("reason_required"), take("webhook_secret_file"));
         let (store, membership) = (take("store"), take("membership"));
         let (log, port_file) = (take("log"), take("port_file"));
+        let identity = take("identity");
         if let Some(table) = table {
             table.finish();
         }
         let listen = listen.and_then(|value| read_socket(&value));
+        let store = StoreSettings::read(store.as_ref(), folder);
+        let identity = identity.and_then(|value| identity::read(&value, folder));
+        let own = identity.as_ref().map(|identity| (identity, store.dir.as_path()));
+        let tls = tls.and_then(|value| tls::read(&value, folder, own));
+        let (tls, own_names) = tls.map_or_else(Default::default, |(tls, names)| (Some(tls), names));
         Self {
             listen: listen.unwrap_or_else(|| LISTEN_DEFAULT.parse().expect("invariant: it is an address")),
             token_file: token_file.and_then(|value| read_secret_file(&value, folder, "token")),
             on_loopback: on_loopback.and_then(|value| value.choice(&ON_LOOPBACK)).unwrap_or_default(),
-            tls: tls.and_then(|value| tls::read(&value, folder)),
+            tls,
+            own_names,
             reason_required: reason_required.and_then(|value| value.boolean()).unwrap_or_default(),
             webhook_secret_file: webhook_secret_file
                 .and_then(|value| read_secret_file(&value, folder, "secret")),
-            store: StoreSettings::read(store.as_ref(), folder),
+            store,
+            identity,
             consul: membership.and_then(|value| read_consul(&value, folder)),
             log: log.and_then(|value| value.choice(&LEVELS)).unwrap_or(LevelFilter::INFO),
             port_file: port_file.and_then(|value| read_path(&value, folder)),

@@ -169,3 +169,67 @@ fn tls_is_read_and_its_faults_are_told() {
         assert!(told.lines().any(|line| line.starts_with(expected)), "{expected}\n{told}");
     }
 }
+
+#[test]
+fn who_makes_certificates_is_read_and_what_is_no_authority_is_told() {
+    let folder = Folder::new("identity");
+    let load_of = |text: &str| {
+        let file = folder.write("c.toml", text);
+        load(&["--config", file.to_str().unwrap()], &[]).unwrap().1.identity
+    };
+    assert!(load_of("").is_none());
+    let settings = load_of("[identity]\ntrust_domain = \"mesh.local\"\n").unwrap();
+    assert_eq!(
+        (&*settings.trust_domain, settings.leaf_ttl.as_secs(), settings.given),
+        ("mesh.local", 3_600, None)
+    );
+    assert_eq!(
+        load_of("[identity]\ntrust_domain = \"m\"\nleaf_ttl = \"10s\"\n").unwrap().leaf_ttl.as_secs(),
+        10
+    );
+    folder.write("ca.key", "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n");
+    for (text, expected) in [
+        ("[identity]\n", "`trust_domain` is missing"),
+        ("[identity]\ntrust_domain = \"Mesh\"\n", "not a trust domain"),
+        ("[identity]\ntrust_domain = \"m/x\"\n", "not a trust domain"),
+        ("[identity]\ntrust_domain = \"m\"\nleaf_ttl = \"1s\"\n", "identity.leaf_ttl"),
+        ("[identity]\ntrust_domain = \"m\"\nca_cert_file = \"ca.pem\"\n", "one of the two is missing"),
+        (
+            "[identity]\ntrust_domain = \"m\"\nca_cert_file = \"/none\"\nca_key_file = \"/none\"\n",
+            "no authority",
+        ),
+    ] {
+        let told = faults_of(text);
+        assert!(told.contains(expected) && !told.contains("c2VjcmV0"), "{text}: {told}");
+    }
+}
+
+#[test]
+fn the_listeners_own_certificate_may_be_made_here() {
+    let folder = Folder::new("own-tls");
+    let identity = "[identity]\ntrust_domain = \"mesh.local\"\n";
+    let load_of = |text: &str| {
+        let file = folder.write("c.toml", text);
+        load(&["--config", file.to_str().unwrap()], &[]).unwrap().1
+    };
+    let settings =
+        load_of(&format!("{identity}[tls]\nissuer = \"identity\"\nnames = [\"plane\", \"10.0.0.1\"]\n"));
+    let tls = settings.tls.unwrap();
+    assert_eq!(tls.cert_file, folder.0.join("data/listener.pem"));
+    assert_eq!((&tls.key_file, tls.trust_domain.as_deref()), (&tls.cert_file, Some("mesh.local")));
+    assert_eq!(tls.client_ca_file, Some(folder.0.join("data/roots.pem")));
+    assert_eq!(settings.own_names.len(), 2);
+    assert_eq!(load_of(&format!("{identity}[tls]\nissuer = \"identity\"\n")).own_names.len(), 3);
+    for (text, expected) in [
+        ("[tls]\nissuer = \"identity\"\n".to_owned(), "no authority to make a certificate"),
+        (format!("{identity}[tls]\nissuer = \"identity\"\nnames = []\n"), "0 names"),
+        (format!("{identity}[tls]\nissuer = \"identity\"\nnames = [\"a b\"]\n"), "no name of a host"),
+        (
+            format!("{identity}[tls]\nissuer = \"identity\"\ncert_file = \"x\"\n"),
+            "tls.cert_file: unknown key",
+        ),
+    ] {
+        let told = faults_of(&text);
+        assert!(told.contains(expected), "{text}: {told}");
+    }
+}

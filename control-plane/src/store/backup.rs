@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::tokens::{TOKEN_AUDIT, TOKENS, TokenDeed};
 use super::{
-    AUDIT, AuditEntry, FILE, Identity, META, RECORDS, REVISIONS, Revision, SCHEDULE, STORE_ID, Store,
-    StoreError, VISITOR_KEYS, decode, encode, private,
+    AUDIT, AUTHORITY, AuditEntry, FILE, Identity, META, RECORDS, REVISIONS, Revision, SCHEDULE, STORE_ID,
+    Store, StoreError, VISITOR_KEYS, decode, encode, private,
 };
 use crate::record::Record;
 use crate::schedule::Schedule;
@@ -29,6 +29,9 @@ enum Line {
         /// Absent in backups of before there were any: then new ones are made.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         visitor_keys: Option<String>,
+        /// Whether an authority was beside it, whose loss is to be told.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        authority: bool,
     },
     Revision(Box<Revision>),
     Audit(AuditEntry),
@@ -78,7 +81,9 @@ impl Store {
         let mut seal = Seal::default();
         let Identity { store, visitor_keys } = self.identity();
         let (store, visitor_keys) = (store.to_string(), Some(visitor_keys.to_string()));
-        seal.write(out, &Line::Begin { format: FORMAT, store, visitor_keys })?;
+        let meta = transaction.open_table(META).map_err(|error| broken(error.into()))?;
+        let authority = meta.get(AUTHORITY).map_err(|error| broken(error.into()))?.is_some();
+        seal.write(out, &Line::Begin { format: FORMAT, store, visitor_keys, authority })?;
         for entry in revisions.iter().map_err(|error| broken(error.into()))? {
             let (_, bytes) = entry.map_err(|error| broken(error.into()))?;
             seal.write(out, &Line::Revision(decode(bytes.value(), "revision")?))?;
@@ -93,7 +98,6 @@ impl Store {
                 .map_err(|why| StoreError::Damaged { what: "service's name", why: why.to_owned() })?;
             seal.write(out, &Line::Record { service, record: decode(bytes.value(), "record")? })?;
         }
-        let meta = transaction.open_table(META).map_err(|error| broken(error.into()))?;
         if let Some(kept) = meta.get(SCHEDULE).map_err(|error| broken(error.into()))? {
             let schedule: Schedule = decode(kept.value(), "schedule")?;
             if !schedule.is_empty() {
@@ -139,6 +143,27 @@ impl Store {
     }
 }
 
+/// Makes the tables, and what is made once.
+fn begin(
+    transaction: &redb::WriteTransaction,
+    store: &str,
+    visitor_keys: Option<&str>,
+    authority: bool,
+) -> Result<(), redb::Error> {
+    transaction.open_table(AUDIT)?;
+    transaction.open_table(REVISIONS)?;
+    transaction.open_table(RECORDS)?;
+    let mut meta = transaction.open_table(META)?;
+    meta.insert(STORE_ID, store.as_bytes())?;
+    if let Some(keys) = visitor_keys {
+        meta.insert(VISITOR_KEYS, keys.as_bytes())?;
+    }
+    if authority {
+        meta.insert(AUTHORITY, b"true".as_slice())?;
+    }
+    Ok(())
+}
+
 fn build(path: &Path, mut backup: impl BufRead) -> Result<(), BackupError> {
     let broken = |error: redb::Error| {
         BackupError::Store(StoreError::Unusable { path: path.to_owned(), why: error.to_string() })
@@ -159,15 +184,8 @@ fn build(path: &Path, mut backup: impl BufRead) -> Result<(), BackupError> {
         let line: Line = serde_json::from_slice(&text).map_err(|error| unsound(error.to_string()))?;
         let insert = || -> Result<(), redb::Error> {
             match &line {
-                Line::Begin { store, visitor_keys, .. } => {
-                    transaction.open_table(AUDIT)?;
-                    transaction.open_table(REVISIONS)?;
-                    transaction.open_table(RECORDS)?;
-                    let mut meta = transaction.open_table(META)?;
-                    meta.insert(STORE_ID, store.as_bytes())?;
-                    if let Some(keys) = visitor_keys {
-                        meta.insert(VISITOR_KEYS, keys.as_bytes())?;
-                    }
+                Line::Begin { store, visitor_keys, authority, .. } => {
+                    begin(&transaction, store, visitor_keys.as_deref(), *authority)?;
                 }
                 Line::Revision(revision) => {
                     transaction

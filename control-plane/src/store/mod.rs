@@ -41,6 +41,8 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const STORE_ID: &str = "store";
 const VISITOR_KEYS: &str = "visitor_keys";
 const SCHEDULE: &str = "schedule";
+/// Whether an authority of its own was made beside this store; what it is stands elsewhere.
+pub const AUTHORITY: &str = "authority";
 /// The file in the store's folder.
 const FILE: &str = "gilmok.redb";
 /// Entries of the audit that are kept.

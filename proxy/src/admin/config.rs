@@ -14,7 +14,7 @@ use super::{Admin, shards, tls};
 use crate::clock;
 use crate::drain::Phase;
 use crate::settings::{App, LEVELS, LogTarget, Registration, Settings, Source, UnknownHosts};
-use crate::tls::Mode;
+use crate::tls::{IdentitySettings, Mode};
 use crate::upstream::endpoint::{EndpointState, Health};
 use crate::upstream::service::Upstream;
 
@@ -43,6 +43,7 @@ pub(super) fn config(admin: &Admin) -> Value {
         "foreign_store": status.foreign_store(),
         "listeners": admin.listeners,
         "certificates": tls::standings(admin),
+        "identity": tls::enrolment(admin),
         "settings": settings(&admin.settings, admin),
     })
 }
@@ -82,11 +83,7 @@ fn settings(settings: &Settings, admin: &Admin) -> Value {
             "inbound": settings.tls.identity.is_some().then(|| mode(settings.tls.inbound_mode)),
             "edge": (!settings.tls.edge.is_empty()).then(|| mode(settings.tls.edge_mode)),
         },
-        "identity": settings.tls.identity.as_ref().map(|files| json!({
-            "cert_file": files.pair.cert_file,
-            "key_file": files.pair.key_file,
-            "ca_file": files.ca_file,
-        })),
+        "identity": settings.tls.identity.as_ref().map(identity),
         "outbound": { "unknown_hosts": match settings.outbound.unknown_hosts {
             UnknownHosts::Pass => "pass",
             UnknownHosts::Reject => "reject",
@@ -126,6 +123,22 @@ fn settings(settings: &Settings, admin: &Admin) -> Value {
             "query": log.query,
         })),
     })
+}
+
+fn identity(identity: &IdentitySettings) -> Value {
+    match identity {
+        IdentitySettings::Files(files) => json!({
+            "issuer": "files",
+            "cert_file": files.pair.cert_file,
+            "key_file": files.pair.key_file,
+            "ca_file": files.ca_file,
+        }),
+        IdentitySettings::Issued(issued) => json!({
+            "issuer": "control_plane",
+            "service": issued.service,
+            "join_token_file": issued.join_token_file,
+        }),
+    }
 }
 
 fn mode(mode: Mode) -> &'static str {

@@ -36,6 +36,7 @@ use self::answer::{Problem, json, text};
 use crate::aside::{self, Allows};
 use crate::current::InForce;
 use crate::drain::{Drain, Phase};
+use crate::enrolment;
 use crate::settings::{LEVELS, Settings};
 use crate::source::{Identity, Sources};
 use crate::telemetry::{Logs, Metrics};
@@ -58,6 +59,8 @@ pub(crate) struct Admin {
     pub(crate) listeners: serde_json::Value,
     pub(crate) in_force: Arc<InForce>,
     pub(crate) sources: Arc<Sources>,
+    /// Present where a control plane gives the identity.
+    pub(crate) enrolment: Option<Arc<enrolment::Status>>,
     pub(crate) drain: Drain,
     pub(crate) shared: Arc<Shared>,
     pub(crate) logs: Logs,
@@ -211,6 +214,9 @@ async fn read(body: Incoming) -> Result<Bytes, Problem> {
 fn ready(admin: &Admin) -> Result<Response<Full<Bytes>>, Problem> {
     match admin.drain.phase() {
         Phase::Serving if admin.in_force.load().generation > 0 => Ok(text("ready\n")),
+        Phase::Serving if admin.enrolment.as_ref().is_some_and(|status| !status.has_identity()) => {
+            Err(Problem::unavailable("no control plane has given an identity yet"))
+        }
         Phase::Serving => Err(Problem::unavailable("there is no snapshot in force yet")),
         Phase::Announcing | Phase::Closing | Phase::Ending | Phase::Over => {
             Err(Problem::unavailable("draining"))

@@ -37,7 +37,12 @@ async fn listening(scope: Scope) -> Listening {
     let in_force = Arc::new(InForce::new(1, Name::default(), Vec::new()));
     let identity = Identity { node: "web-1".to_owned(), instance: "1".to_owned() };
     let mut tasks = JoinSet::new();
-    let here = Here { identity: identity.clone(), apps: Vec::new(), tls: Arc::default() };
+    let here = Here {
+        identity: identity.clone(),
+        apps: Vec::new(),
+        tls: Arc::default(),
+        enrolled: watch::Sender::default(),
+    };
     let sources = Sources::start(&settings, &here, &in_force, drain.phases(), &mut tasks).unwrap();
     let shared = Shared {
         in_force: Arc::clone(&in_force),
@@ -62,6 +67,7 @@ async fn listening(scope: Scope) -> Listening {
         listeners: json!({}),
         in_force,
         sources: Arc::new(sources),
+        enrolment: None,
         drain,
         shared: Arc::new(shared),
         logs: Logs::start(LevelFilter::INFO),

@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use super::Admin;
 use super::scrape::{add_family, line};
 use crate::access::Admission;
+use crate::clock;
 use crate::current::Current;
+use crate::enrolment::ASKED;
 
 /// Certificates by what they are for. Of keys nothing is told but the files' names.
 pub(super) fn standings(admin: &Admin) -> Value {
@@ -26,6 +28,18 @@ pub(super) fn standings(admin: &Admin) -> Value {
         })
     });
     told.collect()
+}
+
+/// How it stands with the identity that a control plane gives; `None` where none does.
+pub(super) fn enrolment(admin: &Admin) -> Option<Value> {
+    let standing = admin.enrolment.as_ref()?.standing();
+    let is_there = standing.renews_at > 0;
+    Some(json!({
+        "given_by": standing.server,
+        "renews_at": is_there.then(|| format_moment(standing.renews_at)),
+        "failing_since": standing.failing.as_ref().map(|(since, _)| format_moment(*since)),
+        "fault": standing.failing.as_ref().map(|(_, why)| why),
+    }))
 }
 
 /// Who may call an app beside this proxy, in a few words.
@@ -71,12 +85,50 @@ pub(super) fn add(out: &mut String, admin: &Admin, current: &Current) {
             );
         }
     }
+    add_enrolment(out, admin);
     let denials = denials(current);
     for (name, kind, help, lines) in [
         ("gilmok_access_denied_total", "counter", "Requests that no rule allows.", denials),
         ("gilmok_certificate_end_seconds", "gauge", "When a certificate ends, in Unix time.", ends),
         ("gilmok_certificate_reloads_total", "counter", "Changes of certificates' files.", reloads),
         ("gilmok_tls_handshakes_total", "counter", "TLS handshakes with callers.", handshakes),
+    ] {
+        add_family(out, name, kind, help, &lines);
+    }
+}
+
+fn add_enrolment(out: &mut String, admin: &Admin) {
+    let Some(status) = &admin.enrolment else { return };
+    let standing = status.standing();
+    let mut requests = String::new();
+    for (at, asked) in ASKED.iter().enumerate() {
+        for (result, count) in [("answered", standing.answered[at]), ("failed", standing.failed[at])] {
+            line(
+                &mut requests,
+                format_args!(
+                    "gilmok_identity_requests_total{{asked=\"{asked}\",result=\"{result}\"}} {count}"
+                ),
+            );
+        }
+    }
+    let failing = standing.failing.map_or(0, |(since, _)| clock::unix_seconds().saturating_sub(since));
+    let (mut failing_line, mut renews) = (String::new(), String::new());
+    line(&mut failing_line, format_args!("gilmok_identity_failing_seconds {failing}"));
+    line(&mut renews, format_args!("gilmok_identity_renews_at_seconds {}", standing.renews_at));
+    for (name, kind, help, lines) in [
+        (
+            "gilmok_identity_failing_seconds",
+            "gauge",
+            "For how long no control plane has given what was asked of it.",
+            failing_line,
+        ),
+        ("gilmok_identity_renews_at_seconds", "gauge", "When the identity is renewed, in Unix time.", renews),
+        (
+            "gilmok_identity_requests_total",
+            "counter",
+            "What control planes were asked for of the identity.",
+            requests,
+        ),
     ] {
         add_family(out, name, kind, help, &lines);
     }

@@ -27,7 +27,9 @@ pub(super) async fn receive(
     }
     let (tls, listener) = (&worker.shared.tls, caller.listener);
     let timeout = worker.shared.limits.handshake_timeout;
-    match worker.handshakes.receive(&door.accepting(), stream, timeout).await {
+    // Without an identity there is nothing to show: nobody can be told who this is.
+    let accepting = door.accepting()?;
+    match worker.handshakes.receive(&accepting, stream, timeout).await {
         Ok(received) => {
             tls.count(listener, received.outcome);
             caller.showed(received.identity);

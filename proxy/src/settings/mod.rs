@@ -35,7 +35,7 @@ pub use network::Network;
 pub use ofrep::OfrepSettings;
 pub use server::{Server, ServerTls};
 
-use crate::tls::{IdentityFiles, Mode, PairFiles, TlsSettings};
+use crate::tls::{IdentitySettings, Mode, PairFiles, TlsSettings};
 use crate::visitor::VisitorKeys;
 
 const OUTBOUND_DEFAULT: &str = "127.0.0.1:15001";
@@ -234,7 +234,7 @@ impl Settings {
         let registration = Registration::read(registration.as_ref(), has_control_planes, base);
         check_ports(root, registration != Registration::Nowhere);
         let (visitor_keys, certificates) = edge.map(|v| read_edge(&v, base)).unwrap_or_default();
-        let identity = identity.and_then(|v| tls::read_identity(&v, base));
+        let identity = identity.and_then(|v| tls::read_identity(&v, base, &apps, has_control_planes));
         let (outbound, outbound_mode) =
             outbound.map(|v| Outbound::read(&v, identity.as_ref())).unwrap_or_default();
         let (listen, tls) = Listen::read(listen.as_ref(), certificates, identity);
@@ -278,7 +278,7 @@ impl Listen {
     fn read(
         value: Option<&Value<'_>>,
         edge: Vec<PairFiles>,
-        identity: Option<IdentityFiles>,
+        identity: Option<IdentitySettings>,
     ) -> (Self, TlsSettings) {
         let mut listen = Self {
             outbound: OUTBOUND_DEFAULT.parse().ok(),
@@ -306,7 +306,7 @@ impl Listen {
 }
 
 impl Outbound {
-    fn read(value: &Value<'_>, identity: Option<&IdentityFiles>) -> (Self, Mode) {
+    fn read(value: &Value<'_>, identity: Option<&IdentitySettings>) -> (Self, Mode) {
         let Some(mut table) = value.table() else { return Default::default() };
         let words = [("reject", UnknownHosts::Reject), ("pass", UnknownHosts::Pass)];
         let unknown_hosts =

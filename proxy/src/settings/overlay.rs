@@ -34,7 +34,7 @@ const fn row(path: &'static str, flag: &'static str, form: Form, help: &'static 
     Overridable { path, flag, form, help }
 }
 
-pub(super) const OVERRIDABLE: [Overridable; 52] = [
+pub(super) const OVERRIDABLE: [Overridable; 55] = [
     row("node", "node", Form::Text, "Name of this proxy, stable over restarts"),
     row("zone", "zone", Form::Text, "Zone of this proxy, for zone preference"),
     row("log", "log", Form::Text, "error, warn, info, debug or trace"),
@@ -47,6 +47,24 @@ pub(super) const OVERRIDABLE: [Overridable; 52] = [
     row("listen.trusted", "listen-trusted", Form::List, "Address ranges whose headers are believed"),
     row("listen.inbound_tls", "listen-inbound-tls", Form::Text, "permissive or strict; needs an identity"),
     row("listen.edge_tls", "listen-edge-tls", Form::Text, "strict or permissive; needs certificates"),
+    row(
+        "identity.issuer",
+        "identity-issuer",
+        Form::Text,
+        "Who gives this proxy's identity: files or control_plane",
+    ),
+    row(
+        "identity.service",
+        "identity-service",
+        Form::Text,
+        "The service that this proxy is; default: its first app's",
+    ),
+    row(
+        "identity.join_token_file",
+        "identity-join-token-file",
+        Form::Path,
+        "The token by which it may be that service",
+    ),
     row("identity.cert_file", "identity-cert-file", Form::Path, "Certificate of this proxy's identity"),
     row("identity.key_file", "identity-key-file", Form::Path, "Its private key"),
     row(

@@ -232,3 +232,36 @@ fn control_planes_over_tls_are_believed_by_the_authorities_that_are_named() {
     let told = read(&consul).unwrap_err();
     assert!(told.contains("registration.consul: an agent is called in the clear"), "{told}");
 }
+
+#[test]
+fn an_identity_that_a_control_plane_gives_is_that_of_an_app_or_of_the_service_that_is_named() {
+    let dir = Folder::new("issuer");
+    let file = dir.join("proxy.toml");
+    let load_of = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        load(&["--config", file.to_str().unwrap()], &[]).map(|(_, settings)| settings.tls.identity)
+    };
+    let app = "[[apps]]\nservice = \"shop\"\naddress = \"127.0.0.1:1\"\ninbound = \"127.0.0.1:0\"\n";
+    let given = "[identity]\nissuer = \"control_plane\"\n";
+    for (text, service, token) in [
+        (format!("{PLANE}{app}{given}"), "shop", None),
+        (
+            format!("{PLANE}{app}{given}service = \"edge\"\njoin_token_file = \"t\"\n"),
+            "edge",
+            Some(dir.join("t")),
+        ),
+        (format!("{PLANE}{given}service = \"edge\"\n[listen]\ninbound_tls = \"strict\"\n"), "edge", None),
+    ] {
+        let Some(IdentitySettings::Issued(issued)) = load_of(&text).unwrap() else { panic!("{text}") };
+        assert_eq!((issued.service.as_str(), issued.join_token_file), (service, token));
+    }
+    for (text, expected) in [
+        (format!("{PLANE}{given}"), "nothing says which service this proxy is"),
+        (format!("{PLANE}{app}[identity]\nissuer = \"me\"\n"), "identity.issuer"),
+        (format!("{PLANE}{app}{given}cert_file = \"a\"\n"), "identity.cert_file: unknown key"),
+        (format!("[source]\nmesh_file = \"none\"\n{app}{given}"), "there is no control plane to ask"),
+    ] {
+        let told = load_of(&text).unwrap_err().to_string();
+        assert!(told.contains(expected), "{text}: {told}");
+    }
+}

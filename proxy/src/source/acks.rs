@@ -67,6 +67,7 @@ impl Reporter {
             fences: Vec::new(),
             flags: Vec::new(),
             guarded: Vec::new(),
+            identity: None,
         });
         // One task for each, so that a stuck control plane delays no other; they end with this set.
         let mut tellers = JoinSet::new();
@@ -78,6 +79,7 @@ impl Reporter {
         let mut generations = self.in_force.generations();
         let mut refusals = self.status.refusals();
         let mut on_disk = self.on_disk.subscribe();
+        let mut enrolled = self.here.enrolled.subscribe();
         // What every worker runs.
         let mut taken: Arc<Current> = Arc::default();
         loop {
@@ -95,6 +97,7 @@ impl Reporter {
                 changed = refusals.changed() => if changed.is_err() { return },
                 changed = self.phases.changed() => if changed.is_err() { return },
                 changed = on_disk.changed() => if changed.is_err() { return },
+                changed = enrolled.changed() => if changed.is_err() { return },
                 () = self.in_force.emptied().notified() => {}
                 // Only what becomes quiet is told at once.
                 () = sleep(EVERY), if has_fences => {}
@@ -106,14 +109,19 @@ impl Reporter {
                 Phase::Announcing | Phase::Closing | Phase::Ending | Phase::Over => ProxyState::Draining,
             };
             let fences = fences::reports(&taken, &on_disk.borrow_and_update());
+            let identity = enrolled.borrow_and_update().clone();
             news.send_if_modified(|ack| {
-                let changed = ack.refused != refused || ack.state != state || ack.fences != fences;
+                let changed = ack.refused != refused
+                    || ack.state != state
+                    || ack.fences != fences
+                    || ack.identity != identity;
                 if is_taken {
                     ack.applied.clone_from(&taken.applied);
                 }
                 ack.refused = refused;
                 ack.state = state;
                 ack.fences = fences;
+                ack.identity = identity;
                 changed || is_taken
             });
         }
@@ -251,6 +259,7 @@ mod tests {
                     shard: Name::parse("1").unwrap(),
                     address: Some("10.0.0.5:15006".to_owned()),
                 }],
+                enrolled: watch::Sender::default(),
                 tls: Arc::default(),
             },
             in_force: Arc::clone(&in_force),

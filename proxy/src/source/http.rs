@@ -128,15 +128,21 @@ impl Client {
         if let Some(mut kept) = self.kept.take().filter(|kept| !kept.sender.is_closed()) {
             let request = self.request(&method, target, body.clone())?;
             if let Ok(answer) = exchange(&mut kept, request).await {
-                self.kept = Some(kept);
+                self.keep(kept, answer.0);
                 return finish(answer);
             }
         }
         let mut fresh = self.connect().await?;
         let request = self.request(&method, target, body)?;
         let answer = exchange(&mut fresh, request).await?;
-        self.kept = Some(fresh);
+        self.keep(fresh, answer.0);
         finish(answer)
+    }
+
+    /// Keeps a connection for the next request, but not where nobody knows us: the next one may show an identity that there
+    /// was not when this one was made.
+    fn keep(&mut self, connection: Connection, answered: StatusCode) {
+        self.kept = (answered != StatusCode::UNAUTHORIZED).then_some(connection);
     }
 
     /// Opens a stream of lines on a connection of its own.

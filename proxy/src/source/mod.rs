@@ -13,7 +13,7 @@ mod feed;
 
 mod file;
 
-mod http;
+pub(crate) mod http;
 
 mod last_known_good;
 
@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use gilmok_config::document::Document;
 use gilmok_config::problem::Problems;
-use gilmok_config::wire::InboundApp;
+use gilmok_config::wire::{IdentityReport, InboundApp};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -53,6 +53,8 @@ pub(crate) struct Here {
     pub(crate) identity: Identity,
     /// The apps that callers reach through it.
     pub(crate) apps: Vec<InboundApp>,
+    /// How it stands with the identity that a control plane gave it, where one did.
+    pub(crate) enrolled: watch::Sender<Option<IdentityReport>>,
     /// Whose identity they are shown over TLS.
     pub(crate) tls: Arc<Tls>,
 }

@@ -60,7 +60,7 @@ struct Started {
 fn start(settings: &Settings) -> Started {
     let in_force = Arc::new(InForce::new(1, Name::default(), Vec::new()));
     let identity = Identity { node: settings.node.clone(), instance: "1".to_owned() };
-    let here = Here { identity, apps: Vec::new(), tls: Arc::default() };
+    let here = Here { identity, apps: Vec::new(), tls: Arc::default(), enrolled: watch::Sender::default() };
     let mut tasks = JoinSet::new();
     let drain = Drain::new();
     let sources = Sources::start(settings, &here, &in_force, drain.phases(), &mut tasks).unwrap();

@@ -1,4 +1,5 @@
-//! What listeners show and check, following its files: read at start, read again within a second of a change.
+//! What listeners show and check: what stands in files, read at start and again within a second of a change, and what a
+//! control plane gave.
 //!
 //! What is not sound is refused and the old goes on, told by log, metric and `/config`. New connections take what is
 //! there when they come; those that are open go on as they are.
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use gilmok_config::decide::Listener;
 use gilmok_config::hash::content_hash;
 use gilmok_config::moment::format_moment;
@@ -19,7 +20,7 @@ use rustls::server::ProducesTickets;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::handshake::{Outcome, RESULTS, Refused};
-use super::mesh::{IdentityFiles, Mesh};
+use super::mesh::{IdentityFiles, IdentitySettings, Mesh};
 use super::pair::{Pair, PairFiles, read, tickets};
 use super::{Mode, edge, unix_now};
 
@@ -39,7 +40,7 @@ const NEAR: u64 = 5;
 pub(crate) struct TlsSettings {
     pub(crate) edge: Vec<PairFiles>,
     pub(crate) edge_mode: Mode,
-    pub(crate) identity: Option<IdentityFiles>,
+    pub(crate) identity: Option<IdentitySettings>,
     pub(crate) inbound_mode: Mode,
     /// How others are called.
     pub(crate) outbound_mode: Mode,
@@ -62,8 +63,8 @@ pub(crate) struct Tls {
 #[derive(Debug)]
 pub(crate) struct Door {
     pub(crate) mode: Mode,
-    /// A swap: a connection takes it once, when it comes.
-    accepting: ArcSwap<Accepting>,
+    /// A swap: a connection takes it once, when it comes. Empty until there is a certificate.
+    accepting: ArcSwapOption<Accepting>,
 }
 
 /// How callers are received.
@@ -108,16 +109,23 @@ impl std::fmt::Debug for Follower {
 
 impl Door {
     fn new(mode: Mode, config: Arc<ServerConfig>, mesh: Option<Arc<Mesh>>) -> Self {
-        Self { mode, accepting: ArcSwap::from_pointee(Accepting { config, mesh, mode }) }
+        let door = Self::waiting(mode);
+        door.put(config, mesh);
+        door
     }
 
-    /// How a caller is received who comes now.
-    pub(crate) fn accepting(&self) -> Arc<Accepting> {
+    /// One that has no certificate yet.
+    fn waiting(mode: Mode) -> Self {
+        Self { mode, accepting: ArcSwapOption::empty() }
+    }
+
+    /// How a caller is received over TLS who comes now; `None` while there is no certificate.
+    pub(crate) fn accepting(&self) -> Option<Arc<Accepting>> {
         self.accepting.load_full()
     }
 
     fn put(&self, config: Arc<ServerConfig>, mesh: Option<Arc<Mesh>>) {
-        self.accepting.store(Arc::new(Accepting { config, mesh, mode: self.mode }));
+        self.accepting.store(Some(Arc::new(Accepting { config, mesh, mode: self.mode })));
     }
 }
 
@@ -129,7 +137,7 @@ impl Accepting {
 }
 
 impl Tls {
-    /// Reads what the settings name, and what follows it. The identity is given as well, where there is one.
+    /// Reads what the settings name, and what follows it. The identity is given as well, where it stands in files.
     ///
     /// # Errors
     /// The first file that cannot be used.
@@ -150,7 +158,10 @@ impl Tls {
             None => None,
         };
         let (mut identity, mut inbound, mut mesh) = (None, None, None);
-        if let Some(files) = &settings.identity {
+        if let Some(IdentitySettings::Issued(_)) = &settings.identity {
+            inbound = Some(Door::waiting(settings.inbound_mode));
+        }
+        if let Some(IdentitySettings::Files(files)) = &settings.identity {
             let watched = Watched::new(&[&files.pair.cert_file, &files.pair.key_file, &files.ca_file]);
             let read = Arc::new(Mesh::read(files, settings.outbound_mode)?);
             standings.extend(Standing::of_mesh(&read));
@@ -165,6 +176,18 @@ impl Tls {
         Ok((Follower { tls, edge, tickets, identity }, mesh))
     }
 
+    /// Receives callers with an identity that a control plane gave, from now on.
+    ///
+    /// # Errors
+    /// When rustls refuses it; then everything is as before.
+    pub(crate) fn put_identity(&self, mesh: &Arc<Mesh>) -> Result<(), String> {
+        let door = self.inbound.as_ref().ok_or("there is nowhere to use it")?;
+        let config = mesh.server_config(door.mode)?;
+        door.put(config, Some(Arc::clone(mesh)));
+        Standing::of_mesh(mesh).into_iter().for_each(|standing| self.took(standing));
+        Ok(())
+    }
+
     /// How a listener speaks TLS, if it does.
     pub(crate) fn door(&self, listener: Listener) -> Option<&Door> {
         match listener {
@@ -176,7 +199,7 @@ impl Tls {
 
     /// Who this process is at the moment, where it has an identity.
     pub(crate) fn identity(&self) -> Option<Arc<Mesh>> {
-        self.inbound.as_ref()?.accepting().mesh.clone()
+        self.inbound.as_ref()?.accepting()?.mesh.clone()
     }
 
     /// Counts a handshake.
@@ -224,8 +247,13 @@ impl Tls {
             new.names.join(", "),
             format_moment(new.not_after)
         );
-        if let Some(standing) = self.lock().iter_mut().find(|standing| standing.name == new.name) {
-            *standing = Standing { taken: standing.taken + 1, refused: standing.refused, ..new };
+        let mut standings = self.lock();
+        match standings.iter_mut().find(|standing| standing.name == new.name) {
+            Some(standing) => {
+                *standing = Standing { taken: standing.taken + 1, refused: standing.refused, ..new };
+            }
+            // The first one of an identity that a control plane gives.
+            None => standings.push(new),
         }
     }
 
@@ -337,7 +365,7 @@ impl Follower {
             return None;
         }
         let door = self.tls.inbound.as_ref()?;
-        let before = door.accepting();
+        let before = door.accepting()?;
         let before = before.mesh.as_ref()?;
         let read = Mesh::read(files, before.calls).and_then(|new| {
             if new.identity != before.identity {

@@ -10,8 +10,9 @@ use gilmok_config::service::Protocol;
 use http::HeaderValue;
 use ring::digest::{SHA256, digest};
 use rustls::client::Resumption;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::ServerSessionMemoryCache;
+use rustls::server::danger::ClientCertVerifier as _;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ServerConfig};
 
@@ -28,6 +29,24 @@ const SESSIONS_MAX: usize = 4_096;
 pub(crate) struct IdentityFiles {
     pub(crate) pair: PairFiles,
     pub(crate) ca_file: PathBuf,
+}
+
+/// Where an identity comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum IdentitySettings {
+    /// From files.
+    Files(IdentityFiles),
+    /// From a control plane.
+    Issued(IssuedSettings),
+}
+
+/// `[identity]` with `issuer = "control_plane"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct IssuedSettings {
+    /// The service that this proxy is.
+    pub(crate) service: ServiceName,
+    /// Holds the token by which it may be that service; without it the token of `[source]` must be enough.
+    pub(crate) join_token_file: Option<PathBuf>,
 }
 
 /// Our identity, as it was read.
@@ -57,15 +76,27 @@ impl Mesh {
     /// Why they are no identity, in words for an operator.
     pub(crate) fn read(files: &IdentityFiles, calls: Mode) -> Result<Self, String> {
         let pair = Pair::read(&files.pair)?;
+        let roots = Roots::read(&files.ca_file)?;
+        Self::of(pair, roots, calls).map_err(|why| format!("{}: {why}", files.pair.cert_file.display()))
+    }
+
+    /// Puts an identity together.
+    ///
+    /// # Errors
+    /// When the certificate is nobody's.
+    pub(crate) fn of(pair: Pair, roots: Roots, calls: Mode) -> Result<Self, &'static str> {
         let leaf = pair.certified.cert.first();
         let Some((identity, _)) = leaf.and_then(identity_of) else {
-            return Err(format!(
-                "{}: its alternative names need exactly one URI, spiffe://DOMAIN/service/NAME",
-                files.pair.cert_file.display()
-            ));
+            return Err("its alternative names need exactly one URI, spiffe://DOMAIN/service/NAME");
         };
-        let roots = Roots::read(&files.ca_file)?;
         Ok(Self { identity, pair, roots, calls })
+    }
+
+    /// Whether peers who trust these roots believe our certificate now. Where they do not, it is time for another one.
+    pub(crate) fn is_believed_by(&self, roots: &Roots) -> bool {
+        let Some((leaf, between)) = self.pair.certified.cert.split_first() else { return false };
+        let verifier = CallerVerifier::new(&roots.store, &self.identity.domain, true);
+        verifier.is_ok_and(|verifier| verifier.verify_client_cert(leaf, between, UnixTime::now()).is_ok())
     }
 
     /// How callers are received. A new one forgets every session: whoever was believed by an old root shows itself anew.

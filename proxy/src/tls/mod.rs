@@ -28,9 +28,9 @@ use gilmok_config::service::Protocol;
 
 pub(crate) use dial::{Dial, DialError, Dialing, is_refusal};
 pub(crate) use handshake::Handshakes;
-pub(crate) use live::{Door, Tls, TlsSettings};
-pub(crate) use mesh::{CallerIdentity, IdentityFiles, Mesh};
-pub(crate) use pair::{Pair, PairFiles};
+pub(crate) use live::{Door, Follower, Tls, TlsSettings};
+pub(crate) use mesh::{CallerIdentity, IdentityFiles, IdentitySettings, IssuedSettings, Mesh};
+pub(crate) use pair::{Pair, PairFiles, Roots};
 pub(crate) use servers::connect_server;
 pub(crate) use stream::Stream;
 
@@ -58,6 +58,6 @@ fn alpn(protocol: Protocol) -> Vec<Vec<u8>> {
 }
 
 /// Seconds of Unix time.
-fn unix_now() -> u64 {
+pub(crate) fn unix_now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -26,6 +26,7 @@ use super::der::Facts;
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Most certificates of one chain; what peers verify is rarely longer than three.
 const CHAIN_MAX: usize = 16;
+const TOO_LONG: &str = "more than 16 certificates";
 
 /// Passed wherever one is needed, never process-global: no other part of the process can change it.
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(cryptography::default_provider()));
@@ -70,6 +71,14 @@ pub(crate) struct Pair {
     pub(crate) facts: Facts,
 }
 
+/// Why a chain and a key are no pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unfit {
+    Chain(&'static str),
+    Key(&'static str),
+    Mismatch,
+}
+
 /// Roots, and when the first of them ends.
 #[derive(Clone, Debug)]
 pub(crate) struct Roots {
@@ -83,21 +92,31 @@ impl Pair {
     /// # Errors
     /// Why they are no pair, in words for an operator; nothing of what stands in the key's file.
     pub(crate) fn read(files: &PairFiles) -> Result<Self, String> {
-        let chain = certificates(&files.cert_file)?;
-        let leaf = chain.first().ok_or_else(|| told(&files.cert_file, "no certificate in it"))?;
-        let facts = Facts::read(leaf).ok_or_else(|| told(&files.cert_file, "not a certificate"))?;
+        let (chain, key) = (read(&files.cert_file)?, read(&files.key_file)?);
+        Self::parse(&chain, &key).map_err(|unfit| match unfit {
+            Unfit::Chain(why) => told(&files.cert_file, why),
+            Unfit::Key(why) => told(&files.key_file, why),
+            Unfit::Mismatch => told(&files.key_file, &format!("does not fit {}", files.cert_file.display())),
+        })
+    }
+
+    /// Reads a chain and a key in PEM.
+    ///
+    /// # Errors
+    /// Why they are no pair.
+    pub(crate) fn parse(chain: &[u8], key: &[u8]) -> Result<Self, Unfit> {
+        let chain = certificates(chain).map_err(Unfit::Chain)?;
+        let leaf = chain.first().ok_or(Unfit::Chain("no certificate in it"))?;
+        let facts = Facts::read(leaf).ok_or(Unfit::Chain("not a certificate"))?;
         if chain.len() > CHAIN_MAX {
-            return Err(told(&files.cert_file, &format!("more than {CHAIN_MAX} certificates")));
+            return Err(Unfit::Chain(TOO_LONG));
         }
-        let pem = read(&files.key_file)?;
-        let key = PrivateKeyDer::from_pem_slice(&pem)
-            .map_err(|_| told(&files.key_file, "no private key in PEM in it"))?;
+        let key =
+            PrivateKeyDer::from_pem_slice(key).map_err(|_| Unfit::Key("no private key in PEM in it"))?;
         let certified = CertifiedKey::from_der(chain, key, &PROVIDER).map_err(|error| match error {
-            Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-                told(&files.key_file, &format!("does not fit {}", files.cert_file.display()))
-            }
-            Error::InvalidCertificate(_) => told(&files.cert_file, "not a certificate"),
-            _ => told(&files.key_file, "not a key that can be used: RSA, ECDSA P-256 or P-384, Ed25519"),
+            Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => Unfit::Mismatch,
+            Error::InvalidCertificate(_) => Unfit::Chain("not a certificate"),
+            _ => Unfit::Key("not a key that can be used: RSA, ECDSA P-256 or P-384, Ed25519"),
         })?;
         Ok(Self { certified: Arc::new(certified), facts })
     }
@@ -109,26 +128,40 @@ impl Roots {
     /// # Errors
     /// Why it cannot be used.
     pub(crate) fn read(file: &Path) -> Result<Self, String> {
+        Self::parse(&read(file)?).map_err(|why| told(file, why))
+    }
+
+    /// Reads them from PEM.
+    ///
+    /// # Errors
+    /// Why they are none.
+    pub(crate) fn parse(pem: &[u8]) -> Result<Self, &'static str> {
         let mut store = RootCertStore::empty();
         let mut not_after = u64::MAX;
-        for certificate in certificates(file)? {
+        for certificate in certificates(pem)? {
             let facts = Facts::read(&certificate);
             not_after = facts.map_or(not_after, |facts| facts.not_after.min(not_after));
-            store.add(certificate).map_err(|_| {
-                told(file, "one of its certificates cannot be a root; see `openssl x509 -text`")
-            })?;
+            store
+                .add(certificate)
+                .map_err(|_| "one of its certificates cannot be a root; see `openssl x509 -text`")?;
         }
         if store.is_empty() {
-            return Err(told(file, "no certificate in it"));
+            return Err("no certificate in it");
         }
         Ok(Self { store: Arc::new(store), not_after })
     }
 }
 
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let pem = read(file)?;
-    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    read.map_err(|_| told(file, "not certificates in PEM"))
+impl Roots {
+    /// Whether one of them is among others: those of one authority follow each other, those of a stranger have nothing in common.
+    pub(crate) fn share_one_with(&self, others: &Self) -> bool {
+        self.store.roots.iter().any(|root| others.store.roots.contains(root))
+    }
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, &'static str> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    read.map_err(|_| "not certificates in PEM")
 }
 
 /// The content of a file; wiped when it is dropped.
@@ -149,6 +182,16 @@ pub(super) fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
 
 fn told(file: &Path, what: &str) -> String {
     format!("{}: {what}", file.display())
+}
+
+impl std::fmt::Display for Unfit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Chain(why) => write!(f, "the certificate: {why}"),
+            Self::Key(why) => write!(f, "the key: {why}"),
+            Self::Mismatch => f.write_str("the key does not fit the certificate"),
+        }
+    }
 }
 
 impl std::fmt::Debug for Pair {
@@ -200,7 +243,12 @@ mod tests {
         let (old, new) = (Authority::new("old"), Authority::new("new"));
         let file = dir.join("ca.pem");
         std::fs::write(&file, old.pem() + &new.pem()).unwrap();
-        assert_eq!(Roots::read(&file).unwrap().store.len(), 2);
+        let both = Roots::read(&file).unwrap();
+        assert_eq!(both.store.len(), 2);
+        let (only_old, only_new) =
+            (Roots::parse(old.pem().as_bytes()).unwrap(), Roots::parse(new.pem().as_bytes()).unwrap());
+        assert!(only_old.share_one_with(&both) && both.share_one_with(&only_new));
+        assert!(!only_old.share_one_with(&only_new));
         std::fs::write(&file, old.pem() + "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
             .unwrap();
         assert!(Roots::read(&file).is_err());

@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
+use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -34,10 +34,14 @@ pub(crate) async fn connect_server<T: AsyncRead + AsyncWrite + Unpin>(
 }
 
 fn config(ca_file: Option<&Path>, identity: Option<&Mesh>) -> Result<Arc<ClientConfig>, String> {
-    let roots = match ca_file {
-        Some(file) => Roots::read(file)?.store,
-        None => Arc::new(system_authorities()),
+    let mut roots = match ca_file {
+        Some(file) => RootCertStore::clone(&Roots::read(file)?.store),
+        None => system_authorities(),
     };
+    // A file of roots is a copy; those of our identity follow a change of the mesh's.
+    if let (Some(_), Some(mesh)) = (ca_file, identity) {
+        roots.roots.extend(mesh.roots.store.roots.iter().cloned());
+    }
     let builder = client().with_root_certificates(roots);
     let mut config = match identity {
         Some(mesh) => {

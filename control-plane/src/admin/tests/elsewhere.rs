@@ -9,6 +9,8 @@ use hyper_util::service::TowerToHyperService;
 
 use super::*;
 use crate::admin::needed::needed;
+use crate::authority;
+use crate::store::now_ms;
 use crate::tokens::{OnLoopback, Scope};
 
 /// A control plane that is asked without a network, from wherever the test says.
@@ -28,7 +30,18 @@ struct Told {
 
 impl Asked {
     fn new(name: &str, access: impl FnOnce(&Folder) -> Access) -> Self {
+        Self::beside(name, None, access)
+    }
+
+    /// One that makes certificates of this domain.
+    fn beside(name: &str, domain: Option<&str>, access: impl FnOnce(&Folder) -> Access) -> Self {
         let folder = Folder::new(name);
+        let authority = domain.map(|domain| {
+            let leaf_ttl = std::time::Duration::from_secs(60);
+            let settings =
+                authority::Settings { trust_domain: domain.into(), leaf_ttl, given: None, new_root: false };
+            Arc::new(authority::Authority::open(settings, &folder.0, false, now_ms() / 1_000).unwrap())
+        });
         let access = access(&folder);
         let store = Store::open(&folder.0, 100).unwrap();
         let state = State::new(store.clone(), false).unwrap();
@@ -41,6 +54,7 @@ impl Asked {
             state,
             access,
             stop,
+            authority,
             contacts: None,
             metrics,
         }));
@@ -146,6 +160,8 @@ const NEEDED: &str = "
 /v1/flags/{key}/explain get read post read
 /v1/flags/{key}/kill post flags | /v1/flags/{key}/unkill post flags
 /v1/flags/{key}/schedule get read post flags | /v1/flags/{key}/schedule/{id} delete flags
+/v1/identity get read | /v1/identity/certificates post - | /v1/identity/roots get -
+/v1/identity/roots/rotate post admin
 /v1/membership get read | /v1/membership/{service} get read
 /v1/membership/{service}/{id} put proxy delete proxy
 /v1/mesh get read put admin
@@ -452,4 +468,19 @@ async fn a_token_of_services_moves_no_others_with_their_group() {
     assert_eq!(refused.status, StatusCode::FORBIDDEN);
     assert!(refused.body["detail"].as_str().unwrap().contains("`cart`"), "{}", refused.body);
     assert_ne!(switch(&both).await.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_certificate_renews_that_of_its_own_service_in_its_own_domain_and_no_other() {
+    // What is let through fails for its request, which is none.
+    let (let_in, kept_out) = (StatusCode::UNPROCESSABLE_ENTITY, StatusCode::FORBIDDEN);
+    for (domain, service, expected) in
+        [("mesh", "shop", let_in), ("mesh", "ads", kept_out), ("other", "shop", kept_out)]
+    {
+        let asked = Asked::beside("renewal", Some(domain), |_| Access::default());
+        let wish = json!({ "csr": "garbage", "service": service });
+        let line = "POST /v1/identity/certificates";
+        let told = asked.ask_as(Some("shop"), "10.0.0.9", line, None, &wish).await;
+        assert_eq!(told.status, expected, "{domain} {service}: {}", told.body);
+    }
 }

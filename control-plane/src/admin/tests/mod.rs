@@ -65,6 +65,7 @@ impl Served {
             state,
             access,
             stop: stopped,
+            authority: None,
             contacts: None,
             metrics,
         };

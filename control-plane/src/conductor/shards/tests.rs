@@ -77,6 +77,7 @@ fn ack(node: &str, fence: Option<FenceReport>) -> Ack {
         fences: fence.into_iter().collect(),
         flags: Vec::new(),
         guarded: Vec::new(),
+        identity: None,
     }
 }
 

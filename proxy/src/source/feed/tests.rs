@@ -86,7 +86,12 @@ fn follow(planes: &[&Plane]) -> Proxy {
     let in_force = Arc::new(InForce::new(1, Name::default(), Vec::new()));
     let status = Arc::new(Status::new("control planes"));
     let identity = Identity { node: "web-1".to_owned(), instance: "1".to_owned() };
-    let here = Here { identity, apps: Vec::new(), tls: Arc::default() };
+    let here = Here {
+        identity,
+        apps: Vec::new(),
+        tls: Arc::default(),
+        enrolled: tokio::sync::watch::Sender::default(),
+    };
     let servers = planes.iter().map(|plane| plane.server.clone()).collect();
     let feed = Arc::new(Feed::new(
         servers,
