@@ -52,10 +52,11 @@ const HOUSE_AD_SVG: &str = concat!(
 
 impl App {
     pub(crate) fn new(arguments: Arguments) -> Arc<Self> {
+        let copies = Copies::new(arguments.copy_to.clone());
         Arc::new(Self {
             arguments,
             visits: Mutex::default(),
-            copies: Copies::default(),
+            copies,
             behaviour: watch::Sender::default(),
             dying: watch::Sender::new(false),
         })

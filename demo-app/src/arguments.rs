@@ -30,6 +30,10 @@ pub(crate) struct Arguments {
     /// Where the proxy beside it answers questions for flags (OFREP); without it the shop asks for none
     #[arg(long, env = "GILMOK_DEMO_FLAGS", value_name = "URL", value_parser = authority)]
     pub(crate) flags: Option<String>,
+    /// Where apps of this service listen themselves, by the addresses at which the mesh reaches them: what moves from one shard
+    /// to another is copied there, past the proxies
+    #[arg(long, env = "GILMOK_DEMO_COPY_TO", value_name = "INBOUND=APP", value_delimiter = ',', value_parser = way)]
+    pub(crate) copy_to: Vec<(String, SocketAddr)>,
     /// File to write the address of the listener to, as JSON
     #[arg(long, env = "GILMOK_DEMO_PORT_FILE", value_name = "PATH")]
     pub(crate) port_file: Option<PathBuf>,
@@ -45,6 +49,12 @@ fn authority(text: &str) -> Result<String, &'static str> {
     }
 }
 
+fn way(text: &str) -> Result<(String, SocketAddr), &'static str> {
+    const HINT: &str = "\"host:port=ip:port\"";
+    let (inbound, app) = text.split_once('=').ok_or(HINT)?;
+    Ok((inbound.to_owned(), app.parse().map_err(|_| HINT)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,6 +68,11 @@ mod tests {
             ("ads", "v2", "1")
         );
         assert_eq!(arguments.mesh, "127.0.0.1:15001");
+        let args = "gilmok-demo-app --copy-to a.example:1=127.0.0.1:2,127.0.0.1:3=[::1]:4";
+        let ways = Arguments::try_parse_from(args.split(' ')).unwrap().copy_to;
+        let expected = [("a.example:1", "127.0.0.1:2"), ("127.0.0.1:3", "[::1]:4")];
+        assert_eq!(ways, expected.map(|(inbound, app)| (inbound.to_owned(), app.parse().unwrap())));
+        assert!(Arguments::try_parse_from("gilmok-demo-app --copy-to 127.0.0.1:1".split(' ')).is_err());
     }
 
     #[test]

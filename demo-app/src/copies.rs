@@ -8,6 +8,8 @@
 //! none any more: a copy that comes too late would undo what was written since. For the same reason nothing is deleted: what
 //! the old shard still has is of no use to anybody, and is replaced when the part moves back.
 
+use std::net::SocketAddr;
+
 use anyhow::Context as _;
 use bytes::Bytes;
 use hyper::{Method, Request};
@@ -18,10 +20,16 @@ use crate::calls::{CALL_TIMEOUT, send};
 use crate::part::Part;
 use crate::visits::Given;
 
-/// Which message was followed last: the number of its move, and its own. A tokio mutex, since it is held while one is
-/// followed.
-#[derive(Debug, Default)]
-pub(crate) struct Copies(Mutex<(u64, u64)>);
+/// What copies, and what it has done.
+#[derive(Debug)]
+pub(crate) struct Copies {
+    /// Which message was followed last: the number of its move, and its own. A tokio mutex, since it is held while one is
+    /// followed.
+    last: Mutex<(u64, u64)>,
+    /// Where apps listen themselves, by where the mesh reaches them. Copying is not the mesh's work, and where every hop of it is
+    /// encrypted, whoever comes without a certificate finds no way in.
+    ways: Vec<(String, SocketAddr)>,
+}
 
 /// What is said of a part that moves.
 #[derive(Debug, Deserialize)]
@@ -52,6 +60,16 @@ struct Endpoint {
 }
 
 impl Copies {
+    pub(crate) fn new(ways: Vec<(String, SocketAddr)>) -> Self {
+        Self { last: Mutex::default(), ways }
+    }
+
+    /// Where an app is reached for copies: itself if that is known, else as everybody reaches it.
+    fn way_to(&self, endpoint: &Endpoint) -> String {
+        let way = self.ways.iter().find(|(inbound, _)| *inbound == endpoint.address);
+        way.map_or_else(|| endpoint.address.clone(), |(_, app)| app.to_string())
+    }
+
     /// Does what a message asks for.
     ///
     /// # Errors
@@ -59,14 +77,14 @@ impl Copies {
     pub(crate) async fn follow(&self, message: &[u8]) -> anyhow::Result<()> {
         let Message { event, moving, number, batch, endpoints } =
             serde_json::from_slice(message).context("not a message about a move")?;
-        let mut last = self.0.lock().await;
+        let mut last = self.last.lock().await;
         anyhow::ensure!((moving, number) >= *last, "an old message: {last:?} was followed before");
         *last = (moving, number);
         if event != "copy" && event != "fenced" {
             return Ok(());
         }
         let part = batch.context("it names no part")?.detail;
-        let address = |of: &[Endpoint], what| of.first().map(|at| at.address.clone()).context(what);
+        let address = |of: &[Endpoint], what| of.first().map(|at| self.way_to(at)).context(what);
         let source = address(&endpoints.from, "nobody has the part")?;
         let target = address(&endpoints.to, "nobody takes the part")?;
         let held = ask(Method::POST, &source, &part).await?;

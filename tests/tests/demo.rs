@@ -92,6 +92,14 @@ async fn the_story_comes_true_and_leaves_no_process_behind() {
 }
 
 #[tokio::test]
+async fn the_story_comes_true_where_every_hop_is_encrypted() {
+    let said = play(&["--once", "--tls"]).await;
+    for told in ["spiffe://demo.mesh/service/checkout", "checkout calls them too and gets 403"] {
+        assert!(said.contains(told), "{told:?} is not in:\n{said}");
+    }
+}
+
+#[tokio::test]
 async fn the_story_comes_true_with_a_real_consul() {
     let consul = Consul::start().await;
     let said = play(&["--once", "--consul", &consul.origin().to_string()]).await;

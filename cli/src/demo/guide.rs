@@ -44,16 +44,21 @@ pub(crate) fn what_is_where(mesh: &Mesh, consul: Option<&str>) -> String {
 /// Commands to play with; each line that is no comment can be copied as it is.
 pub(crate) fn what_to_try(mesh: &Mesh) -> String {
     let layout = &mesh.layout;
-    let control_plane = format!("http://{}", layout.control_plane);
+    let scheme = if layout.is_encrypted() { "https" } else { "http" };
+    let control_plane = format!("{scheme}://{}", layout.control_plane);
+    let roots = mesh.roots().map(|roots| roots.display().to_string());
+    let believing = |flag: &str| roots.as_ref().map(|roots| format!(" {flag} '{roots}'")).unwrap_or_default();
     let program =
         std::env::current_exe().map_or_else(|_| "gilmok".to_owned(), |path| path.display().to_string());
-    let gilmok = |command: &str| format!("'{program}' {command} --control-plane {control_plane}");
+    let gilmok = |command: &str| {
+        format!("'{program}' {command} --control-plane {control_plane}{}", believing("--ca-file"))
+    };
     let Some(Machine { outbound, admin, .. }) = layout.machines.first() else { return String::new() };
     let app = |name: &str| layout.app(name).map(|app| format!("http://{}", app.address)).unwrap_or_default();
     let shop = layout.app("shop").map(|app| format!("http://{}/", app.inbound)).unwrap_or_default();
-    let tries = [
+    let mut tries = vec![
         ("the shop, as an app on web-1 calls it", format!("curl -s -H 'Host: shop' http://{outbound}/")),
-        ("the same as a page, for a browser", shop),
+        ("the same as a page, for a browser", shop.clone()),
         ("now one endpoint of ads, now the other", format!("curl -s -H 'Host: ads' http://{outbound}/")),
         (
             "one of them dies, and comes back after a while",
@@ -106,11 +111,24 @@ pub(crate) fn what_to_try(mesh: &Mesh) -> String {
         (
             "a change, answered once it runs in every proxy",
             format!(
-                "curl -s -X PUT '{control_plane}/v1/services/ads?wait=5s' -H 'Content-Type: application/json' \
-                 -d '{{\"load_balancer\": \"round_robin\"}}'"
+                "curl -s{} -X PUT '{control_plane}/v1/services/ads?wait=5s' -H 'Content-Type: application/json' \
+                 -d '{{\"load_balancer\": \"round_robin\"}}'",
+                believing("--cacert")
             ),
         ),
     ];
+    if let Some(stranger) = layout.machines.iter().find(|machine| machine.identity == Some("checkout")) {
+        // A browser has no identity: the door is closed to it.
+        tries.retain(|(_, line)| *line != shop);
+        tries.extend([
+            (
+                "who may call ads: the shop may, checkout gets 403",
+                format!("curl -s -i -H 'Host: ads' http://{}/", stranger.outbound),
+            ),
+            ("whose identities the control plane signs, and until when", gilmok("identity show")),
+            ("which tokens there are", gilmok("tokens list")),
+        ]);
+    }
     let tries: Vec<_> = tries.iter().map(|(what, line)| format!("  # {what}\n  {line}")).collect();
     format!(
         "Everything stays up for you to play with. Try:\n\n{}\n\nCtrl-C ends all of it.",

@@ -9,6 +9,8 @@ use anyhow::bail;
 pub(crate) struct Machine {
     /// Also the proxy's `node`.
     pub(crate) name: &'static str,
+    /// The one service beside it, whose identity it has, where the mesh is encrypted.
+    pub(crate) identity: Option<&'static str>,
     pub(crate) outbound: SocketAddr,
     pub(crate) admin: SocketAddr,
     /// Where its apps ask for flags.
@@ -46,6 +48,17 @@ pub(crate) struct Layout {
 
 pub(crate) const CONTROL_PLANE: &str = "control-plane";
 const MACHINES: [&str; 3] = ["web-1", "app-1", "app-2"];
+/// name, service. A sidecar has one identity, so each service has sidecars of its own, in containers beside its apps:
+/// each stands for the parts of the machines above that have apps of its service.
+const SIDECARS: [(&str, &str); 7] = [
+    ("web-1", "shop"),
+    ("app-1-ads", "ads"),
+    ("app-2-ads", "ads"),
+    ("app-1-checkout", "checkout"),
+    ("app-2-checkout", "checkout"),
+    ("app-1-profile", "profile"),
+    ("app-2-profile", "profile"),
+];
 /// name, service, version, shard, machine
 const APPS: [(&str, &str, &str, &str, usize); 14] = [
     ("shop", "shop", "v1", "", 0),
@@ -73,18 +86,18 @@ const PROXY_PORT: u16 = 15_000;
 const APP_PORT: u16 = 9_101;
 /// Where ports are in use, all of them are tried so much higher, up to so often. Below the range from which
 /// systems give out free ports, so that no connection is in the way when a child is started again.
-const SHIFT: u16 = 300;
-const SHIFTS_MAX: u16 = 18;
+const SHIFT: u16 = 700;
+const SHIFTS_MAX: u16 = 8;
 
 impl Layout {
-    /// The usual ports, or the next ones where all are free.
+    /// The usual ports, or the next ones where all are free. Where the mesh is `encrypted`, each proxy has an identity.
     ///
     /// # Errors
     /// When there are none.
-    pub(crate) fn choose() -> anyhow::Result<Self> {
+    pub(crate) fn choose(encrypted: bool) -> anyhow::Result<Self> {
         for shift in (0..SHIFTS_MAX).map(|times| times * SHIFT) {
             let Ok(claim) = TcpListener::bind(local(CLAIM_PORT + shift)) else { continue };
-            let layout = Self::shifted(shift, claim);
+            let layout = Self::shifted(shift, encrypted, claim);
             // A listener that accepted nothing is gone at once when it is closed.
             if layout.addresses().all(|address| TcpListener::bind(address).is_ok()) {
                 return Ok(layout);
@@ -94,26 +107,41 @@ impl Layout {
         bail!("found no free ports from {first} upwards; are many demos running?")
     }
 
-    fn shifted(shift: u16, claim: TcpListener) -> Self {
+    fn shifted(shift: u16, encrypted: bool, claim: TcpListener) -> Self {
         let port = |machine: usize, port: u16| {
             let hundreds = u16::try_from(machine * 100).unwrap_or_default();
             local(PROXY_PORT + hundreds + port + shift)
         };
-        let machines = MACHINES.iter().enumerate().map(|(index, name)| Machine {
+        let names: Vec<_> = if encrypted {
+            SIDECARS.iter().map(|(name, service)| (*name, Some(*service))).collect()
+        } else {
+            MACHINES.iter().map(|name| (*name, None)).collect()
+        };
+        let place = |service: &str, machine: usize| {
+            let of_service = |(name, own): &(&str, Option<&str>)| {
+                name.starts_with(MACHINES[machine]) && own.is_none_or(|own| own == service)
+            };
+            names.iter().position(of_service).unwrap_or(machine)
+        };
+        let machines = names.iter().enumerate().map(|(index, (name, identity))| Machine {
             name,
+            identity: *identity,
             outbound: port(index, 1),
             admin: port(index, 0),
             ofrep: port(index, 2),
         });
-        let apps = (0_u16..).zip(APPS).map(|(index, (name, service, version, shard, machine))| App {
-            name,
-            service,
-            version,
-            shard,
-            machine,
-            address: local(APP_PORT + index + shift),
-            inbound: port(machine, 6 + index),
-            later: LATER.contains(&name),
+        let apps = (0_u16..).zip(APPS).map(|(index, (name, service, version, shard, machine))| {
+            let machine = place(service, machine);
+            App {
+                name,
+                service,
+                version,
+                shard,
+                machine,
+                address: local(APP_PORT + index + shift),
+                inbound: port(machine, 6 + index),
+                later: LATER.contains(&name),
+            }
         });
         Self {
             control_plane: local(CONTROL_PLANE_PORT + shift),
@@ -129,6 +157,11 @@ impl Layout {
             self.machines.iter().flat_map(|machine| [machine.outbound, machine.admin, machine.ofrep]);
         let apps = self.apps.iter().flat_map(|app| [app.address, app.inbound]);
         std::iter::once(self.control_plane).chain(machines).chain(apps)
+    }
+
+    /// Whether every proxy has an identity.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.machines.iter().all(|machine| machine.identity.is_some())
     }
 
     /// The apps beside one proxy.
@@ -161,16 +194,34 @@ mod tests {
 
     use super::*;
 
+    fn shifted(shift: u16, encrypted: bool) -> Layout {
+        Layout::shifted(shift, encrypted, TcpListener::bind(local(0)).unwrap())
+    }
+
     #[test]
     fn every_port_is_used_once_however_far_it_is_shifted() {
-        let mut seen = BTreeSet::new();
-        for shift in (0..SHIFTS_MAX).map(|times| times * SHIFT) {
-            let claim = TcpListener::bind(local(0)).unwrap();
-            let layout = Layout::shifted(shift, claim);
-            for address in layout.addresses().chain([local(CLAIM_PORT + shift)]) {
-                assert!(seen.insert(address.port()), "{address} twice, the second time with {shift}");
-                assert!(address.port() < 32_768);
+        for encrypted in [false, true] {
+            let mut seen = BTreeSet::new();
+            for shift in (0..SHIFTS_MAX).map(|times| times * SHIFT) {
+                let layout = shifted(shift, encrypted);
+                for address in layout.addresses().chain([local(CLAIM_PORT + shift)]) {
+                    assert!(seen.insert(address.port()), "{address} twice, the second time with {shift}");
+                    assert!(address.port() < 32_768);
+                }
             }
+        }
+    }
+
+    #[test]
+    fn an_encrypted_mesh_has_one_service_beside_each_proxy() {
+        let layout = shifted(0, true);
+        for (index, machine) in layout.machines.iter().enumerate() {
+            let services: BTreeSet<_> = layout.apps_on(index).map(|app| Some(app.service)).collect();
+            assert_eq!(services, BTreeSet::from([machine.identity]), "{}", machine.name);
+        }
+        for (app, (name, .., machine)) in layout.apps.iter().zip(APPS) {
+            assert_eq!(app.name, name);
+            assert!(layout.machines[app.machine].name.starts_with(MACHINES[machine]), "{name}");
         }
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, anyhow, bail};
 use gilmok_control_plane::http_client::{Client, Request};
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::{Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::layout::{App, CONTROL_PLANE, Layout, Machine, proxy_of};
 use super::process::Process;
@@ -39,18 +39,23 @@ impl std::fmt::Display for Concerning {
 }
 
 impl Mesh {
-    /// Writes the settings and starts everything, without waiting for it.
+    /// Writes the settings and starts everything, without waiting for it: but for the control plane, where the mesh is
+    /// `encrypted` and it has to say first who may join.
     ///
     /// # Errors
-    /// When no ports are free, a file cannot be written, or this executable cannot be started.
-    pub(crate) fn start(dir: &Path, consul: Option<&str>) -> anyhow::Result<Self> {
-        let layout = Layout::choose()?;
+    /// When no ports are free, a file cannot be written, this executable cannot be started, or the control plane does not come.
+    pub(crate) async fn start(dir: &Path, consul: Option<&str>, encrypted: bool) -> anyhow::Result<Self> {
+        let layout = Layout::choose(encrypted)?;
         let mut mesh = Self { layout, dir: dir.to_owned(), processes: Vec::new() };
         let secret = dir.join(settings::WEBHOOK_SECRET);
         std::fs::write(&secret, format!("{:032x}\n", fastrand::u128(..)))
             .with_context(|| format!("cannot write {}", secret.display()))?;
-        let text = settings::control_plane(&mesh.layout, dir, consul);
+        let text = settings::control_plane(&mesh.layout, dir, consul, encrypted);
         mesh.start_from_file(CONTROL_PLANE, "control-plane", &text)?;
+        if encrypted {
+            mesh.control_plane_ready().await?;
+            mesh.let_join().await?;
+        }
         for index in 0..mesh.layout.machines.len() {
             let text = settings::proxy(&mesh.layout, index, dir, consul);
             mesh.start_from_file(&proxy_of(&mesh.layout.machines[index]), "proxy", &text)?;
@@ -58,9 +63,14 @@ impl Mesh {
         for app in mesh.layout.apps.clone() {
             let Machine { outbound, ofrep, .. } = mesh.layout.machines[app.machine];
             let App { name, service, version, shard, address, .. } = app;
-            let args = format!(
+            let mut args = format!(
                 "--service={service} --version={version} --shard={shard} --listen={address} --mesh=http://{outbound} --flags=http://{ofrep}"
             );
+            let apps = mesh.layout.apps.iter().filter(|other| other.service == service);
+            let ways: Vec<_> = apps.map(|app| format!("{}={}", app.inbound, app.address)).collect();
+            if encrypted && !shard.is_empty() {
+                args = format!("{args} --copy-to={}", ways.join(","));
+            }
             let mut process = Process::new(name, "demo-app", args.split(' ').map(OsString::from), dir);
             if !app.later {
                 process.begin()?;
@@ -68,6 +78,20 @@ impl Mesh {
             mesh.processes.push(process);
         }
         Ok(mesh)
+    }
+
+    /// Writes for each sidecar the token with which it asks for certificates of its service, and of no other.
+    async fn let_join(&self) -> anyhow::Result<()> {
+        for machine in &self.layout.machines {
+            let asked = json!({"name": machine.name, "scopes": ["join"], "services": [machine.identity], "ttl": "10m"});
+            let answer =
+                self.control_plane()?.send(&talk::with_json(Method::POST, "/v1/tokens", &asked)).await?;
+            let made = talk::json(&answer, StatusCode::CREATED)?;
+            let token = made["token"].as_str().with_context(|| format!("no token in {made}"))?;
+            let file = settings::join_token_file(&self.dir, machine);
+            std::fs::write(&file, token).with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        Ok(())
     }
 
     fn start_from_file(&mut self, name: &str, program: &str, text: &str) -> anyhow::Result<()> {
@@ -92,9 +116,14 @@ impl Mesh {
     /// A client of the control plane.
     ///
     /// # Errors
-    /// Never for an address.
+    /// When the roots of an encrypted mesh cannot be read.
     pub(crate) fn control_plane(&self) -> anyhow::Result<Client> {
-        talk::client(self.layout.control_plane)
+        talk::control_plane(self.layout.control_plane, self.roots())
+    }
+
+    /// The file with the roots of an encrypted mesh.
+    pub(crate) fn roots(&self) -> Option<PathBuf> {
+        self.layout.is_encrypted().then(|| settings::roots_file(&self.dir))
     }
 
     /// The JSON that `GET target` of the control plane gives.
@@ -102,7 +131,8 @@ impl Mesh {
     /// # Errors
     /// When it does not answer 200.
     pub(crate) async fn read(&self, target: &str) -> anyhow::Result<Value> {
-        let answer = talk::ask(self.layout.control_plane, Method::GET, target).await;
+        let control_plane = self.control_plane()?;
+        let answer = talk::ask_by(&control_plane, target).await;
         let json = answer.and_then(|answer| talk::json(&answer, StatusCode::OK));
         json.with_context(|| format!("GET {target}")).with_context(|| Concerning(CONTROL_PLANE.to_owned()))
     }
@@ -112,9 +142,9 @@ impl Mesh {
     /// # Errors
     /// When it does not.
     pub(crate) async fn control_plane_ready(&mut self) -> anyhow::Result<()> {
-        let address = self.layout.control_plane;
+        let (address, roots) = (self.layout.control_plane, self.roots());
         self.eventually(CONTROL_PLANE, "the control plane to be ready", async || {
-            let answer = talk::ask(address, Method::GET, "/readyz").await?;
+            let answer = talk::ask_by(&talk::control_plane(address, roots.clone())?, "/readyz").await?;
             if answer.status == StatusCode::OK { Ok(()) } else { bail!(talk::brief(&answer)) }
         })
         .await

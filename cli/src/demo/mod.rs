@@ -68,6 +68,9 @@ pub(crate) struct Arguments {
     /// Take membership from this Consul instead of the embedded registry, e.g. http://127.0.0.1:8500
     #[arg(long, value_name = "URL")]
     consul: Option<Server>,
+    /// Encrypt every hop: each service's sidecars get an identity from the control plane, and strangers are refused
+    #[arg(long)]
+    tls: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
@@ -94,7 +97,7 @@ async fn demo(arguments: &Arguments, teller: &Teller) -> anyhow::Result<ExitCode
     }
     let consul = consul.map(ToString::to_string);
     let mut scratch = Scratch::create()?;
-    let mut mesh = Mesh::start(scratch.path(), consul.as_deref())?;
+    let mut mesh = Mesh::start(scratch.path(), consul.as_deref(), arguments.tls).await?;
     teller.show(&guide::what_is_where(&mesh, consul.as_deref()));
     let mut stage = Stage { mesh: &mut mesh, teller };
     // Boxed: the story is one large future.

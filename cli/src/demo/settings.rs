@@ -1,7 +1,7 @@
 //! The settings files of the demo's children, and the document that the mesh begins with.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -25,14 +25,35 @@ pub(crate) const ONE_CLICK: &str = "one-click";
 /// The file with what the control plane signs messages with.
 pub(crate) const WEBHOOK_SECRET: &str = "webhook.secret";
 
+/// Whose identities those of an encrypted demo are.
+pub(crate) const TRUST_DOMAIN: &str = "demo.mesh";
+
+/// The roots of an encrypted demo, as its control plane writes them down.
+pub(crate) fn roots_file(dir: &Path) -> PathBuf {
+    dir.join("store/roots.pem")
+}
+
+/// The file with what a sidecar joins with.
+pub(crate) fn join_token_file(dir: &Path, machine: &Machine) -> PathBuf {
+    dir.join(format!("join-{}.token", machine.name))
+}
+
 /// control-plane.toml.
-pub(crate) fn control_plane(layout: &Layout, dir: &Path, consul: Option<&str>) -> String {
+pub(crate) fn control_plane(layout: &Layout, dir: &Path, consul: Option<&str>, encrypted: bool) -> String {
     let store = toml_text(&dir.join("store").to_string_lossy());
     let secret = toml_text(&dir.join(WEBHOOK_SECRET).to_string_lossy());
     let mut text = format!(
         "listen = \"{}\"\nwebhook_secret_file = {secret}\n\n[store]\ndir = {store}\n",
         layout.control_plane
     );
+    if encrypted {
+        push(
+            &mut text,
+            format_args!(
+                "\n[identity]\ntrust_domain = \"{TRUST_DOMAIN}\"\n\n[tls]\nissuer = \"identity\"\nnames = [\"127.0.0.1\"]\n"
+            ),
+        );
+    }
     if let Some(consul) = consul {
         push(&mut text, format_args!("\n[membership.consul]\naddress = {}\n", toml_text(consul)));
     }
@@ -41,18 +62,26 @@ pub(crate) fn control_plane(layout: &Layout, dir: &Path, consul: Option<&str>) -
 
 /// proxy.toml of one machine.
 pub(crate) fn proxy(layout: &Layout, machine: usize, dir: &Path, consul: Option<&str>) -> String {
-    let Machine { name, outbound, admin, ofrep } = &layout.machines[machine];
+    let Machine { name, identity, outbound, admin, ofrep } = &layout.machines[machine];
     let mut text = format!(
         "node = \"{name}\"\n\n[listen]\noutbound = \"{outbound}\"\nadmin = \"{admin}\"\nofrep = \"{ofrep}\"\n"
     );
+    if identity.is_some() {
+        push(&mut text, format_args!("inbound_tls = \"strict\"\n"));
+        let token = toml_text(&join_token_file(dir, &layout.machines[machine]).to_string_lossy());
+        push(
+            &mut text,
+            format_args!("\n[identity]\nissuer = \"control_plane\"\njoin_token_file = {token}\n"),
+        );
+    }
     let state = toml_text(&dir.join(format!("state-{name}")).to_string_lossy());
-    push(
-        &mut text,
-        format_args!(
-            "\n[source]\ncontrol_plane = [\"http://{}\"]\n\n[state]\ndir = {state}\n\n[workers]\ncount = 1\n",
-            layout.control_plane
-        ),
-    );
+    let scheme = if identity.is_some() { "https" } else { "http" };
+    push(&mut text, format_args!("\n[source]\ncontrol_plane = [\"{scheme}://{}\"]\n", layout.control_plane));
+    if identity.is_some() {
+        let roots = toml_text(&roots_file(dir).to_string_lossy());
+        push(&mut text, format_args!("ca_file = {roots}\n"));
+    }
+    push(&mut text, format_args!("\n[state]\ndir = {state}\n\n[workers]\ncount = 1\n"));
     push(&mut text, format_args!("\n[registration]\nttl = \"{REGISTRATION_TTL}\"\n"));
     if let Some(consul) = consul {
         push(&mut text, format_args!("consul = {}\n", toml_text(consul)));
@@ -156,7 +185,7 @@ mod tests {
     #[test]
     fn the_mesh_begins_with_a_sound_document() {
         let document = Document::parse_json(&document()).unwrap();
-        let layout = Layout::choose().unwrap();
+        let layout = Layout::choose(false).unwrap();
         for app in &layout.apps {
             assert!(document.services.keys().any(|name| name.to_string() == app.service), "{}", app.name);
         }
@@ -164,12 +193,19 @@ mod tests {
 
     #[test]
     fn the_proxies_understand_their_settings() {
-        let layout = Layout::choose().unwrap();
         let dir = std::env::temp_dir().join(format!("gilmok-demo-settings-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        for consul in [None, Some("http://127.0.0.1:8500")] {
+        for (consul, encrypted) in [(None, false), (Some("http://127.0.0.1:8500"), false), (None, true)] {
+            let layout = Layout::choose(encrypted).unwrap();
             for machine in 0..layout.machines.len() {
                 let file = dir.join("proxy.toml");
+                std::fs::write(join_token_file(&dir, &layout.machines[machine]), "token").unwrap();
+                std::fs::create_dir_all(dir.join("store")).unwrap();
+                std::fs::write(
+                    roots_file(&dir),
+                    include_str!("../../../control-plane/src/http_client/fixtures/ca.pem"),
+                )
+                .unwrap();
                 std::fs::write(&file, proxy(&layout, machine, &dir, consul)).unwrap();
                 let args = ["gilmok-proxy".into(), "--config".into(), file.into_os_string()];
                 let (_, settings) = Settings::load(args, &|_| None).unwrap();

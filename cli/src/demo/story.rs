@@ -27,7 +27,12 @@ pub(crate) async fn play(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     chapters::switch::play(stage).await.context(chapters::switch::TITLE)?;
     chapters::flags::play(stage).await.context(chapters::flags::TITLE)?;
     chapters::shards_grow::play(stage).await.context(chapters::shards_grow::TITLE)?;
-    stage.mesh.whole().await.context("the shop is not whole at the end")
+    stage.mesh.whole().await.context("the shop is not whole at the end")?;
+    if stage.mesh.layout.is_encrypted() {
+        // Last, since from here on not everybody may call everybody.
+        chapters::who_may::play(stage).await.context(chapters::who_may::TITLE)?;
+    }
+    Ok(())
 }
 
 /// Waits for the processes and tells the mesh what it should be.

@@ -1,10 +1,11 @@
 //! HTTP for the demo: what is asked of the control plane, of the apps, and of the mesh through a proxy.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use gilmok_control_plane::http_client::{Client, Origin, Request, Response, Settings};
+use gilmok_control_plane::http_client::{Client, Origin, Request, Response, Settings, TlsSettings};
 use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode};
 use serde_json::Value;
@@ -27,6 +28,26 @@ pub(crate) fn client(address: SocketAddr) -> anyhow::Result<Client> {
 /// When there is no answer.
 pub(crate) async fn ask(address: SocketAddr, method: Method, target: &str) -> anyhow::Result<Response> {
     Ok(client(address)?.send(&Request::new(method, target).timeout(TIMEOUT)).await?)
+}
+
+/// A client of the control plane: over TLS where there is a file with the roots that its certificate is of.
+///
+/// # Errors
+/// When the file cannot be read.
+pub(crate) fn control_plane(address: SocketAddr, roots: Option<PathBuf>) -> anyhow::Result<Client> {
+    let Some(roots) = roots else { return client(address) };
+    let origin: Origin = format!("https://{address}").parse().map_err(|hint| anyhow!("{address}: {hint}"))?;
+    let mut settings = Settings::new(origin);
+    settings.tls = TlsSettings { ca_file: Some(roots), ..TlsSettings::default() };
+    Ok(Client::new(settings)?)
+}
+
+/// `GET target`; any status is an answer.
+///
+/// # Errors
+/// When there is no answer.
+pub(crate) async fn ask_by(client: &Client, target: &str) -> anyhow::Result<Response> {
+    Ok(client.send(&Request::get(target).timeout(TIMEOUT)).await?)
 }
 
 /// `GET target` of a service, through the outbound listener of a proxy.

@@ -19,3 +19,5 @@ pub(crate) mod switch;
 pub(crate) mod flags;
 
 pub(crate) mod shards_grow;
+
+pub(crate) mod who_may;

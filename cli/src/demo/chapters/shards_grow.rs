@@ -80,11 +80,11 @@ async fn moved(stage: &mut Stage<'_>, visitors: &mut Visitors, wanted: Value) ->
     let answer = stage.write(Method::POST, MOVES, &body).await?;
     let said = talk::json(&answer, StatusCode::CREATED)?;
     let id = said["revision"].as_u64().with_context(|| format!("no move in {said}"))?;
-    let address = stage.mesh.layout.control_plane;
+    let control_plane = stage.mesh.control_plane()?;
     let ended = stage
         .mesh
         .eventually(CONTROL_PLANE, "the shards to have moved", async || {
-            let answer = talk::ask(address, Method::GET, &format!("{MOVES}/{id}")).await?;
+            let answer = talk::ask_by(&control_plane, &format!("{MOVES}/{id}")).await?;
             let said = talk::json(&answer, StatusCode::OK)?;
             anyhow::ensure!(said["state"] == "done", "{said}");
             Ok(said)

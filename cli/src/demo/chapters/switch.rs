@@ -67,11 +67,11 @@ async fn everybody_meets(stage: &Stage<'_>, version: &str) -> anyhow::Result<()>
 
 /// Waits until the version that lost its users may be stopped; why so.
 async fn until_drainable(stage: &mut Stage<'_>) -> anyhow::Result<String> {
-    let address = stage.mesh.layout.control_plane;
+    let control_plane = stage.mesh.control_plane()?;
     stage
         .mesh
         .eventually(CONTROL_PLANE, "v2 to be drainable", async || {
-            let answer = talk::ask(address, Method::GET, "/v1/services/checkout/traffic").await?;
+            let answer = talk::ask_by(&control_plane, "/v1/services/checkout/traffic").await?;
             let said = talk::json(&answer, StatusCode::OK)?;
             let drain = &said["release"]["drain"];
             anyhow::ensure!(drain["version"] == "v2" && drain["drainable"] == true, "{drain}");
