@@ -6,6 +6,7 @@ use http::{HeaderName, HeaderValue};
 use sfv::KeyRef;
 
 use super::context::TARGETING_KEY;
+use super::guard::{self, Guard};
 use super::{Variant, header};
 use crate::assignment::{PLACES, RANGES_MAX, Salt};
 use crate::grammar::Value;
@@ -19,9 +20,6 @@ const PREREQUISITES_MAX: usize = 16;
 const TEXT_BYTES_MAX: usize = 256;
 /// Longest word of who pulled a kill switch and why, in bytes.
 pub const WHY_BYTES_MAX: usize = 1_000;
-/// Most variants of a guarded flag: of each it is remembered who got it.
-const GUARDED_VARIANTS_MAX: usize = 8;
-
 /// What a flag says of itself beyond flagd's format.
 #[derive(Debug, Default)]
 pub(super) struct Extension {
@@ -99,21 +97,6 @@ pub(super) struct Single {
     pub(super) values: Box<[Option<HeaderValue>]>,
 }
 
-/// By what a flag is judged while it is in use.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Guard {
-    pub metrics: Vec<Metric>,
-    /// Whether it is killed when it fails; else that is only told.
-    pub kills: bool,
-}
-
-/// What is compared between a guarded flag's variants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Metric {
-    Errors,
-    Latency,
-}
-
 /// What is read once every flag is known.
 #[derive(Debug)]
 pub(super) struct Requirement<'d> {
@@ -129,7 +112,6 @@ const PURPOSES: [(&str, Purpose); 5] = [
     ("kill-switch", Purpose::KillSwitch),
     ("permission", Purpose::Permission),
 ];
-const METRICS: [(&str, Metric); 2] = [("errors", Metric::Errors), ("latency", Metric::Latency)];
 
 impl Purpose {
     /// The word of a document.
@@ -144,12 +126,13 @@ impl Extension {
         self.kill.as_ref().is_some_and(|kill| kill.active)
     }
 
-    /// Reads the table of a flag with this key, these variants and this default.
+    /// Reads the table of a flag with this key, these variants, this default, and so many shares in its targeting.
     pub(super) fn read<'d>(
         value: &Value<'d>,
         key: &str,
         variants: &[Variant],
         default: Option<usize>,
+        shares: usize,
     ) -> Option<(Self, Vec<Requirement<'d>>)> {
         let mut table = value.table()?;
         let purpose = table.optional("type").and_then(|v| v.choice(&PURPOSES));
@@ -172,7 +155,7 @@ impl Extension {
         let named_off = variants.binary_search_by(|variant| (*variant.name).cmp("off")).ok();
         let off = killed_to.flatten().or(named_off).or(default);
         if let Some(value) = guarded {
-            check_guarded(&value, variants, off);
+            guard::check(&value, variants, off, shares + usize::from(buckets.is_some()));
         }
         let extension = Self {
             purpose,
@@ -218,20 +201,6 @@ impl Follow {
         let variant = table.required("variant").and_then(|v| read_variant(&v, variants));
         table.finish();
         Some(Self { service: service?, variant: variant? })
-    }
-}
-
-impl Guard {
-    fn read(value: &Value<'_>) -> Option<Self> {
-        let mut table = value.table()?;
-        let metrics = table.required("metrics").and_then(|v| v.list(|v| v.choice(&METRICS)));
-        let kills = table.optional("onFail").map(|v| v.choice(&[("kill", true), ("tell", false)]));
-        table.finish();
-        let metrics = metrics?;
-        if metrics.is_empty() {
-            value.fault("a guard without metrics", "[\"errors\"], [\"latency\"] or both");
-        }
-        Some(Self { metrics, kills: kills.flatten().unwrap_or_default() })
     }
 }
 
@@ -284,22 +253,6 @@ fn read_why(value: &Value<'_>) -> Option<Box<str>> {
         return None;
     }
     Some(text.into())
-}
-
-/// A guard compares variants with the one that is served when the flag is killed.
-fn check_guarded(value: &Value<'_>, variants: &[Variant], off: Option<usize>) {
-    if off.is_none() {
-        value.fault(
-            "there is no variant to compare with, nor one to go back to",
-            "`kill.variant`, a variant named `off`, or a `defaultVariant`",
-        );
-    }
-    if variants.len() > GUARDED_VARIANTS_MAX {
-        value.fault(
-            format!("{} variants of a guarded flag", variants.len()),
-            format!("at most {GUARDED_VARIANTS_MAX}"),
-        );
-    }
 }
 
 fn read_prerequisites<'d>(value: &Value<'d>, key: &str) -> Option<Vec<Requirement<'d>>> {

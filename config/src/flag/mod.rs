@@ -8,6 +8,7 @@ mod emit;
 mod evaluate;
 mod explain;
 mod extension;
+mod guard;
 mod header;
 mod overrides;
 mod read;
@@ -19,7 +20,8 @@ mod tests;
 pub use context::{Context, TARGETING_KEY};
 pub use emit::{Emission, Emit, HEADER_BYTES_MAX, ServiceFlags, Told};
 pub use evaluate::{Asked, Detail, ErrorCode, Evaluation, Expected, Failure, Finding, Reason};
-pub use extension::{Guard, Metric, Purpose, WHY_BYTES_MAX};
+pub use extension::{Purpose, WHY_BYTES_MAX};
+pub use guard::{Guard, Metric};
 pub use header::FEATURE_FLAGS;
 pub use overrides::{
     FEATURE_FLAGS_OVERRIDE, OVERRIDE_TTL_MAX, OVERRIDES_MAX, OverrideFault, OverrideKey, Overrides,

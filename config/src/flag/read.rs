@@ -177,13 +177,13 @@ impl Reader {
             Some(value) => read_default(&value, &variants)?,
             None => None,
         };
-        let (targeting_rule, reads_time) = match &targeting {
+        let (targeting_rule, reads_time, shares) = match &targeting {
             Some(value) => self.targeting(value, &variants)?,
-            None => (Targeting::None, false),
+            None => (Targeting::None, false, 0),
         };
         let (extension, requirements) = match &extension {
             Some(value) => {
-                let (extension, requirements) = Extension::read(value, key, &variants, default)?;
+                let (extension, requirements) = Extension::read(value, key, &variants, default, shares)?;
                 (Some(Box::new(extension)), requirements)
             }
             None => (None, Vec::new()),
@@ -259,11 +259,11 @@ impl Reader {
         Some((variants, kind))
     }
 
-    /// The rule, and whether it may read the clock.
-    fn targeting(&mut self, value: &Value<'_>, variants: &[Variant]) -> Option<(Targeting, bool)> {
+    /// The rule, whether it may read the clock, and how many shares it has.
+    fn targeting(&mut self, value: &Value<'_>, variants: &[Variant]) -> Option<(Targeting, bool, usize)> {
         match &value.node().kind {
-            Kind::Null => return Some((Targeting::None, false)),
-            Kind::Table(entries) if entries.is_empty() => return Some((Targeting::None, false)),
+            Kind::Null => return Some((Targeting::None, false, 0)),
+            Kind::Table(entries) if entries.is_empty() => return Some((Targeting::None, false, 0)),
             Kind::Table(_) => {}
             _ => self.warn(value, "", "a rule is an object"),
         }
@@ -295,7 +295,7 @@ impl Reader {
                 Targeting::Rule(rule)
             }
         };
-        Some((targeting, compiled.reads_time))
+        Some((targeting, compiled.reads_time, compiled.shares))
     }
 
     /// The set, once what flags say of each other is checked.

@@ -8,7 +8,7 @@ use super::*;
 
 const NOW: u64 = 1_700_000_000;
 
-fn set_of(document: &Json) -> Result<FlagSet, String> {
+pub(super) fn set_of(document: &Json) -> Result<FlagSet, String> {
     FlagSet::parse(document.to_string().as_bytes()).map_err(|problems| problems.to_string())
 }
 
@@ -42,7 +42,7 @@ fn check(set: &FlagSet, key: &str, context: Json, expected: (&str, &str)) {
 }
 
 /// A flag that is on or off, with what else it says.
-fn switch(more: Json) -> Json {
+pub(super) fn switch(more: Json) -> Json {
     let mut flag =
         json!({ "state": "ENABLED", "variants": { "on": true, "off": false }, "defaultVariant": "off" });
     for (key, value) in more.as_object().unwrap() {
@@ -413,26 +413,6 @@ fn every_fault_says_where() {
     }
     let many = set_of(&json!({ "flags": { "a": {}, "b": {}, "c": { "state": 1 } } })).unwrap_err();
     assert_eq!(many.lines().count(), 6, "every fault at once: {many}");
-}
-
-#[test]
-fn a_guard_needs_something_to_go_back_to_and_has_its_limits() {
-    let guard = json!({ "guard": { "metrics": ["errors"] } });
-    let guarded = |variants: Json| json!({ "flags": { "a": { "state": "ENABLED", "variants": variants, "x-gilmok": guard } } });
-    let lonely = set_of(&guarded(json!({ "on": true }))).unwrap_err();
-    assert!(lonely.contains("flags.a.x-gilmok.guard: there is no variant to compare with"), "{lonely}");
-    let nine: Map<String, Json> = (0..9).map(|at| (format!("v{at}"), json!(at))).collect();
-    let wide = set_of(&guarded(Json::Object(nine))).unwrap_err();
-    assert!(wide.contains("9 variants of a guarded flag (at most 8)"), "{wide}");
-    let many = |count: usize| {
-        let flags: Map<String, Json> =
-            (0..count).map(|at| (format!("f{at:03}"), switch(json!({ "x-gilmok": guard })))).collect();
-        set_of(&json!({ "flags": flags }))
-    };
-    let set = many(super::GUARDED_MAX).unwrap();
-    assert_eq!(set.flags()[0].off_variant().map(Variant::name), Some("off"));
-    assert!(!set.flags()[0].is_watched(), "everybody gets the same");
-    assert!(many(super::GUARDED_MAX + 1).unwrap_err().contains("257 flags with a guard (at most 256)"));
 }
 
 #[test]

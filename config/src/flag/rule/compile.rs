@@ -24,6 +24,8 @@ pub(crate) type Evaluators = BTreeMap<String, Evaluator>;
 pub(crate) struct Evaluator {
     rule: Result<Arc<Rule>, String>,
     reads_time: bool,
+    shares: usize,
+    questions: usize,
 }
 
 /// Compiles one rule.
@@ -36,6 +38,9 @@ pub(crate) struct Compiler<'e, 'n> {
     /// What makes the rule impossible to evaluate: an operator or an evaluator that nobody knows.
     broken: Option<String>,
     reads_time: bool,
+    shares: usize,
+    /// How often it asks who the user is.
+    questions: usize,
     warnings: Vec<(String, String)>,
 }
 
@@ -55,11 +60,19 @@ pub(crate) struct Compiled {
     pub(crate) warnings: Vec<(String, String)>,
     /// Whether it may read the clock.
     pub(crate) reads_time: bool,
+    /// How many shares there are; one that is not the same for all counts as two.
+    pub(crate) shares: usize,
+    questions: usize,
 }
 
 impl Compiled {
     pub(crate) fn into_evaluator(self) -> Evaluator {
-        Evaluator { rule: self.rule.map(Arc::new), reads_time: self.reads_time }
+        Evaluator {
+            rule: self.rule.map(Arc::new),
+            reads_time: self.reads_time,
+            shares: self.shares,
+            questions: self.questions,
+        }
     }
 }
 
@@ -71,6 +84,8 @@ impl<'e, 'n> Compiler<'e, 'n> {
             parts: 0,
             broken: None,
             reads_time: false,
+            shares: 0,
+            questions: 0,
             warnings: Vec::new(),
         }
     }
@@ -85,7 +100,13 @@ impl<'e, 'n> Compiler<'e, 'n> {
             return Err(format!("at most {PARTS_MAX} parts"));
         }
         let rule = self.broken.map_or(Ok(rule), Err);
-        Ok(Compiled { rule, warnings: self.warnings, reads_time: self.reads_time })
+        Ok(Compiled {
+            rule,
+            warnings: self.warnings,
+            reads_time: self.reads_time,
+            shares: self.shares,
+            questions: self.questions,
+        })
     }
 
     fn warn(&mut self, what: impl Into<String>) {
@@ -181,6 +202,9 @@ impl<'e, 'n> Compiler<'e, 'n> {
         };
         self.expect(arguments, *least, *most);
         let mut rules = self.rules(arguments);
+        if matches!(operator, Operator::Missing | Operator::MissingSome) {
+            self.questions += 1;
+        }
         if *operator == Operator::Var {
             return self.variable(rules);
         }
@@ -217,8 +241,10 @@ impl<'e, 'n> Compiler<'e, 'n> {
             Some(Evaluator { rule: Err(what), .. }) => {
                 self.is_broken(format!("the evaluator `{}` cannot be evaluated: {what}", shown(name)))
             }
-            Some(Evaluator { rule: Ok(rule), reads_time }) => {
+            Some(Evaluator { rule: Ok(rule), reads_time, shares, questions }) => {
                 self.reads_time |= reads_time;
+                self.shares += shares;
+                self.questions += questions;
                 Rule::Shared(Arc::clone(rule))
             }
         }
@@ -233,6 +259,7 @@ impl<'e, 'n> Compiler<'e, 'n> {
             Some(reckoned) => {
                 // Nobody knows where it will look.
                 self.reads_time = true;
+                self.questions += 1;
                 return Rule::Call(Operator::Var, std::iter::once(reckoned).chain(rules).collect());
             }
         };
@@ -242,6 +269,8 @@ impl<'e, 'n> Compiler<'e, 'n> {
                 "$flagd.timestamp" => self.reads_time = true,
                 _ => self.warn("only `$flagd.flagKey` and `$flagd.timestamp` are there"),
             }
+        } else {
+            self.questions += 1;
         }
         Rule::Var(path, rules.next().map(Box::new))
     }
@@ -255,10 +284,12 @@ impl<'e, 'n> Compiler<'e, 'n> {
             }
             all => (None, all, 0),
         };
+        let asked = self.questions;
         let buckets = buckets.iter().enumerate();
         let buckets =
             buckets.map(|(at, bucket)| self.below(Step::Item(at + from), |this| this.bucket(bucket)));
         let buckets = buckets.collect();
+        self.shares += if self.questions == asked { 1 } else { 2 };
         Rule::Fractional(Box::new(Fractional::new(by, buckets)))
     }
 
