@@ -155,6 +155,7 @@ impl Extension {
         let named_off = variants.binary_search_by(|variant| (*variant.name).cmp("off")).ok();
         let off = killed_to.flatten().or(named_off).or(default);
         if let Some(value) = guarded {
+            guard::check_follow(&value, follow.is_some());
             guard::check(&value, variants, off, shares + usize::from(buckets.is_some()));
         }
         let extension = Self {

@@ -65,6 +65,16 @@ fn check_alike(value: &Value<'_>, shares: usize) {
     }
 }
 
+/// Whoever has a flag on because of a service's candidate meets the candidate's faults, which are not the flag's.
+pub(super) fn check_follow(value: &Value<'_>, follows: bool) {
+    if follows {
+        value.fault(
+            "a flag that follows a service cannot be guarded: it would be killed for the candidate's faults",
+            "no `guard`: the service's rollout guards it, and takes the flag back with the candidate",
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Map, Value as Json, json};
@@ -130,5 +140,18 @@ mod tests {
         let both = json!({ "guard": guard, "buckets": buckets });
         assert!(extended(&share(json!(10)), both.clone()).unwrap_err().contains(several));
         assert!(extended(&either(json!("on"), Json::Null), both).is_ok());
+    }
+
+    #[test]
+    fn a_flag_that_follows_a_service_is_guarded_by_the_services_rollout() {
+        let flag =
+            |extension: Json| set_of(&json!({ "flags": { "a": switch(json!({ "x-gilmok": extension })) } }));
+        assert!(flag(json!({ "follow": "shop" })).is_ok());
+        let told = flag(json!({ "follow": "shop", "guard": { "metrics": ["errors"] } })).unwrap_err();
+        assert!(
+            told.contains("flags.a.x-gilmok.guard: a flag that follows a service cannot be guarded"),
+            "{told}"
+        );
+        assert!(told.contains("the service's rollout guards it"), "{told}");
     }
 }
