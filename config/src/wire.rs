@@ -179,7 +179,7 @@ pub struct GuardedCounts {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VariantCounts {
     pub variant: String,
-    /// Subjects' first requests to a service in ten minutes for which a share had decided on the variant.
+    /// Subjects' first requests to a service in a day for which a share had decided on the variant.
     pub trials: u64,
     /// Trials that failed.
     pub failures: u64,

@@ -145,16 +145,11 @@ impl Other {
 
 impl Watch {
     fn of(flag: &Flag, since: u64) -> Option<Self> {
+        let mark = content_hash(flag.judged()?.as_bytes());
         let guard = flag.guard()?.clone();
         let baseline = flag.off_variant()?.name().to_owned();
-        if flag.is_killed() || !flag.is_enabled() {
-            return None;
-        }
         let others = flag.variants().iter().map(Variant::name).filter(|name| **name != *baseline);
         let others: Vec<_> = others.map(Other::new).collect();
-        let variants: Vec<_> =
-            flag.variants().iter().map(|variant| (variant.name(), variant.value())).collect();
-        let mark = content_hash(format!("{guard:?} {baseline:?} {variants:?}").as_bytes());
         Some(Self { mark, since, guard, baseline, others, failed: None })
     }
 

@@ -21,8 +21,17 @@ pub(crate) struct FlagCounts {
     flags: Box<[Arc<OfFlag>]>,
     /// What came of requests that guarded flags were told with, by the same place, in that order. One that has its guard
     /// taken off begins anew when it gets one again: nobody has heard of it meanwhile.
-    guarded: Box<[(usize, Arc<FlagOutcomes>)]>,
+    guarded: Box<[OfGuarded]>,
     unknown: Arc<OfFlag>,
+}
+
+/// One guarded flag.
+#[derive(Clone, Debug)]
+struct OfGuarded {
+    flag: usize,
+    /// Counts up each time that it is judged anew, modulo 4096: everybody is a trial again.
+    step: u16,
+    outcomes: Arc<FlagOutcomes>,
 }
 
 /// One flag's counters: made when it is first evaluated, so that flags nobody asks for cost next to nothing.
@@ -46,11 +55,17 @@ impl FlagCounts {
             is_same.then_some((counts, at))
         };
         let kept = |flag: &Flag| known(flag).map(|(counts, at)| Arc::clone(&counts.flags[at]));
-        let watched = |flag: &Flag| known(flag).and_then(|(counts, at)| counts.of_guarded(at)).cloned();
+        let watched = |flag: &Flag| {
+            let (old, (counts, at)) = (before?.0, known(flag)?);
+            let kept = counts.of_guarded(at)?.clone();
+            let is_same = flag.judged() == old.flags()[at].judged();
+            Some(OfGuarded { step: if is_same { kept.step } else { (kept.step + 1) % (1 << 12) }, ..kept })
+        };
         let guarded = set.into_iter().flat_map(FlagSet::flags).enumerate();
         let guarded = guarded.filter(|(_, flag)| flag.guard().is_some()).map(|(at, flag)| {
             let new = || Arc::new(FlagOutcomes::new(writers, flag.variants().len()));
-            (at, watched(flag).unwrap_or_else(new))
+            let watched = watched(flag).unwrap_or_else(|| OfGuarded { flag: at, step: 0, outcomes: new() });
+            OfGuarded { flag: at, ..watched }
         });
         let guarded = guarded.collect();
         let flags = set.into_iter().flat_map(FlagSet::flags);
@@ -70,12 +85,13 @@ impl FlagCounts {
 
     /// A guarded flag is told with a request, whose outcome counts for its variant.
     pub(crate) fn watch(&self, finding: Finding, subject: Option<u32>, now_ms: u64) -> Option<Watched> {
-        self.of_guarded(finding.flag)?.begin(finding, subject, now_ms)
+        let guarded = self.of_guarded(finding.flag)?;
+        guarded.outcomes.begin(finding, subject, guarded.step, now_ms)
     }
 
-    fn of_guarded(&self, place: usize) -> Option<&Arc<FlagOutcomes>> {
-        let at = self.guarded.binary_search_by_key(&place, |(flag, _)| *flag).ok()?;
-        Some(&self.guarded[at].1)
+    fn of_guarded(&self, place: usize) -> Option<&OfGuarded> {
+        let at = self.guarded.binary_search_by_key(&place, |guarded| guarded.flag).ok()?;
+        Some(&self.guarded[at])
     }
 
     /// What came of the requests that guarded flags were told with.
@@ -83,7 +99,8 @@ impl FlagCounts {
         &'s self,
         set: &'s FlagSet,
     ) -> impl Iterator<Item = (&'s Flag, &'s FlagOutcomes)> {
-        self.guarded.iter().filter_map(|(at, outcomes)| Some((set.flags().get(*at)?, &**outcomes)))
+        let guarded = self.guarded.iter();
+        guarded.filter_map(|guarded| Some((set.flags().get(guarded.flag)?, &*guarded.outcomes)))
     }
 
     /// Counts a question for a flag that there is none of.
@@ -225,5 +242,34 @@ mod tests {
         assert_eq!(trials(&off, &without), []);
         let again = FlagCounts::new(Some(&with), 1, Some((&without, &off)));
         assert_eq!(trials(&again, &with), [("b".to_owned(), 0)]);
+    }
+
+    #[test]
+    fn everybody_is_a_trial_again_once_a_flag_is_judged_anew() {
+        let of = |value: &str, killed: bool, share: u32| {
+            let variants = format!("\"on\": {value}, \"off\": false");
+            let more = format!(
+                "}}, \"defaultVariant\": \"off\", \"targeting\": {{\"fractional\": [[\"on\", {share}], [\"off\", 50]]}}, \"x-gilmok\": {{\"guard\": {{\"metrics\": [\"errors\"]}}, \"kill\": {{\"active\": {killed}}}}}}}"
+            );
+            set(&flag("a", &variants).replace("}}", &more))
+        };
+        let finding = Finding { flag: 0, variant: Some(1), reason: Some(Reason::Split) };
+        let trials = |counts: &FlagCounts, set: &FlagSet| -> u64 {
+            counts.watch(finding, Some(7), 5).unwrap().end(0, Code::Hundred(2), Duration::ZERO);
+            counts.outcomes(set).flat_map(|(_, of)| of.trials()).map(|(_, counts)| counts.trials).sum()
+        };
+        let mut before = of("true", false, 10);
+        let mut counts = FlagCounts::new(Some(&before), 1, None);
+        assert_eq!(trials(&counts, &before), 1);
+        for (next, expected, why) in [
+            (of("true", false, 50), 1, "another share"),
+            (of("true", true, 50), 2, "killed: nobody asks, but it begins here"),
+            (of("true", false, 50), 3, "on again"),
+            (of("null", false, 50), 4, "another value"),
+        ] {
+            counts = FlagCounts::new(Some(&next), 1, Some((&before, &counts)));
+            assert_eq!(trials(&counts, &next), expected, "{why}");
+            before = next;
+        }
     }
 }

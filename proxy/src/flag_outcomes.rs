@@ -12,6 +12,9 @@ use crate::upstream::outcomes::{Counts, Outcomes, Trial, epoch};
 
 /// Subjects of one variant that are told apart at a time: 64 KiB once somebody got it.
 const SUBJECTS_MAX: usize = 1 << 13;
+/// After how many times ten minutes a subject's next request is a trial again: a day. A flag is watched for weeks, and one
+/// client that always fails would come to more each time.
+const AGAIN_AFTER: u32 = 24 * 6;
 /// Counters of one thread are a multiple of this many, so that two threads seldom write to one line of the cache.
 const LINE: usize = 8;
 
@@ -36,23 +39,25 @@ impl FlagOutcomes {
     pub(crate) fn new(writers: usize, variants: usize) -> Self {
         let cells = writers * cells(variants);
         Self {
-            variants: (0..variants).map(|_| Arc::new(Outcomes::new(SUBJECTS_MAX))).collect(),
+            variants: (0..variants).map(|_| Arc::new(Outcomes::new(SUBJECTS_MAX, AGAIN_AFTER))).collect(),
             requests: (0..cells).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 
     /// A request goes its way with this finding. It is a trial if a share decided, so that those who got different
-    /// variants are alike in everything else, and if its subject was not seen lately.
+    /// variants are alike in everything else, and if its subject was not seen lately. `step` is another one each time that
+    /// the flag is judged anew, below 4096.
     pub(crate) fn begin(
         self: &Arc<Self>,
         finding: Finding,
         subject: Option<u32>,
+        step: u16,
         now_ms: u64,
     ) -> Option<Watched> {
         let variant = finding.variant?;
         let outcomes = self.variants.get(variant)?;
         let subject = subject.filter(|_| finding.reason == Some(Reason::Split));
-        let trial = subject.and_then(|subject| outcomes.begin_first(subject, epoch(0, now_ms), now_ms));
+        let trial = subject.and_then(|subject| outcomes.begin_first(subject, epoch(step, now_ms), now_ms));
         Some(Watched { of: Arc::clone(self), variant, trial })
     }
 
@@ -120,11 +125,11 @@ mod tests {
         let outcomes = Arc::new(FlagOutcomes::new(2, 2));
         let took = Duration::from_millis(1);
         for (writer, code, failed) in [(0, Code::Hundred(2), false), (1, Code::Hundred(5), true)] {
-            let mut watched = outcomes.begin(found(Some(1), Reason::Split), Some(7), 5).unwrap();
+            let mut watched = outcomes.begin(found(Some(1), Reason::Split), Some(7), 0, 5).unwrap();
             watched.came_to(failed, took);
             watched.end(writer, code, took);
         }
-        let mut watched = outcomes.begin(found(Some(0), Reason::Split), Some(8), 5).unwrap();
+        let mut watched = outcomes.begin(found(Some(0), Reason::Split), Some(8), 0, 5).unwrap();
         watched.came_to(true, took);
         watched.end(0, Code::Refused, took);
         let mut requests = Vec::new();
@@ -142,10 +147,10 @@ mod tests {
         for (reason, subject) in
             [(Reason::TargetingMatch, Some(1)), (Reason::Default, Some(2)), (Reason::Split, None)]
         {
-            let watched = outcomes.begin(found(Some(1), reason), subject, 5).unwrap();
+            let watched = outcomes.begin(found(Some(1), reason), subject, 0, 5).unwrap();
             watched.end(0, Code::Hundred(5), Duration::ZERO);
         }
         assert_eq!(outcomes.trials().count(), 0);
-        assert!(outcomes.begin(found(None, Reason::Split), Some(1), 5).is_none());
+        assert!(outcomes.begin(found(None, Reason::Split), Some(1), 0, 5).is_none());
     }
 }

@@ -295,6 +295,16 @@ impl Flag {
         self.extension.as_ref()?.guard.as_ref()
     }
 
+    /// What its guard judges, where it does, in words that change with everything that makes what was counted before say
+    /// nothing of what comes: guard, variants and what is gone back to. Shares are none of it. `None` while it is off.
+    #[must_use]
+    pub fn judged(&self) -> Option<String> {
+        let (guard, off) = (self.guard()?, self.off_variant()?.name());
+        let variants = self.variants.iter().map(|variant| (variant.name(), variant.value()));
+        let variants: Vec<_> = variants.collect();
+        (self.is_enabled && !self.is_killed()).then(|| format!("{guard:?} {off:?} {variants:?}"))
+    }
+
     /// The service whose candidate's users get it on.
     #[must_use]
     pub fn follows(&self) -> Option<&str> {

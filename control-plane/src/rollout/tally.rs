@@ -21,7 +21,7 @@ pub struct Counted {
     pub attempts: u64,
     /// Tries that met nobody.
     pub unreachable: u64,
-    /// Subjects' first requests in ten minutes.
+    /// Subjects' first requests: in ten minutes of a split, in a day of a guarded flag.
     pub trials: u64,
     pub failures: u64,
     /// Trials by bucket of their latency.

@@ -60,7 +60,7 @@ fn add_outcomes(out: &mut String, current: &Current, set: &FlagSet) {
     }
     let help = "Requests that guarded flags were told with.";
     add_family(out, "gilmok_flag_requests_total", "counter", help, &requests);
-    let help = "Until the head of the answer: of users' first requests in ten minutes with a guarded flag.";
+    let help = "Until the head of the answer: of users' first requests in a day with a guarded flag.";
     add_family(out, "gilmok_flag_trial_duration_seconds", "histogram", help, &durations);
 }
 

@@ -12,6 +12,9 @@ use super::outcomes::{Outcomes, Trial, epoch};
 /// Subjects of one version that are told apart at a time: 256 KiB while a split is on.
 const SUBJECTS_MAX: usize = 1 << 15;
 
+/// After how many times ten minutes a subject's next request is a trial again.
+const AGAIN_AFTER: u32 = 1;
+
 /// What a service's versions came to, by place in its traffic's versions.
 #[derive(Debug, Default)]
 pub(crate) struct Trials {
@@ -77,7 +80,11 @@ impl Trials {
 
 impl VersionTrials {
     fn new(version: Name) -> Self {
-        Self { version, outcomes: Arc::new(Outcomes::new(SUBJECTS_MAX)), moved: AtomicU64::new(0) }
+        Self {
+            version,
+            outcomes: Arc::new(Outcomes::new(SUBJECTS_MAX, AGAIN_AFTER)),
+            moved: AtomicU64::new(0),
+        }
     }
 
     pub(crate) fn moved(&self) -> u64 {
