@@ -81,12 +81,26 @@ impl Guarded {
 
     /// A proxy beside an app of this service that follows from elsewhere, and shows this certificate.
     async fn sidecar(&self, node: &str, service: &str, shows: &Leaf, app: &Upstream) -> Proxy {
+        self.sidecar_with("", node, service, shows, app).await
+    }
+
+    /// One that has a token besides, if it is not empty.
+    async fn sidecar_with(
+        &self,
+        token: &str,
+        node: &str,
+        service: &str,
+        shows: &Leaf,
+        app: &Upstream,
+    ) -> Proxy {
         let scratch = Scratch::new();
+        scratch.write("token", token);
+        let token = if token.is_empty() { "" } else { "token_file = \"token\"\n" };
         scratch.write("planes.pem", self.authority.pem());
         scratch.write("mesh.pem", self.mesh.pem());
         shows.write(scratch.path(), "own");
         let source = format!(
-            "[source]\ncontrol_plane = [\"https://{}\"]\nca_file = \"planes.pem\"\n\
+            "[source]\ncontrol_plane = [\"https://{}\"]\nca_file = \"planes.pem\"\n{token}\
              [identity]\ncert_file = \"own.pem\"\nkey_file = \"own.key\"\nca_file = \"mesh.pem\"",
             self.plane.from_elsewhere()
         );
@@ -219,6 +233,31 @@ async fn a_sidecars_certificate_is_good_for_its_own_service_and_for_nothing_else
         assert!(refused.is_err(), "{refused:?}");
     }
     assert_eq!(guarded.json("/v1/status").await["revision"], 1, "others are served");
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_taken_does_not_stand_in_the_way_of_a_token() {
+    let guarded = Guarded::start("").await;
+    assert_eq!(guarded.ask(None, "PUT /v1/services/shop\n{}").await.unwrap().status(), 201);
+    let token = guarded.gilmok(&["tokens", "create", "sidecars", "--scope", "proxy"]).await.out;
+    let (hour, app) = (Duration::from_secs(3_600), Upstream::saying("shop").await);
+    let ended = Spec { begins: (2 * hour, false), ends: (hour, false), ..Spec::service("shop") };
+    // Of an authority that the control plane does not know, and of its own, but ended.
+    let other = Authority::new("other").sign(&Spec::service("shop"));
+    for (node, leaf, is_retried) in [("web-1", other, true), ("web-2", guarded.mesh.sign(&ended), false)] {
+        let proxy = guarded.sidecar_with(token.trim(), node, "shop", &leaf, &app).await;
+        proxy.is_ready().await;
+        eventually("it to be heard and its app to be registered", async || {
+            let proxies = guarded.json("/v1/proxies").await;
+            let members = guarded.json("/v1/membership/shop").await;
+            let is_heard = proxies.as_array().unwrap().iter().any(|proxy| proxy["node"] == node);
+            let is_registered = members.to_string().contains(&format!("\"{node}-"));
+            if is_heard && is_registered { Ok(()) } else { Err(format!("{proxies} {members}")) }
+        })
+        .await;
+        let log = proxy.process.log();
+        assert_eq!(log.contains("does not take the certificate of this proxy"), is_retried, "{log}");
+    }
 }
 
 #[tokio::test]

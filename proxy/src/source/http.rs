@@ -22,7 +22,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::settings::Server;
-use crate::tls::{Tls, connect_server};
+use crate::tls::{Mesh, Tls, connect_server};
 
 /// From the name's resolution to the open connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -128,21 +128,71 @@ impl Client {
         if let Some(mut kept) = self.kept.take().filter(|kept| !kept.sender.is_closed()) {
             let request = self.request(&method, target, body.clone())?;
             if let Ok(answer) = exchange(&mut kept, request).await {
-                self.keep(kept, answer.0);
-                return finish(answer);
+                return self.finish(kept, answer);
             }
         }
-        let mut fresh = self.connect().await?;
-        let request = self.request(&method, target, body)?;
-        let answer = exchange(&mut fresh, request).await?;
-        self.keep(fresh, answer.0);
-        finish(answer)
+        let identity = self.identity();
+        // Boxed: the future of whoever asks would be long, and connections are few.
+        let shown = Box::pin(self.ask_anew(identity.clone(), &method, target, body.clone()));
+        let bare = Box::pin(self.ask_anew(None, &method, target, body));
+        let (fresh, answer) = self.shown_or_bare(identity.is_some(), shown, bare).await?;
+        self.finish(fresh, answer)
     }
 
-    /// Keeps a connection for the next request, but not where nobody knows us: the next one may show an identity that there
-    /// was not when this one was made.
-    fn keep(&mut self, connection: Connection, answered: StatusCode) {
-        self.kept = (answered != StatusCode::UNAUTHORIZED).then_some(connection);
+    /// Keeps the connection unless the answer was a refusal: what was shown on it may be why, and there may be something better
+    /// to show by the next time.
+    fn finish(
+        &mut self,
+        connection: Connection,
+        (status, body): (StatusCode, Bytes),
+    ) -> Result<Bytes, HttpError> {
+        if !status.is_success() {
+            return Err(HttpError::Status { status, said: shown(&body) });
+        }
+        self.kept = Some(connection);
+        Ok(body)
+    }
+
+    /// Asks over a connection of its own.
+    async fn ask_anew(
+        &self,
+        identity: Option<Arc<Mesh>>,
+        method: &Method,
+        target: &str,
+        body: Option<Bytes>,
+    ) -> Result<(Connection, (StatusCode, Bytes)), HttpError> {
+        let mut fresh = self.connect(identity).await?;
+        let answer = exchange(&mut fresh, self.request(method, target, body)?).await?;
+        Ok((fresh, answer))
+    }
+
+    /// The identity that is shown to the server.
+    fn identity(&self) -> Option<Arc<Mesh>> {
+        self.server.tls.as_ref().and(self.shown.as_ref()).and_then(|tls| tls.identity())
+    }
+
+    /// What came of asking with an identity; where it is one and there is no answer, of asking without it. A server that does
+    /// not take a certificate ends the connection, although a token might have been enough; with TLS 1.3 it does so only
+    /// after the handshake has ended for the client.
+    async fn shown_or_bare<T>(
+        &self,
+        is_shown: bool,
+        shown: impl Future<Output = Result<T, HttpError>>,
+        bare: impl Future<Output = Result<T, HttpError>>,
+    ) -> Result<T, HttpError> {
+        let error = match shown.await {
+            Err(error @ (HttpError::Tls(_) | HttpError::Broken(_))) if is_shown => error,
+            answered => return answered,
+        };
+        let again = bare.await;
+        if !matches!(again, Ok(_) | Err(HttpError::Status { .. })) {
+            return Err(error);
+        }
+        let server = &self.server;
+        tracing::warn!(
+            "{server} does not take the certificate of this proxy, and was asked without it: {error}"
+        );
+        again
     }
 
     /// Opens a stream of lines on a connection of its own.
@@ -150,19 +200,24 @@ impl Client {
     /// # Errors
     /// Why there is none, or what was answered instead of 200.
     pub(crate) async fn open(&self, target: &str) -> Result<Lines, HttpError> {
-        let opening = async {
-            let mut connection = self.connect().await?;
-            let request = self.request(&Method::GET, target, None)?;
-            let response = connection.sender.send_request(request).await?;
-            let status = response.status();
-            let body = response.into_body();
-            if status == StatusCode::OK {
-                return Ok(Lines { body, pending: BytesMut::new(), searched: 0, _connection: connection });
-            }
-            let said = read_whole(body).await.unwrap_or_default();
-            Err(HttpError::Status { status, said: shown(&said) })
-        };
+        let identity = self.identity();
+        let shown = Box::pin(self.open_as(identity.clone(), target));
+        let bare = Box::pin(self.open_as(None, target));
+        let opening = self.shown_or_bare(identity.is_some(), shown, bare);
         timeout(ANSWER_TIMEOUT, opening).await.unwrap_or(Err(HttpError::Timeout(ANSWER_TIMEOUT)))
+    }
+
+    async fn open_as(&self, identity: Option<Arc<Mesh>>, target: &str) -> Result<Lines, HttpError> {
+        let mut connection = self.connect(identity).await?;
+        let request = self.request(&Method::GET, target, None)?;
+        let response = connection.sender.send_request(request).await?;
+        let status = response.status();
+        let body = response.into_body();
+        if status == StatusCode::OK {
+            return Ok(Lines { body, pending: BytesMut::new(), searched: 0, _connection: connection });
+        }
+        let said = read_whole(body).await.unwrap_or_default();
+        Err(HttpError::Status { status, said: shown(&said) })
     }
 
     fn request(
@@ -202,16 +257,16 @@ impl Client {
         Ok(Some((name, value)))
     }
 
-    async fn connect(&self) -> Result<Connection, HttpError> {
+    async fn connect(&self, identity: Option<Arc<Mesh>>) -> Result<Connection, HttpError> {
         let connecting = async {
             match &self.server.address {
                 Address::Name { host, port } => {
                     let stream = TcpStream::connect((&**host, *port)).await.map_err(HttpError::Connect)?;
-                    self.over(host, stream).await
+                    self.over(host, identity, stream).await
                 }
                 Address::Socket(socket) => {
                     let stream = TcpStream::connect(socket).await.map_err(HttpError::Connect)?;
-                    self.over(&socket.ip().to_string(), stream).await
+                    self.over(&socket.ip().to_string(), identity, stream).await
                 }
                 Address::Unix(path) => {
                     handshake(UnixStream::connect(path).await.map_err(HttpError::Connect)?).await
@@ -222,9 +277,13 @@ impl Client {
     }
 
     /// Over TLS or in the clear, as the server says.
-    async fn over(&self, host: &str, stream: TcpStream) -> Result<Connection, HttpError> {
+    async fn over(
+        &self,
+        host: &str,
+        identity: Option<Arc<Mesh>>,
+        stream: TcpStream,
+    ) -> Result<Connection, HttpError> {
         let Some(tls) = &self.server.tls else { return handshake(stream).await };
-        let identity = self.shown.as_ref().and_then(|tls| tls.identity());
         let stream = connect_server(host, tls.ca_file.as_deref(), identity.as_deref(), stream).await;
         handshake(stream.map_err(HttpError::Tls)?).await
     }
@@ -258,10 +317,6 @@ async fn read_whole(body: Incoming) -> Result<Bytes, HttpError> {
             Err(_too_long) => Err(HttpError::TooLong(ANSWER_BYTES_MAX)),
         },
     }
-}
-
-fn finish((status, body): (StatusCode, Bytes)) -> Result<Bytes, HttpError> {
-    if status.is_success() { Ok(body) } else { Err(HttpError::Status { status, said: shown(&body) }) }
 }
 
 /// What of somebody else's words may stand in a message: bounded, one line.

@@ -197,9 +197,11 @@ impl Tls {
         }
     }
 
-    /// Who this process is at the moment, where it has an identity.
+    /// Who this process is at the moment, where it has an identity. One that has ended, or has not begun, is none: whoever
+    /// checks it ends the handshake.
     pub(crate) fn identity(&self) -> Option<Arc<Mesh>> {
-        self.inbound.as_ref()?.accepting()?.mesh.clone()
+        let mesh = self.inbound.as_ref()?.accepting()?.mesh.clone();
+        mesh.filter(|mesh| mesh.pair.facts.is_valid_at(unix_now()))
     }
 
     /// Counts a handshake.
