@@ -70,7 +70,36 @@ pub(super) async fn feed(
         follower.revision.unwrap_or(0)
     );
     let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
-    Ok((kind, Body::new(Lines(lines))).into_response())
+    // Else whoever has stolen a token would follow for as long as the connection holds.
+    let body = match caller {
+        Caller::Token(token) => {
+            let end = Box::pin(admin.state.store.until_worthless(token));
+            Body::new(Until { lines: Lines(lines), end })
+        }
+        Caller::Identity(_) | Caller::Loopback | Caller::Operator => Body::new(Lines(lines)),
+    };
+    Ok((kind, body).into_response())
+}
+
+/// Lines as they come, until something is no longer true. Lines that wait then are not told.
+struct Until {
+    lines: Lines,
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl hyper::body::Body for Until {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.end.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        Pin::new(&mut self.lines).poll_frame(cx)
+    }
 }
 
 /// A body of lines as they come.

@@ -2,14 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gilmok_config::name::ServiceName;
 use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize};
+use tokio::time::sleep;
 
 use super::{AUDIT_MAX, Store, StoreError, decode, encode, now_ms};
 use crate::tokens::{Scopes, Token, TokenId, Tokens};
 
+/// How often it is looked whether a token in use has ended: the time of day may be set while it is waited for.
+const LOOK: Duration = Duration::from_secs(10);
 /// Tokens by id, as JSON.
 pub(super) const TOKENS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tokens");
 /// Who made and revoked them, from 1.
@@ -86,6 +90,26 @@ impl Store {
             Ok(true)
         })
         .await
+    }
+
+    /// Waits until a token is nobody's any more: until it is revoked, or has ended. Does not keep the store open.
+    pub fn until_worthless(&self, token: Arc<Token>) -> impl Future<Output = ()> + Send + use<> {
+        let mut tokens = self.inner.tokens.subscribe();
+        async move {
+            loop {
+                let now = now_ms();
+                let is_known = tokens.borrow_and_update().get(&token.id).is_some();
+                if !is_known || !token.is_valid_at(now) {
+                    return;
+                }
+                let left =
+                    token.expires_ms.map_or(LOOK, |end| Duration::from_millis(end.saturating_sub(now)));
+                tokio::select! {
+                    changed = tokens.changed() => if changed.is_err() { return },
+                    () = sleep(left.min(LOOK)) => {}
+                }
+            }
+        }
     }
 
     /// Entries of the audit of tokens below `before`, newest first, at most `limit` and [`super::PAGE_MAX`].

@@ -484,3 +484,30 @@ async fn a_certificate_renews_that_of_its_own_service_in_its_own_domain_and_no_o
         assert_eq!(told.status, expected, "{domain} {service}: {}", told.body);
     }
 }
+
+#[tokio::test]
+async fn a_feed_ends_with_the_token_that_it_was_opened_with() {
+    let asked = Asked::new("feed-of-a-token", |_| Access::default());
+    asked.ask("127.0.0.1", "PUT /v1/services/shop", None, &json!({})).await;
+    let open = async |token: &str| {
+        let mut request = http::Request::get("/v1/feed?node=web-1&wire=1").body(Body::empty()).unwrap();
+        let credentials = format!("Bearer {token}").parse().unwrap();
+        request.headers_mut().insert("authorization", credentials);
+        let peer: SocketAddr = "10.0.0.9:4711".parse().unwrap();
+        request.extensions_mut().insert(ConnectInfo(peer));
+        let answer = TowerToHyperService::new(asked.router.clone()).call(request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        answer.into_body()
+    };
+    let (kept, _) = asked.token(json!({"name": "kept", "scopes": ["proxy"]})).await;
+    let (revoked, id) = asked.token(json!({"name": "stolen", "scopes": ["proxy"]})).await;
+    let (short, _) = asked.token(json!({"name": "short", "scopes": ["proxy"], "ttl": "1s"})).await;
+    let (mut going_on, mut stolen, ending) = (open(&kept).await, open(&revoked).await, open(&short).await);
+    assert!(stolen.frame().await.is_some() && going_on.frame().await.is_some());
+    asked.ask("127.0.0.1", &format!("DELETE /v1/tokens/{id}"), None, &Value::Null).await;
+    // Neither lines that wait nor heartbeats.
+    assert!(stolen.frame().await.is_none());
+    let soon = std::time::Duration::from_secs(30);
+    tokio::time::timeout(soon, ending.collect()).await.expect("it ends by itself").unwrap();
+    assert!(going_on.frame().await.is_some(), "that of another token goes on");
+}
