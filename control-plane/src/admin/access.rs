@@ -20,6 +20,9 @@ use super::problem::Problem;
 use crate::store::now_ms;
 use crate::tokens::{Caller, Lacking, OnLoopback, Reach, Scope, Worthless, same_text};
 
+/// What proxies add to the requests of others: what comes with one of them comes from this machine, and who asks may be
+/// anybody.
+const OF_PROXIES: [&str; 4] = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
 /// Longest token that is read from the file, in bytes.
 const TOKEN_BYTES_MAX: usize = 4096;
 
@@ -137,7 +140,15 @@ fn caller(admin: &Admin, request: &Request) -> Result<Caller, Problem> {
         return Ok(identity);
     }
     if peer.is_some_and(|ip| ip.is_loopback()) && admin.access.on_loopback == OnLoopback::Open {
-        return refuse_pages(request.headers()).map(|()| Caller::Loopback);
+        let Some(header) = OF_PROXIES.iter().find(|name| request.headers().contains_key(**name)) else {
+            return refuse_pages(request.headers()).map(|()| Caller::Loopback);
+        };
+        count("missing");
+        let detail = format!(
+            "with `{header}` this came through a proxy on this machine, and who asks may be elsewhere: \
+             callers need `Authorization: Bearer` with a token"
+        );
+        return Err(Problem::new(StatusCode::UNAUTHORIZED, detail));
     }
     count("missing");
     let detail = "callers need `Authorization: Bearer` with a token; `gilmok tokens create` makes one";

@@ -511,3 +511,32 @@ async fn a_feed_ends_with_the_token_that_it_was_opened_with() {
     tokio::time::timeout(soon, ending.collect()).await.expect("it ends by itself").unwrap();
     assert!(going_on.frame().await.is_some(), "that of another token goes on");
 }
+
+#[tokio::test]
+async fn whoever_comes_through_a_proxy_on_this_machine_is_not_on_this_machine() {
+    let asked = Asked::new("through-a-proxy", |_| Access::default());
+    let (token, _) = asked.token(json!({"name": "r", "scopes": ["read"]})).await;
+    for (name, value) in [
+        ("forwarded", "for=10.0.0.9"),
+        ("x-forwarded-for", "10.0.0.9"),
+        ("x-real-ip", "10.0.0.9"),
+        ("via", "1.1 nginx"),
+        ("via", ""),
+    ] {
+        for (credentials, expected) in [(None, StatusCode::UNAUTHORIZED), (Some(&token), StatusCode::OK)] {
+            let mut request = http::Request::get("/v1/status").header(name, value);
+            request = request.header("host", "localhost");
+            if let Some(token) = credentials {
+                request = request.header("authorization", format!("Bearer {token}"));
+            }
+            let mut request = request.body(Body::empty()).unwrap();
+            let peer: SocketAddr = "127.0.0.1:4711".parse().unwrap();
+            request.extensions_mut().insert(ConnectInfo(peer));
+            let answer = TowerToHyperService::new(asked.router.clone()).call(request).await.unwrap();
+            assert_eq!(answer.status(), expected, "{name}: {value}");
+            let body = answer.into_body().collect().await.unwrap().to_bytes();
+            let is_told = String::from_utf8_lossy(&body).contains(&format!("with `{name}` this came"));
+            assert_eq!(is_told, credentials.is_none());
+        }
+    }
+}
