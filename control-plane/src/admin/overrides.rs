@@ -1,4 +1,4 @@
-//! Signing what a tester may see: a header for some flags, until some time. Nothing is written.
+//! Signing what a tester may see: a header for some flags, until some time. No revision is made; the log says who signed what.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,12 +8,14 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use gilmok_config::flag::{OVERRIDE_TTL_MAX, OverrideKey};
+use gilmok_config::moment::format_moment;
 use gilmok_config::problem::{Problem as Fault, Problems};
 use gilmok_config::unit::parse_duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Admin;
+use super::author::{Author, Heads};
 use super::problem::Problem;
 use super::told::Told;
 use crate::store::now_ms;
@@ -44,12 +46,16 @@ pub(super) struct Signed {
 }
 
 #[utoipa::path(post, path = "/v1/flag-overrides", tag = "flags", summary = "Sign a header with which a tester sees other variants",
-    request_body = Wish, responses((status = 200, body = Signed), (status = 422, body = Problem)))]
+    params(Heads), request_body = Wish,
+    responses((status = 200, body = Signed),
+        (status = 400, description = "It must be said why", body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn sign(
     State(admin): State<Arc<Admin>>,
+    author: Author,
     Told(wish): Told<Wish>,
 ) -> Result<Json<Signed>, Problem> {
     const NOT_SIGNED: &str = "nothing was signed";
+    let by = author.deed(&admin)?;
     let mut faults = Vec::new();
     let mut fault = |path: String, what: String, hint: Option<&str>| {
         faults.push(Fault { path, line: None, what, hint: hint.map(str::to_owned) });
@@ -87,6 +93,8 @@ pub(super) async fn sign(
         let fault = Fault { path: "flags".to_owned(), line: None, what: what.to_owned(), hint: None };
         Problem::faulty(Problems(vec![fault]), NOT_SIGNED)
     })?;
-    tracing::info!("signed an override of {} flags until {expires}", wish.flags.len());
+    // Never the value: whoever reads the log could show it.
+    let (who, reason, end) = (by.who, by.reason, format_moment(expires));
+    tracing::info!("an override of {:?} until {end} was signed, by {who:?}, because {reason:?}", wish.flags);
     Ok(Json(Signed { name: NAME, value, expires }))
 }

@@ -113,6 +113,9 @@ enum Task {
         /// How long it holds, at most 30 days
         #[arg(long = "for", value_name = "DURATION", default_value = "1h")]
         ttl: String,
+        /// Why, for the control plane's log
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
         #[command(flatten)]
         remote: Remote,
     },
@@ -252,11 +255,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Trouble> {
             say(&if remote.json { format!("{:#}", answer.json) } else { view::explained(&answer.json) });
             Ok(())
         }
-        Task::Override { flags, ttl, remote } => {
+        Task::Override { flags, ttl, reason, remote } => {
             let flags: Map<String, Json> =
                 flags.iter().map(|(flag, variant)| (flag.clone(), Json::from(variant.as_str()))).collect();
             let wish = json!({ "flags": flags, "ttl": ttl });
-            let signed = remote.call(writing(Method::POST, "/v1/flag-overrides".to_owned(), &wish))?.json;
+            let why = reason.as_deref().map(|reason| format!("?reason={}", encoded(reason)));
+            let target = format!("/v1/flag-overrides{}", why.unwrap_or_default());
+            let signed = remote.call(writing(Method::POST, target, &wish))?.json;
             let text = |key: &str| signed[key].as_str().unwrap_or_default();
             // As a header, so that it can be given to curl as it is.
             let told = format!("{}: {}", text("name"), text("value"));

@@ -183,6 +183,12 @@ async fn where_reasons_are_wanted_nothing_is_written_without_one() {
     assert_eq!(served.put("/v1/flags/a?reason=because", &flag()).await.0, StatusCode::CREATED);
     let said = served.ask(Method::POST, "/v1/flags/a/kill", &[("gilmok-reason", "it hurts")], "").await;
     assert_eq!(said.0, StatusCode::OK);
+    // Nor signed.
+    let wish = r#"{"flags":{"a":"on"}}"#;
+    let (status, problem) = served.ask(Method::POST, "/v1/flag-overrides", &[], wish).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{problem}");
+    let said = served.ask(Method::POST, "/v1/flag-overrides?reason=testing", &[], wish).await;
+    assert_eq!(said.0, StatusCode::OK, "{}", said.1);
 }
 
 #[tokio::test]
