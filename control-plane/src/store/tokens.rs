@@ -78,13 +78,16 @@ impl Store {
     }
 
     /// Forgets a token: from now on it is nobody's, also when the disk does not take it. False when there is none with this
-    /// id.
+    /// id, on disk neither.
     ///
     /// # Errors
-    /// When the disk does not take it: the next start would know it again.
+    /// When the disk does not take it: the next start would know it again, unless it is revoked again before that.
     pub async fn revoke_token(&self, id: TokenId, by: By) -> Result<bool, StoreError> {
         self.blocking(move |store| {
-            let Some(token) = store.tokens().get(&id).cloned() else { return Ok(false) };
+            let known = store.tokens().get(&id).cloned();
+            // What is forgotten may be on a disk that did not take that.
+            let kept = if known.is_none() { store.read_tokens()?.get(&id).cloned() } else { None };
+            let Some(token) = known.or(kept) else { return Ok(false) };
             store.change_tokens(|tokens| tokens.remove(&id));
             store.write_token(TokenDeedKind::Revoke, &token, &by)?;
             Ok(true)
@@ -170,5 +173,36 @@ impl Store {
         };
         let entries = read().map_err(|error| self.unusable(&error))?;
         entries.iter().map(|bytes| decode(bytes, "token")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokens::{Made, RANDOM_BYTES, Scope, Wanted};
+
+    #[tokio::test]
+    async fn what_the_disk_has_kept_of_a_revoked_token_is_revoked_once_more() {
+        let folder = std::env::temp_dir().join(format!("gilmok-kept-token-{}", std::process::id()));
+        drop(std::fs::remove_dir_all(&folder));
+        let store = Store::open(&folder, 10).unwrap();
+        let wanted =
+            Wanted { name: "t".to_owned(), scopes: [Scope::Read].into_iter().collect(), ..Wanted::default() };
+        let Made { token, text } = Token::make(wanted, 1, "ann", &[7; RANDOM_BYTES]).unwrap();
+        let id = token.id.clone();
+        assert!(store.add_token(token, By::default()).await.unwrap());
+        // As a disk leaves it that does not take the revocation.
+        store.change_tokens(|tokens| tokens.remove(&id));
+        assert!(store.tokens().find(&text, 2).is_err());
+        assert!(store.revoke_token(id.clone(), By::default()).await.unwrap(), "it is on disk");
+        assert!(!store.revoke_token(id, By::default()).await.unwrap(), "it is nowhere");
+        assert!(store.read_tokens().unwrap().is_empty());
+        let audit = store.token_audit(u64::MAX, 10).await.unwrap();
+        assert_eq!(
+            audit.iter().map(|deed| deed.what).collect::<Vec<_>>(),
+            [TokenDeedKind::Revoke, TokenDeedKind::Create]
+        );
+        drop(store);
+        drop(std::fs::remove_dir_all(&folder));
     }
 }
