@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::endpoint::Endpoint;
 use crate::name::{Name, ServiceName};
-use crate::problem::Problems;
+use crate::problem::{Problem, Problems};
 
 /// The level this build speaks. The control plane also speaks the one before.
 pub const WIRE_LEVEL: u32 = 1;
@@ -101,6 +101,13 @@ impl FeedLine {
     }
 }
 
+/// Longest text in an ack that is no name and no problem, in bytes: instance, version, store, hash, address.
+pub const ACK_TEXT_BYTES_MAX: usize = 512;
+/// Most apps that callers reach through one proxy.
+pub const APPS_MAX: usize = 100;
+/// Longest texts of what was refused, taken together, in bytes.
+pub const REFUSED_BYTES_MAX: usize = 64 << 10;
+
 /// The body of `POST /v1/feed/acks`: what a proxy runs, sent on every change and each [`ACK_MS`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ack {
@@ -125,7 +132,7 @@ pub struct Ack {
     /// [`COUNTED_SERVICES_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub counts: Vec<ServiceCounts>,
-    /// The apps that callers reach through this proxy.
+    /// The apps that callers reach through this proxy; at most [`APPS_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub apps: Vec<InboundApp>,
     /// How it stands to batches that are closed; at most [`FENCES_MAX`].
@@ -331,6 +338,24 @@ pub struct Refused {
     pub revision: u64,
     pub hash: String,
     pub problems: Problems,
+}
+
+impl Refused {
+    /// How long its texts are together, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let of_problem = |problem: &Problem| {
+            problem.path.len() + problem.what.len() + problem.hint.as_ref().map_or(0, String::len)
+        };
+        self.store.len() + self.hash.len() + self.problems.0.iter().map(of_problem).sum::<usize>()
+    }
+
+    /// With as many of its problems, from the first, as [`REFUSED_BYTES_MAX`] lets it have.
+    #[must_use]
+    pub fn fitting(mut self) -> Self {
+        while self.bytes() > REFUSED_BYTES_MAX && self.problems.0.pop().is_some() {}
+        self
+    }
 }
 
 /// What a proxy is up to.

@@ -4,7 +4,7 @@ use super::Variant;
 use crate::grammar::Value;
 
 /// Most variants of a guarded flag: of each it is remembered who got it.
-const GUARDED_VARIANTS_MAX: usize = 8;
+pub const GUARDED_VARIANTS_MAX: usize = 8;
 
 /// By what a flag is judged while it is in use.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -21,7 +21,7 @@ pub use context::{Context, TARGETING_KEY};
 pub use emit::{Emission, Emit, HEADER_BYTES_MAX, ServiceFlags, Told};
 pub use evaluate::{Asked, Detail, ErrorCode, Evaluation, Expected, Failure, Finding, Reason};
 pub use extension::{Purpose, WHY_BYTES_MAX};
-pub use guard::{Guard, Metric};
+pub use guard::{GUARDED_VARIANTS_MAX, Guard, Metric};
 pub use header::FEATURE_FLAGS;
 pub use overrides::{
     FEATURE_FLAGS_OVERRIDE, OVERRIDE_TTL_MAX, OVERRIDES_MAX, OverrideFault, OverrideKey, Overrides,

@@ -26,6 +26,8 @@ mod revisions;
 
 mod membership;
 
+mod ack_bounds;
+
 mod proxies;
 
 mod flags;

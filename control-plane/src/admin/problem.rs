@@ -195,7 +195,13 @@ impl From<RegistryRefusal> for Problem {
 
 impl From<Foreign> for Problem {
     fn from(foreign: Foreign) -> Self {
-        Self::new(StatusCode::FORBIDDEN, foreign.to_string())
+        let status = match foreign {
+            Foreign::App(_) | Foreign::Proxy(_) => StatusCode::FORBIDDEN,
+            Foreign::Full => {
+                return Self::new(StatusCode::SERVICE_UNAVAILABLE, foreign.to_string()).later(10);
+            }
+        };
+        Self::new(status, foreign.to_string())
     }
 }
 

@@ -12,6 +12,7 @@ use axum::extract::{Extension, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use gilmok_config::problem::Problems;
 use gilmok_config::wire::{Ack, WIRE_LEVEL, WIRE_LEVEL_MIN};
 use hyper::body::Frame;
 use serde::Deserialize;
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 use utoipa::IntoParams;
 
 use super::Admin;
+use super::ack_bounds;
 use super::problem::Problem;
 use super::told::Told;
 use crate::tokens::Caller;
@@ -120,7 +122,8 @@ impl hyper::body::Body for Lines {
 #[utoipa::path(post, path = "/v1/feed/acks", tag = "proxies", summary = "A proxy says what it runs", request_body = Value,
     responses((status = 204),
         (status = 403, description = "It speaks for other services than the caller's", body = Problem),
-        (status = 422, body = Problem)))]
+        (status = 422, description = "It says more than a proxy says", body = Problem),
+        (status = 503, description = "Too many proxies are known", body = Problem)))]
 pub(super) async fn ack(
     State(admin): State<Arc<Admin>>,
     Extension(caller): Extension<Caller>,
@@ -130,6 +133,13 @@ pub(super) async fn ack(
     if !is_node(&ack.node) {
         let detail = "node: 1 to 200 letters, digits, '-', '_' and '.'";
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
+    }
+    let faults = ack_bounds::faults(&ack);
+    if !faults.is_empty() {
+        return Err(Problem::faulty(
+            Problems(faults),
+            "this is more than a proxy says; nothing of it was taken",
+        ));
     }
     admin.state.hear(&caller, ack)?;
     Ok(StatusCode::NO_CONTENT)

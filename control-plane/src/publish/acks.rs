@@ -18,7 +18,8 @@ const FORGOTTEN: Duration = Duration::from_hours(1);
 /// So is one that another process of its node has followed, if it is silent for so long: one that runs beside that one, whose
 /// words were not taken for a while, has spoken again by then.
 const REPLACED: Duration = Duration::from_secs(10);
-/// Most proxies that are remembered; beyond it, the one that was heard of longest ago makes room.
+/// Most proxies that are remembered; beyond it those make room that another one has followed or that take leave, and after
+/// them nobody: the one that was silent for longest may be the one that is waited for.
 const PROXIES_MAX: usize = 20_000;
 
 /// A process: its node, and which start of it this is. Two processes may have one node, by mistake or while one takes over from
@@ -43,6 +44,8 @@ pub enum Foreign {
     App(ServiceName),
     #[error("the proxy `{0}` is one of other services")]
     Proxy(String),
+    #[error("{PROXIES_MAX} proxies are known to this control plane already, and none of them has left")]
+    Full,
 }
 
 /// What is known of one proxy.
@@ -109,7 +112,8 @@ impl Default for Acks {
 impl Acks {
     /// Notes what a proxy says that may say everything.
     pub fn note(&self, ack: Ack) {
-        self.put(self.lock(), ack, Vec::new());
+        // A proxy too many is not known then; only tests have no caller.
+        drop(self.put(self.lock(), ack, Vec::new()));
     }
 
     /// Notes what a proxy says, if whoever sends it may speak for it.
@@ -122,8 +126,7 @@ impl Acks {
         }
         let proxies = self.lock();
         may_speak(&proxies, caller, &ack.node)?;
-        self.put(proxies, ack, caller.speaks_for());
-        Ok(())
+        self.put(proxies, ack, caller.speaks_for())
     }
 
     /// Whether a caller may be this proxy.
@@ -139,13 +142,11 @@ impl Acks {
         mut proxies: MutexGuard<'_, BTreeMap<Process, ProxyReport>>,
         ack: Ack,
         speaks_for: Vec<ServiceName>,
-    ) {
+    ) -> Result<(), Foreign> {
         let now = Instant::now();
         let process = (ack.node.clone(), ack.instance.clone());
         if proxies.len() >= PROXIES_MAX && !proxies.contains_key(&process) {
-            let oldest =
-                proxies.iter().min_by_key(|(_, report)| report.heard).map(|(oldest, _)| oldest.clone());
-            oldest.and_then(|oldest| proxies.remove(&oldest));
+            make_room(&mut proxies, now)?;
         }
         let known = proxies.get(&process);
         let is_as_known =
@@ -177,6 +178,7 @@ impl Acks {
             self.roster.send_replace(());
         }
         self.news.send_replace(());
+        Ok(())
     }
 
     /// Follows that proxies say something.
@@ -266,6 +268,21 @@ impl Acks {
     }
 }
 
+/// Forgets who is to be forgotten, or else one that has been followed or takes leave, the longest silent first.
+fn make_room(proxies: &mut BTreeMap<Process, ProxyReport>, now: Instant) -> Result<(), Foreign> {
+    let before = proxies.len();
+    proxies.retain(|_, report| !report.is_forgotten(now));
+    if proxies.len() < before {
+        return Ok(());
+    }
+    let leaving =
+        proxies.iter().filter(|(_, report)| report.is_replaced || report.ack.state == ProxyState::Draining);
+    let first = leaving.min_by_key(|(_, report)| (!report.is_replaced, report.heard));
+    let first = first.map(|(process, _)| process.clone()).ok_or(Foreign::Full)?;
+    proxies.remove(&first);
+    Ok(())
+}
+
 /// The processes of one node.
 fn of_node<'p>(
     proxies: &'p mut BTreeMap<Process, ProxyReport>,
@@ -328,6 +345,35 @@ mod tests {
         let (lagging, ()) = tokio::join!(converged, late);
         assert!(lagging.is_empty());
         assert_eq!(acks.lagging("other", 1), ["a", "b"], "another store's numbers mean nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_too_many_takes_the_place_of_one_that_leaves_and_of_no_other() {
+        let acks = Acks::default();
+        let caller = Caller::Operator;
+        acks.note(ack("silent", 1));
+        tokio::time::advance(LIVE * 2).await;
+        acks.note(Ack { state: ProxyState::Draining, ..ack("leaving", 1) });
+        // Followed by another process of its node.
+        acks.note(ack("new", 1));
+        acks.note(Ack { instance: "2".to_owned(), ..ack("new", 1) });
+        for number in acks.all().len()..PROXIES_MAX {
+            acks.note(ack(&format!("p{number}"), 1));
+        }
+        let is_known = |node: &str, instance: &str| {
+            acks.all().iter().any(|report| report.ack.node == node && report.ack.instance == instance)
+        };
+        assert!(is_known("new", "1") && is_known("leaving", "1"));
+        acks.note_of(&caller, ack("x", 1)).unwrap();
+        assert!(!is_known("new", "1") && is_known("leaving", "1"));
+        acks.note_of(&caller, ack("y", 1)).unwrap();
+        assert!(!is_known("leaving", "1"));
+        assert_eq!(acks.note_of(&caller, ack("z", 1)), Err(Foreign::Full));
+        assert_eq!(acks.note_of(&caller, ack("x", 2)), Ok(()), "who is known goes on");
+        assert!(is_known("silent", "1"), "it may be waited for");
+        tokio::time::advance(FORGOTTEN).await;
+        assert_eq!(acks.note_of(&caller, ack("z", 1)), Ok(()), "it is forgotten by now");
+        assert!(!is_known("silent", "1"));
     }
 
     #[tokio::test(start_paused = true)]

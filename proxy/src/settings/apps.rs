@@ -9,11 +9,9 @@ use gilmok_config::endpoint::Role;
 use gilmok_config::grammar::Value;
 use gilmok_config::health::HealthCheckPolicy;
 use gilmok_config::name::{Name, ServiceName};
+use gilmok_config::wire::APPS_MAX;
 
 use super::server::Server;
-
-/// Most apps beside one proxy.
-const APPS_MAX: usize = 100;
 
 /// One `[[apps]]` table: an app that callers reach through this proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]

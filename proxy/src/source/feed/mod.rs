@@ -284,7 +284,7 @@ impl Feed {
     fn tell_refusal(&self, server: &Server, refused: Refused) {
         let (revision, problems) = (refused.revision, refused.problems.clone());
         let from = format!("control plane {server}");
-        if !self.status.reject(from, Some(revision), &problems, Some(refused)) {
+        if !self.status.reject(from, Some(revision), &problems, Some(refused.fitting())) {
             return;
         }
         for problem in &problems.0 {
