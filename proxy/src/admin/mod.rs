@@ -190,15 +190,17 @@ fn admit(token_file: Option<&Path>, caller: IpAddr, headers: &HeaderMap) -> Resu
     if headers.contains_key(ORIGIN) {
         return Err(Problem::forbidden("web pages may not use the admin listener".to_owned()));
     }
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+    // One that is there and no text is no name that is known.
+    let host = headers.get(HOST).map_or("localhost", |host| host.to_str().unwrap_or_default());
     let host = gilmok_config::host::canonical(host).unwrap_or_default();
     let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
     // A name with a dot may have been pointed here by a page (DNS rebinding); a plain one cannot.
-    if is_address || !host.contains('.') {
+    if is_address || (!host.is_empty() && !host.contains('.')) {
         return Ok(());
     }
+    let other = if host.is_empty() { "another name" } else { &*host };
     Err(Problem::forbidden(format!(
-        "the admin listener is called by its address or by localhost, not by {host}"
+        "the admin listener is called by its address or by localhost, not by {other}"
     )))
 }
 

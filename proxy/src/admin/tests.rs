@@ -240,6 +240,20 @@ fn strangers_are_refused_unless_they_show_the_token() {
     assert_eq!(admit(Some(&file), "10.0.0.9", Some("secret")), 503);
 }
 
+#[test]
+fn a_host_that_cannot_be_read_is_not_this_machine() {
+    let admitted = |host: &[u8]| {
+        let headers = http::HeaderMap::from_iter([(http::header::HOST, host.try_into().unwrap())]);
+        super::admit(None, "127.0.0.1".parse().unwrap(), &headers).is_ok()
+    };
+    for host in ["a b", "", "\u{e9}vil.example", "evil.example", "evil.example:15000", "localhost.."] {
+        assert!(!admitted(host.as_bytes()), "{host}");
+    }
+    for host in ["localhost:15000", "127.0.0.1:15000", "[::1]:15000", "web-1"] {
+        assert!(admitted(host.as_bytes()), "{host}");
+    }
+}
+
 #[tokio::test]
 async fn the_metrics_listener_answers_nothing_else() {
     let listening = listening(Scope::Watching).await;
