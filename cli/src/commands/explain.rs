@@ -93,6 +93,7 @@ fn shown(answer: &Json) -> String {
         split => rows.extend(version_rows(split)),
     }
     rows.extend(shard_row(&decision["shard"]));
+    rows.extend(flag_rows(decision));
     if let Some(why) = decision["balancing"]["why"].as_str() {
         rows.push(("balanced", format!("{}: {why}", text(&decision["balancing"]["load_balancer"]))));
     }
@@ -137,6 +138,13 @@ fn version_rows(split: &Json) -> Vec<(&'static str, String)> {
     rows
 }
 
+/// Which flags the service would be told, and why an override that came along is not believed.
+fn flag_rows(decision: &Json) -> impl Iterator<Item = (&'static str, String)> {
+    let told = decision["flags"]["header"].as_str().filter(|header| !header.is_empty());
+    let refused = decision["override_refused"].as_str().map(|why| format!("not believed: {why}"));
+    told.map(|told| ("flags", told.to_owned())).into_iter().chain(refused.map(|why| ("override", why)))
+}
+
 /// Which shard it is, and why.
 fn shard_row(shard: &Json) -> Option<(&'static str, String)> {
     let why = shard["why"].as_str()?;
@@ -170,6 +178,11 @@ mod tests {
         let sharded = json!({ "request": request, "decision": { "service": "ads", "why": "its name",
             "shard": { "shard": "0", "slot": 7, "why": "slots by host" } } });
         assert!(shown(&sharded).contains("shard     0, slot 7: slots by host"), "{}", shown(&sharded));
+        let flagged = json!({ "request": request, "decision": { "service": "ads", "why": "its name",
+            "flags": { "header": "a;v=on" }, "override_refused": "over" } });
+        let told = shown(&flagged);
+        assert!(told.contains("flags     a;v=on\n  override  not believed: over\n"), "{told}");
+        assert!(!shown(&sharded).contains("override"), "{}", shown(&sharded));
         let balanced = json!({ "request": request, "decision": { "service": "ads", "why": "its name",
             "balancing": { "load_balancer": "maglev", "why": "by the subject" } } });
         assert!(shown(&balanced).contains("balanced  maglev: by the subject"), "{}", shown(&balanced));

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::header::{HeaderMap, HeaderName};
 use ring::hmac;
 
-use super::{Flag, FlagSet};
+use super::Flag;
 
 pub const FEATURE_FLAGS_OVERRIDE: HeaderName = HeaderName::from_static("feature-flags-override");
 /// Most flags that one header says something of.
@@ -161,17 +161,6 @@ fn parts(line: &str) -> Option<(&str, &str, u64, &str)> {
     Some((told, signature.strip_suffix(':')?, expires.parse().ok()?, items.strip_prefix('(')?))
 }
 
-impl FlagSet {
-    /// Whether a flag is there and has this variant: what may be overridden.
-    ///
-    /// # Errors
-    /// What there is none of.
-    pub fn has_variant(&self, flag: &str, variant: &str) -> Result<(), &'static str> {
-        let flag = self.get(flag).ok_or("there is no such flag")?;
-        flag.place_of(variant).map(drop).ok_or("the flag has no such variant")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;
@@ -180,6 +169,7 @@ mod tests {
     use sfv::{FieldType as _, List, Parser};
 
     use super::*;
+    use crate::flag::FlagSet;
     use crate::flag::{Asked, Context};
 
     const NOW: u64 = 1_700_000_000;

@@ -7,9 +7,9 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use gilmok_config::flag::{OVERRIDE_TTL_MAX, OverrideKey};
+use gilmok_config::flag::{FlagSet, OVERRIDE_TTL_MAX, OverrideKey, Variant};
 use gilmok_config::moment::format_moment;
-use gilmok_config::problem::{Problem as Fault, Problems};
+use gilmok_config::problem::{Problem as Fault, Problems, shown};
 use gilmok_config::unit::parse_duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -74,9 +74,8 @@ pub(super) async fn sign(
     let published = admin.state.publisher.current();
     let set = published.as_ref().and_then(|published| published.snapshot().flags());
     for (flag, variant) in &wish.flags {
-        let has = set.map_or(Err("there are no flags"), |set| set.has_variant(flag, variant));
-        if let Err(what) = has {
-            fault(format!("flags.{flag}"), format!("{what}: `{variant}`"), None);
+        if let Err((what, hint)) = check(set.map(Arc::as_ref), flag, variant) {
+            fault(format!("flags.{}", shown(flag)), what, Some(&hint));
         }
     }
     if !faults.is_empty() {
@@ -97,4 +96,17 @@ pub(super) async fn sign(
     let (who, reason, end) = (by.who, by.reason, format_moment(expires));
     tracing::info!("an override of {:?} until {end} was signed, by {who:?}, because {reason:?}", wish.flags);
     Ok(Json(Signed { name: NAME, value, expires }))
+}
+
+/// Whether a flag can be made this variant; else what is wrong, and what could be said.
+fn check(set: Option<&FlagSet>, flag: &str, variant: &str) -> Result<(), (String, String)> {
+    const SHOWN_MAX: usize = 10;
+    let Some(flag) = set.and_then(|set| set.get(flag)) else {
+        return Err((format!("there is no flag `{}`", shown(flag)), "a flag of the set".to_owned()));
+    };
+    if flag.place_of(variant).is_some() {
+        return Ok(());
+    }
+    let names: Vec<_> = flag.variants().iter().map(Variant::name).take(SHOWN_MAX).map(shown).collect();
+    Err((format!("there is no variant `{}`", shown(variant)), format!("one of: {}", names.join(", "))))
 }

@@ -183,6 +183,17 @@ fn choice(text: &str) -> Result<(String, String), &'static str> {
     Ok((flag.to_owned(), variant.to_owned()))
 }
 
+/// Variants by flag, each flag once.
+fn chosen(flags: &[(String, String)]) -> Result<Map<String, Json>, Trouble> {
+    let mut chosen = Map::new();
+    for (flag, variant) in flags {
+        if chosen.insert(flag.clone(), Json::from(variant.as_str())).is_some() {
+            return Err(Trouble::Faulty(format!("{flag} is given twice: one variant of a flag")));
+        }
+    }
+    Ok(chosen)
+}
+
 fn attribute(text: &str) -> Result<(String, Json), &'static str> {
     let (name, value) = text.split_once('=').ok_or("an attribute is NAME=VALUE")?;
     let value = match serde_json::from_str(value) {
@@ -256,9 +267,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Trouble> {
             Ok(())
         }
         Task::Override { flags, ttl, reason, remote } => {
-            let flags: Map<String, Json> =
-                flags.iter().map(|(flag, variant)| (flag.clone(), Json::from(variant.as_str()))).collect();
-            let wish = json!({ "flags": flags, "ttl": ttl });
+            let wish = json!({ "flags": chosen(flags)?, "ttl": ttl });
             let why = reason.as_deref().map(|reason| format!("?reason={}", encoded(reason)));
             let target = format!("/v1/flag-overrides{}", why.unwrap_or_default());
             let signed = remote.call(writing(Method::POST, target, &wish))?.json;
@@ -316,5 +325,17 @@ mod tests {
             assert_eq!(attribute(text).unwrap().1, value, "{text}");
         }
         assert!(attribute("tier").is_err());
+    }
+
+    #[test]
+    fn one_variant_of_a_flag_is_chosen() {
+        let choices = |texts: &[&str]| texts.iter().map(|text| choice(text).unwrap()).collect::<Vec<_>>();
+        assert_eq!(
+            Json::from(chosen(&choices(&["a=on", "b=off"])).unwrap()),
+            json!({ "a": "on", "b": "off" })
+        );
+        let twice = chosen(&choices(&["a=on", "b=off", "a=off"]));
+        assert!(matches!(twice, Err(Trouble::Faulty(why)) if why.starts_with("a is given twice")));
+        assert!(choice("a").is_err());
     }
 }

@@ -156,17 +156,17 @@ async fn what_testers_see_is_signed_and_explained() {
     assert_eq!(explained(header).await, (json!("new-ui=?0;v=off"), Value::Null));
     let (told, why) = explained(&header.replace("off", "on")).await;
     assert_eq!((told, why), (json!("new-ui;v=on"), json!("not signed by a key of this mesh")));
-    for (body, path) in [
-        (r#"{"flags":{"none":"on"}}"#, "flags.none"),
-        (r#"{"flags":{"new-ui":"blue"}}"#, "flags.new-ui"),
-        (r#"{"flags":{"new-ui":"on"},"ttl":"31d"}"#, "ttl"),
-        (r#"{"flags":{"new-ui":"on"},"ttl":"soon"}"#, "ttl"),
-        (r#"{"flags":{}}"#, "flags"),
+    for (body, path, what) in [
+        (r#"{"flags":{"none":"on"}}"#, "flags.none", "there is no flag `none`"),
+        (r#"{"flags":{"new-ui":"blue"}}"#, "flags.new-ui", "there is no variant `blue`"),
+        (r#"{"flags":{"new-ui":"on"},"ttl":"31d"}"#, "ttl", "out of range"),
+        (r#"{"flags":{"new-ui":"on"},"ttl":"soon"}"#, "ttl", "not understood"),
+        (r#"{"flags":{}}"#, "flags", "1 to 32 flags can be overridden at a time"),
     ] {
         let (status, problem) = sign(body).await;
         assert_eq!(
-            (status, &problem["problems"][0]["path"]),
-            (StatusCode::UNPROCESSABLE_ENTITY, &json!(path)),
+            (status, &problem["problems"][0]["path"], &problem["problems"][0]["what"]),
+            (StatusCode::UNPROCESSABLE_ENTITY, &json!(path), &json!(what)),
             "{problem}"
         );
     }
