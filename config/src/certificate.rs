@@ -121,8 +121,10 @@ fn take<'d>(input: &mut &'d [u8], tag: u8) -> Option<&'d [u8]> {
     element(input).filter(|(found, _)| *found == tag).map(|(_, content)| content)
 }
 
-/// Seconds of Unix time: `YYMMDDhhmmssZ` or `YYYYMMDDhhmmssZ` (RFC 5280, 4.1.2.5). What lies before 1970 is 0.
-fn time((tag, text): (u8, &[u8])) -> Option<u64> {
+/// Seconds of Unix time that an element with this tag tells: `YYMMDDhhmmssZ` or `YYYYMMDDhhmmssZ` (RFC 5280, 4.1.2.5). What
+/// lies before 1970 is 0; `None` where it is no time.
+#[must_use]
+pub fn time((tag, text): (u8, &[u8])) -> Option<u64> {
     let digits = text.strip_suffix(b"Z")?;
     let number = |from: usize, to: usize| -> Option<i64> {
         let part = digits.get(from..to)?;

@@ -95,21 +95,7 @@ pub(super) fn time(seconds: u64) -> Vec<u8> {
 
 /// Seconds of Unix time of what [`time`] writes.
 pub(super) fn moment(element: Element<'_>) -> Option<u64> {
-    let digits = std::str::from_utf8(element.content.strip_suffix(b"Z")?).ok()?;
-    let (year, rest) = match (element.tag, digits.len()) {
-        (UTC_TIME, 12) => {
-            let (year, rest) = digits.split_at_checked(2)?;
-            (format!("{}{year}", if year < "50" { "20" } else { "19" }), rest)
-        }
-        (GENERALIZED_TIME, 14) => {
-            let (year, rest) = digits.split_at_checked(4)?;
-            (year.to_owned(), rest)
-        }
-        _ => return None,
-    };
-    let part = |at: usize| rest.get(2 * at..2 * at + 2);
-    let text = format!("{year}-{}-{}T{}:{}:{}Z", part(0)?, part(1)?, part(2)?, part(3)?, part(4)?);
-    gilmok_config::moment::parse_moment(&text).ok()
+    gilmok_config::certificate::time((element.tag, element.content))
 }
 
 #[cfg(test)]
